@@ -1,0 +1,183 @@
+"""Where each parameter lies among the blocks, and the two kernels that move gradients: encode and accumulate."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class BlockMap:
+    """The trainable parameters as a (B, d) matrix: row b is block b.
+
+    Every parameter is flattened in logical order and padded with zeros to B chunks of ``c = ceil(numel / B)``; chunk b
+    belongs to block b and lies at columns [offset, offset + c). For a weight of shape (out, in) with B | out the
+    chunks are groups of output nodes (the block partition of Soto et al., ICML 2022). All blocks have the same layout,
+    so a codeword mixes like with like.
+
+    Frozen parameters are left out; a parameter that occurs more than once (tied) counts once, in its first place.
+
+    Args:
+        parameters: of a module, in an order that all workers share.
+        blocks: B.
+
+    Attributes:
+        parameters: the trainable parameters, in order.
+        blocks: B.
+        block_size: d, columns of the (B, d) view, padding included.
+        numel: P, the number of trainable values, padding not included.
+        dtype: of the (B, d) buffer and of codewords: float64 where a parameter is, else float32.
+        device: of all parameters.
+
+    Raises:
+        ValueError: where blocks < 1, no parameter is trainable, or parameters are complex or on several devices.
+
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> block_map = BlockMap(layer.parameters(), blocks=2)
+    >>> block_map.numel, block_map.block_size
+    (8, 4)
+    >>> layer(torch.tensor([1.0, 2.0, 3.0])).backward(torch.tensor([1.0, 10.0]))
+    >>> codeword = block_map.codeword()
+    >>> block_map.encode([1.0, 0.5], codeword)
+    >>> codeword
+    tensor([ 6., 12., 18.,  6.])
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], blocks: int) -> None:
+        if blocks < 1:
+            raise ValueError(f"blocks={blocks}: use at least 1.")
+        self.parameters = tuple({id(p): p for p in parameters if p.requires_grad}.values())
+        if not self.parameters:
+            raise ValueError("parameters has no entry with requires_grad=True: give at least one trainable parameter.")
+        devices = {p.device for p in self.parameters}
+        if len(devices) > 1:
+            raise ValueError(f"parameters are on {sorted(map(str, devices))}: put all of them on one device.")
+        if any(p.is_complex() for p in self.parameters):
+            raise ValueError("parameters has a complex entry: use real parameters, such as torch.view_as_real gives.")
+        self.blocks = blocks
+        self.numel = sum(p.numel() for p in self.parameters)
+        self._chunks = [-(-p.numel() // blocks) for p in self.parameters]
+        self.block_size = sum(self._chunks)
+        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
+        self.device = self.parameters[0].device
+
+    def zeros(self) -> Tensor:
+        """A (B, d) buffer of zeros to accumulate codewords in."""
+        return torch.zeros(self.blocks, self.block_size, dtype=self.dtype, device=self.device)
+
+    def codeword(self) -> Tensor:
+        """A (d,) buffer of zeros to encode into."""
+        return torch.zeros(self.block_size, dtype=self.dtype, device=self.device)
+
+    def touched(self) -> list[bool]:
+        """Which parameters have a gradient now."""
+        return [p.grad is not None for p in self.parameters]
+
+    @torch.no_grad()
+    def encode(self, coefficients: Sequence[float] | Tensor, out: Tensor) -> None:
+        """Add ``sum_b coefficients[b] * block b`` of the current gradients to a codeword.
+
+        One data part's share of a worker's codeword: call it after each part's backward pass with that part's row of
+        `Code.coefficients`, clearing the gradients in between. Reads straight from the ``grad`` fields; a parameter
+        without a gradient adds nothing, and a block whose coefficient is zero is not read.
+
+        Args:
+            coefficients: B numbers.
+            out: (d,) codeword, changed in place.
+
+        Raises:
+            ValueError: for a wrong number of coefficients, a codeword of another shape or a sparse gradient.
+        """
+        weights = self._checked(coefficients)
+        self._check_shape(out, (self.block_size,))
+        nonzero = [b for b, w in enumerate(weights) if w != 0]
+        # Profiled: with every block wanted, one BLAS call a parameter moves less memory and costs fewer dispatches.
+        dense = torch.tensor(weights, dtype=out.dtype, device=out.device) if len(nonzero) == self.blocks > 1 else None
+        for grad, chunk, part in self._gradients(out):
+            full = grad.numel() // chunk
+            if dense is not None and grad.dtype == out.dtype:
+                part.addmv_(grad[: full * chunk].view(full, chunk).T, dense[:full])
+                if full * chunk < grad.numel():
+                    part[: grad.numel() - full * chunk].add_(grad[full * chunk :], alpha=weights[full])
+                continue
+            for b in nonzero:
+                piece = grad[b * chunk : (b + 1) * chunk]
+                part[: piece.numel()].add_(piece, alpha=weights[b])
+
+    @torch.no_grad()
+    def accumulate(self, flat: Tensor, coefficients: Sequence[float] | Tensor, codeword: Tensor) -> None:
+        """``flat[b] += coefficients[b] * codeword`` for every block, in place.
+
+        Args:
+            flat: (B, d) buffer.
+            coefficients: B numbers, such as a decoder's weight times `decoders.block_coefficients`.
+            codeword: (d,), of any float dtype, on the buffer's device.
+
+        Raises:
+            ValueError: for a wrong number of coefficients, or a buffer or codeword of another shape.
+        """
+        weights = self._checked(coefficients)
+        self._check_shape(flat, (self.blocks, self.block_size))
+        self._check_shape(codeword, (self.block_size,))
+        # Casting first costs d numbers once; letting each row promote costs more than twice as much (profiled).
+        flat.addr_(torch.tensor(weights, dtype=flat.dtype, device=flat.device), codeword.to(flat.dtype))
+
+    @torch.no_grad()
+    def scatter(self, flat: Tensor, scale: float, touched: Sequence[bool] | None) -> None:
+        """Set every parameter's ``grad`` to ``scale`` times its part of ``flat``.
+
+        Args:
+            flat: (B, d) buffer.
+            scale: a number, such as 1 / the accumulated batches.
+            touched: one entry a parameter; where False, ``grad`` becomes None, as if no backward pass had reached it.
+                None: all are set.
+
+        Raises:
+            ValueError: for a buffer of another shape, or a wrong number of entries in ``touched``.
+        """
+        self._check_shape(flat, (self.blocks, self.block_size))
+        if touched is not None and len(touched) != len(self.parameters):
+            raise ValueError(f"touched has {len(touched)} entries: give one for each of {len(self.parameters)} params.")
+        for i, (p, part) in enumerate(zip(self.parameters, torch.split(flat, self._chunks, dim=1), strict=True)):
+            if touched is not None and not touched[i]:
+                p.grad = None
+                continue
+            if p.grad is None or p.grad.shape != p.shape or p.grad.layout != torch.strided:
+                p.grad = torch.empty_like(p)
+            if p.grad.is_contiguous() and p.numel() == part.numel():
+                torch.mul(part, scale, out=p.grad.view(part.shape))
+            else:
+                torch.mul(part.flatten()[: p.numel()].view(p.shape), scale, out=p.grad)
+
+    @torch.no_grad()
+    def gather(self) -> Tensor:
+        """The current gradients as a (B, d) matrix, zeros where there is none: the dense reference of `encode`."""
+        flat = self.zeros()
+        for grad, chunk, part in self._gradients(flat):
+            full = grad.numel() // chunk
+            part[:full] = grad[: full * chunk].view(full, chunk)
+            if full * chunk < grad.numel():
+                part[full, : grad.numel() - full * chunk] = grad[full * chunk :]
+        return flat
+
+    def _gradients(self, columns: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """For each present gradient: it flattened, its chunk length, and its slice of the last dimension."""
+        for p, chunk, part in zip(
+            self.parameters, self._chunks, torch.split(columns, self._chunks, dim=-1), strict=True
+        ):
+            if p.grad is None or chunk == 0:
+                continue
+            if p.grad.layout != torch.strided:
+                raise ValueError(f"grad of a parameter of shape {tuple(p.shape)} is {p.grad.layout}: use dense ones.")
+            yield p.grad.reshape(-1), chunk, part
+
+    def _checked(self, coefficients: Sequence[float] | Tensor) -> list[float]:
+        weights: list[float] = coefficients.tolist() if isinstance(coefficients, Tensor) else list(coefficients)
+        if len(weights) != self.blocks:
+            raise ValueError(f"coefficients has {len(weights)} entries: give one for each of {self.blocks} blocks.")
+        return weights
+
+    @staticmethod
+    def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"tensor has shape {tuple(tensor.shape)}: this block map needs {shape}.")

@@ -1,0 +1,167 @@
+"""From the workers that arrived to how much each of their codewords counts in each block of the gradient.
+
+Every decoder ends in the same operation, which `blocks.BlockMap.accumulate` does as codewords arrive: codeword i is
+added to block b with some weight. The functions here compute those weights, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lwpd_lightning.coding.code import Code
+
+# A direction counts as spanned when its singular value is above _RTOL of the largest, and a wanted gradient as
+# recovered when what is left of it is below _RESIDUAL. Rows are structured and of unit norm: real singular values stay
+# many orders above the first, rounding stays many below.
+_RTOL = 1e-9
+_RESIDUAL = 1e-8
+
+
+def wanted(code: Code) -> Tensor:
+    """The gradient of every block as combinations of the tasks: (blocks, k) float64.
+
+    Row b is 1/A at each coordinate ``a * blocks + b``: the mean over the A data parts.
+
+    >>> from lwpd_lightning.coding.families import lwpd_code
+    >>> wanted(lwpd_code(8, 4, 2)).tolist()
+    [[0.5, 0.0, 0.5, 0.0], [0.0, 0.5, 0.0, 0.5]]
+    """
+    return torch.eye(code.blocks, dtype=torch.float64).repeat(1, code.data_parts) / code.data_parts
+
+
+def block_coefficients(code: Code, worker: int) -> Tensor:
+    """How worker i's codeword enters each block at weight 1: (blocks,) float64.
+
+    ``(1/A) * sum_a C[i, a*B + b]``: the row's backprojection ``C_i^T y_i``, averaged over the data parts.
+    """
+    return code.coefficients(worker).mean(dim=0)
+
+
+def projective_weights(code: Code, arrived: Sequence[int], inclusion: Sequence[float] | None = None) -> Tensor:
+    """Weights of the projective decoder (Soto et al., ICML 2022): (len(arrived),) float64, no solve.
+
+    Codeword i counts ``(k/n) / p_i``, where p_i is the probability that worker i is among the arrivals (Horvitz &
+    Thompson, 1952). For a tight frame the decoded gradient is then unbiased over the arrivals: it is the sum over all
+    n workers at weight k/n, with each term divided by its chance of being seen.
+
+    Args:
+        code: a tight frame.
+        arrived: distinct worker ids.
+        inclusion: p_i of all n workers, each in (0, 1]; by default len(arrived)/n, every worker alike, which gives
+            the paper's k/K.
+
+    Raises:
+        ValueError: for repeated or unknown workers, and for probabilities outside (0, 1].
+
+    >>> from lwpd_lightning.coding.families import lwpd_code
+    >>> projective_weights(lwpd_code(8, 4, 2), [0, 1, 2, 3, 4, 5, 6, 7])
+    tensor([0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000],
+           dtype=torch.float64)
+    """
+    chosen = _checked(code, arrived)
+    if inclusion is None:
+        inclusion = even_inclusion(code.n, len(chosen), always=None)
+    if len(inclusion) != code.n:
+        raise ValueError(f"inclusion has {len(inclusion)} probabilities for n={code.n}: give one for each worker.")
+    weights = []
+    for worker in chosen:
+        p = inclusion[worker]
+        if not 0 < p <= 1:
+            raise ValueError(f"inclusion[{worker}]={p}: a worker that arrived has a probability in (0, 1].")
+        weights.append(code.k / code.n / p)
+    return torch.tensor(weights, dtype=torch.float64)
+
+
+def even_inclusion(n: int, K: int, always: int | None) -> list[float]:
+    """The n inclusion probabilities when the first K of n count and all workers are equally fast.
+
+    Args:
+        n: number of workers.
+        K: arrivals counted in each step, 1..n.
+        always: a worker that counts in every step (the coordinator's own): 1 for it, (K-1)/(n-1) for the others;
+            None where there is no such worker: K/n for all.
+
+    Raises:
+        ValueError: where K is not in 1..n or ``always`` is not one of the workers.
+
+    >>> even_inclusion(5, 3, always=0)
+    [1.0, 0.5, 0.5, 0.5, 0.5]
+    """
+    if not 1 <= K <= n:
+        raise ValueError(f"K={K} with n={n} workers: use K in 1..{n}.")
+    if always is None:
+        return [K / n] * n
+    if not 0 <= always < n:
+        raise ValueError(f"always={always} with n={n} workers: use None or a worker in 0..{n - 1}.")
+    return [1.0 if worker == always else (K - 1) / (n - 1) for worker in range(n)]
+
+
+def least_squares_coefficients(code: Code, arrived: Sequence[int]) -> Tensor:
+    """How each arrived codeword enters each block: (len(arrived), blocks) float64.
+
+    The minimum-norm D for which ``D^T C_S`` is closest to `wanted`, C_S the arrived rows: exact wherever the arrivals
+    span the wanted gradient (`decodable`).
+
+    Raises:
+        ValueError: for repeated or unknown workers.
+    """
+    rows = code.generator[_checked(code, arrived)]
+    dual: Tensor = torch.linalg.pinv(rows.T, rtol=_RTOL) @ wanted(code).T
+    return dual
+
+
+def decodable(code: Code, arrived: Sequence[int]) -> bool:
+    """Whether the gradient of every block lies in the span of the arrived rows.
+
+    >>> from lwpd_lightning.coding.families import uncoded
+    >>> decodable(uncoded(3), [0, 1]), decodable(uncoded(3), [2, 0, 1])
+    (False, True)
+    """
+    return bool(spans_wanted(code, torch.tensor([_checked(code, arrived)])))
+
+
+def spans_wanted(code: Code, sets: Tensor) -> Tensor:
+    """`decodable` for many arrival sets of one size at once: (sets, K) int64 worker ids -> (sets,) bool."""
+    rows = code.generator[sets]
+    target = wanted(code)
+    nearest = target @ torch.linalg.pinv(rows, rtol=_RTOL) @ rows
+    return torch.lt((nearest - target).abs().amax(dim=(1, 2)), _RESIDUAL)
+
+
+def live_coefficients(code: Code, live: Collection[int]) -> Tensor:
+    """How each codeword enters each block when only the ``live`` workers still send: (n, blocks) float64.
+
+    The canonical dual frame of the live rows: the sum over all live codewords is the exact gradient whenever the live
+    rows span it, and while all n live it is ``(k/n) * block_coefficients`` for a tight frame. Dead workers' rows are
+    zero. Divide by inclusion probabilities among the live to count only some of them.
+
+    Where the live rows do not span the gradient, the nearest decodable one is scaled by k/rank: the share of the k
+    task directions that is left, restored on average over which workers died. For `uncoded` this is
+    ``n / len(live)``: the mean over the data parts that are left.
+
+    Raises:
+        ValueError: where no worker lives, and for repeated or unknown workers.
+
+    >>> from lwpd_lightning.coding.families import uncoded
+    >>> live_coefficients(uncoded(4), {0, 2}).flatten().tolist()
+    [0.5, 0.0, 0.5, 0.0]
+    """
+    chosen = _checked(code, sorted(live))
+    dual = least_squares_coefficients(code, chosen)
+    if not decodable(code, chosen):
+        dual = dual * (code.k / int(torch.linalg.matrix_rank(code.generator[chosen], rtol=_RTOL)))
+    coefficients = torch.zeros(code.n, code.blocks, dtype=torch.float64)
+    coefficients[chosen] = dual
+    return coefficients
+
+
+def _checked(code: Code, workers: Sequence[int]) -> list[int]:
+    chosen = list(workers)
+    if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= worker < code.n for worker in chosen):
+        raise ValueError(f"workers {chosen} with n={code.n}: give one or more different workers in 0..{code.n - 1}.")
+    return chosen
