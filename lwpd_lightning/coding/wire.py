@@ -1,0 +1,180 @@
+"""How a codeword looks as bytes: float64, float32, bfloat16 or scaled int8, and the memory of what rounding lost."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1024  # values that share one int8 scale: 0.4 % overhead, and an outlier coarsens only its neighbours
+
+
+class WireFormat(ABC):
+    """One encoding of a (d,) codeword as bytes. All machines are taken to be little-endian.
+
+    Attributes:
+        name: as `wire_format` takes it.
+        code: the byte that names the format in a header.
+
+    >>> wire = wire_format("bfloat16")
+    >>> payload = wire.pack(torch.tensor([1.0, -2.0]))
+    >>> payload, wire.nbytes(2)
+    (tensor([128,  63,   0, 192], dtype=torch.uint8), 4)
+    >>> wire.unpack(payload, 2)
+    tensor([ 1., -2.], dtype=torch.bfloat16)
+    """
+
+    name: str
+    code: int
+
+    @abstractmethod
+    def nbytes(self, size: int) -> int:
+        """Exact length in bytes of a packed codeword of ``size`` values."""
+
+    @abstractmethod
+    def pack(self, codeword: Tensor) -> Tensor:
+        """(d,) of any float dtype and device -> (nbytes(d),) contiguous uint8 on the CPU.
+
+        A codeword that already has the format's dtype, on the CPU, is not copied: the bytes are a view of it.
+        """
+
+    def unpack(self, payload: Tensor, size: int) -> Tensor:
+        """(nbytes(size),) uint8 -> (size,) codeword: float formats in their dtype, as a view where the payload is
+        aligned; int8 as float32.
+
+        Raises:
+            ValueError: where the payload's length is not ``nbytes(size)``: sizes come from a peer.
+        """
+        if payload.dtype != torch.uint8 or payload.shape != (self.nbytes(size),):
+            raise ValueError(
+                f"payload is {payload.dtype} of shape {tuple(payload.shape)}: "
+                f"a {self.name} codeword of size={size} is uint8 of shape ({self.nbytes(size)},)."
+            )
+        return self._read(payload, size)
+
+    @abstractmethod
+    def _read(self, payload: Tensor, size: int) -> Tensor: ...
+
+
+class _Float(WireFormat):
+    def __init__(self, name: str, code: int, dtype: torch.dtype) -> None:
+        self.name, self.code, self._dtype = name, code, dtype
+
+    def nbytes(self, size: int) -> int:
+        return size * self._dtype.itemsize
+
+    def pack(self, codeword: Tensor) -> Tensor:
+        return codeword.detach().to("cpu", self._dtype).contiguous().view(torch.uint8)
+
+    def _read(self, payload: Tensor, size: int) -> Tensor:
+        # A slice behind an odd header cannot be viewed as wider values.
+        aligned = payload if payload.storage_offset() % self._dtype.itemsize == 0 else payload.clone()
+        return aligned.contiguous().view(self._dtype)
+
+
+class _Int8(WireFormat):
+    """ceil(d/1024) float32 scales (each chunk's absmax / 127), then d signed bytes.
+
+    A chunk that holds a value that is not finite has the scale NaN, so that all of it arrives as NaN.
+    """
+
+    name = "int8"
+    code = 4
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self._generator = generator
+
+    def nbytes(self, size: int) -> int:
+        return 4 * -(-size // _CHUNK) + size
+
+    def pack(self, codeword: Tensor) -> Tensor:
+        size = codeword.numel()
+        header = self.nbytes(size) - size
+        values = torch.nn.functional.pad(codeword.detach().float(), (0, -size % _CHUNK)).view(-1, _CHUNK)
+        scales = values.abs().amax(dim=1) / 127
+        scales = torch.where(scales.isfinite(), scales, torch.nan)
+        # A zero scale (a chunk of zeros, or too small to divide) and a NaN one must not reach the cast to int8.
+        levels = values / torch.where(scales > 0, scales, torch.inf)[:, None]
+        if self._generator is None:
+            levels.round_()
+        else:
+            noise = torch.rand(levels.shape, generator=self._generator, device=levels.device)
+            levels.add_(noise).floor_()
+        levels = levels.nan_to_num_(nan=0.0).clamp_(-127, 127)
+        payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
+        payload[:header].view(torch.float32).copy_(scales)
+        payload[header:].view(torch.int8).copy_(levels.view(-1)[:size])
+        return payload.cpu()
+
+    def _read(self, payload: Tensor, size: int) -> Tensor:
+        header = self.nbytes(size) - size
+        scales = payload[:header].clone().view(torch.float32)
+        values = torch.zeros(scales.numel(), _CHUNK, device=payload.device)
+        values.view(-1)[:size] = payload[header:].view(torch.int8)
+        return values.mul_(scales[:, None]).view(-1)[:size]
+
+
+def wire_format(name: str, rounding: str = "nearest", generator: torch.Generator | None = None) -> WireFormat:
+    """The wire format of a name.
+
+    Args:
+        name: "float64", "float32", "bfloat16" or "int8" (one float32 scale for each 1024 values).
+        rounding: of int8: "nearest", or "stochastic", whose expectation is the codeword itself.
+        generator: the randomness of stochastic rounding, on the codewords' device; training's own is left alone.
+
+    Raises:
+        ValueError: for an unknown name or rounding, and for a rounding and a generator that do not go together.
+    """
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"rounding={rounding!r}: use 'nearest' or 'stochastic'.")
+    if rounding == "stochastic" and name != "int8":
+        raise ValueError(f"rounding='stochastic' with wire format {name!r}: use it with 'int8'.")
+    if (rounding == "stochastic") != (generator is not None):
+        raise ValueError(
+            f"rounding={rounding!r} with generator={generator}: give a generator exactly for 'stochastic'."
+        )
+    if name == "int8":
+        return _Int8(generator)
+    floats = {"float64": (1, torch.float64), "float32": (2, torch.float32), "bfloat16": (3, torch.bfloat16)}
+    if name not in floats:
+        raise ValueError(f"wire format {name!r}: use 'float64', 'float32', 'bfloat16' or 'int8'.")
+    return _Float(name, *floats[name])
+
+
+class ErrorFeedback:
+    """What rounding left out of the codewords sent so far, added to the next one (Seide et al., Interspeech 2014).
+
+    The sum of what arrives then differs from the sum of what was meant by the last residual only, however many
+    codewords were sent.
+
+    >>> wire, feedback = wire_format("int8"), ErrorFeedback(wire_format("int8"))
+    >>> for _ in range(2):
+    ...     codeword = torch.tensor([127.0, 0.4])
+    ...     feedback.compensate(codeword)
+    ...     payload = wire.pack(codeword)
+    ...     feedback.update(codeword, payload)
+    ...     wire.unpack(payload, 2)
+    tensor([127.,   0.])
+    tensor([127.,   1.])
+
+    Attributes:
+        residual: (d,), what the last codeword still lacks; None before the first.
+    """
+
+    def __init__(self, wire: WireFormat) -> None:
+        self._wire = wire
+        self.residual: Tensor | None = None
+
+    @torch.no_grad()
+    def compensate(self, codeword: Tensor) -> None:
+        """Add the residual to a codeword, in place, before it is packed."""
+        if self.residual is not None:
+            codeword.add_(self.residual)
+
+    @torch.no_grad()
+    def update(self, codeword: Tensor, payload: Tensor) -> None:
+        """Keep ``codeword - unpack(payload)``; both as sent.
+
+        Values that are not finite leave no residual: they were delivered as such, and must not spoil later codewords.
+        """
+        arrived = self._wire.unpack(payload, codeword.numel()).to(codeword.device)
+        self.residual = torch.sub(codeword, arrived).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
