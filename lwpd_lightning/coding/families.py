@@ -28,7 +28,8 @@ def lwpd_code(n: int, k: int, t: int) -> Code:
     - max|Q|^2 for t <= m and two lines meeting at most once (n/k <= m; m a prime power or n/k <= 2): 1/t for t a
       power of two, ``max(1 - 2/o, 2/o)^2 / 2^e`` for t = 2^e * o with o odd, o > 1;
     - ceil(t/m)/t for such classes with t > m, t a power of two;
-    - 1 for n/k > m (rows are repeated): always so for t = 1 and for t = k.
+    - 1 for n/k > m (rows are repeated), for t = 1 and for t = k;
+    - for three classes or more and m no prime power, as the lines happen to meet.
 
     Raises:
         ValueError: where k does not divide n, or t does not divide k.

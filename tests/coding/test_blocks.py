@@ -1,0 +1,229 @@
+"""BlockMap against a plain dense reference: an explicit generator and a matrix of all task gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import Parameter
+from torch.profiler import ProfilerActivity, profile
+
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+]
+SHAPES = [(), (1,), (3,), (8,), (5, 2), (4, 6), (2, 3, 4, 4), (0, 3)]
+
+
+@st.composite
+def models(draw, dtypes=(torch.float32, torch.float64, torch.bfloat16)):
+    """A list of parameters with random gradients: tied, frozen and without a gradient, of several layouts."""
+    random = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    parameters = []
+    for shape in draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=5)):
+        p = Parameter(torch.randn(shape, generator=random).to(draw(st.sampled_from(dtypes))))
+        kind = draw(st.sampled_from(["plain", "plain", "frozen", "no grad", "strided"]))
+        if len(shape) == 4 and kind == "strided":
+            p.data = p.data.to(memory_format=torch.channels_last)
+        p.requires_grad_(kind != "frozen")
+        if kind in ("plain", "strided"):
+            p.grad = torch.randn(shape, generator=random).to(p.dtype)
+        if kind == "strided" and len(shape) == 4:
+            p.grad = p.grad.to(memory_format=torch.channels_last)
+        elif kind == "strided" and len(shape) == 2:
+            p.grad = p.grad.T.contiguous().T
+        parameters.append(p)
+    parameters.append(Parameter(torch.randn(6, generator=random)))  # one that is always trainable
+    if draw(st.booleans()):
+        parameters.append(parameters[0])
+    return parameters
+
+
+def dense(parameters, blocks, grads=None):
+    """The current gradients as an explicit (blocks, d) float64 matrix, straight from the definition."""
+    unique = []
+    for p in parameters:
+        if p.requires_grad and not any(p is other for other in unique):
+            unique.append(p)
+    columns = []
+    for i, p in enumerate(unique):
+        grad = p.grad if grads is None else grads[i]
+        values = [0.0] * p.numel() if grad is None else grad.double().flatten().tolist()
+        size = -(-p.numel() // blocks)
+        values += [0.0] * (size * blocks - len(values))
+        columns.append(torch.tensor(values, dtype=torch.float64).view(blocks, size))
+    return torch.cat(columns, dim=1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(models(), st.integers(1, 7), st.data())
+def test_encode_and_gather_against_the_dense_reference(parameters, blocks, data):
+    block_map = BlockMap(parameters, blocks)
+    reference = dense(parameters, blocks)
+    assert block_map.zeros().shape == reference.shape == (blocks, block_map.block_size)
+    torch.testing.assert_close(block_map.gather(), reference.to(block_map.dtype), rtol=0, atol=0)
+
+    coefficients = data.draw(st.lists(st.sampled_from([0.0, 0.5, -1.0, 0.3]), min_size=blocks, max_size=blocks))
+    before = torch.randn(block_map.block_size, dtype=block_map.dtype)
+    codeword = before.clone()
+    block_map.encode(coefficients, codeword)
+    expected = before.double() + torch.tensor(coefficients, dtype=torch.float64) @ reference
+    torch.testing.assert_close(codeword, expected.to(block_map.dtype))
+
+
+@settings(deadline=None, max_examples=100)
+@given(models(), st.integers(1, 7), st.booleans())
+def test_scatter_undoes_gather_and_leaves_untouched_gradients_none(parameters, blocks, forget):
+    block_map = BlockMap(parameters, blocks)
+    touched = block_map.touched()
+    before = [None if p.grad is None else p.grad.clone() for p in block_map.parameters]
+    assert touched == [grad is not None for grad in before]
+    flat = block_map.gather()
+    buffers = {i: p.grad.data_ptr() for i, p in enumerate(block_map.parameters) if p.grad is not None}
+    if forget:
+        buffers = {}
+        for p in block_map.parameters:
+            p.grad = None
+    block_map.scatter(flat, 2.0, touched)
+    for i, (p, grad) in enumerate(zip(block_map.parameters, before, strict=True)):
+        if grad is None:
+            assert p.grad is None
+            continue
+        assert (p.grad.dtype, p.grad.shape) == (p.dtype, p.shape)
+        torch.testing.assert_close(p.grad, 2 * grad, rtol=0, atol=0)
+        assert p.grad.data_ptr() == buffers.get(i, p.grad.data_ptr())
+    block_map.scatter(flat, 1.0, None)
+    assert block_map.touched() == [True] * len(block_map.parameters)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_accumulate_adds_the_outer_product(device, blocks, dtype):
+    block_map = BlockMap(
+        [Parameter(torch.zeros(5, 7, device=device)), Parameter(torch.zeros(3, device=device))], blocks
+    )
+    flat = torch.randn(blocks, block_map.block_size, device=device)
+    codeword = torch.randn(block_map.block_size, device=device).to(dtype)
+    coefficients = torch.linspace(-1, 1, blocks, dtype=torch.float64)
+    expected = flat + torch.outer(coefficients.to(device), codeword.double()).float()
+    block_map.accumulate(flat, coefficients, codeword)
+    torch.testing.assert_close(flat, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("code", [lwpd_code(8, 4, 2), lwpd_code(16, 8, 4), local_code(6, 2, 2), uncoded(3)], ids=repr)
+def test_the_whole_round_is_the_mean_gradient_over_the_batch(code, device):
+    """Each worker's backward passes, encode, accumulate and scatter, against autograd on the whole batch."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+    ).to(device, torch.float64, memory_format=torch.channels_last)
+    batch = torch.randn(4 * code.data_parts, 1, 4, 4, dtype=torch.float64, device=device)
+    block_map = BlockMap(model.parameters(), code.blocks)
+
+    tasks = []
+    for part in batch.chunk(code.data_parts):
+        model.zero_grad()
+        model(part).square().mean().backward()
+        tasks.append(dense(list(model.parameters()), code.blocks))
+    reference = torch.cat(tasks)  # (k, d): row a * B + b
+
+    flat = block_map.zeros()
+    for worker in range(code.n):
+        codeword = block_map.codeword()
+        for a in code.parts(worker):
+            model.zero_grad()
+            model(batch.chunk(code.data_parts)[a]).square().mean().backward()
+            block_map.encode(code.coefficients(worker)[a], codeword)
+        torch.testing.assert_close(codeword.cpu(), code.generator[worker] @ reference)
+        block_map.accumulate(flat, code.coefficients(worker).mean(dim=0) * code.k / code.n, codeword)
+
+    model.zero_grad()
+    block_map.scatter(flat, 1.0, None)
+    decoded = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(batch).square().mean().backward()
+    for p, grad in zip(model.parameters(), decoded, strict=True):
+        torch.testing.assert_close(grad, p.grad)
+
+
+def test_output_nodes_are_blocks():
+    layer = torch.nn.Linear(3, 4, bias=False)
+    layer.weight.grad = torch.arange(12.0).view(4, 3)
+    flat = BlockMap(layer.parameters(), 2).gather()
+    assert flat.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+
+
+def test_a_block_that_is_not_wanted_is_not_read():
+    p = Parameter(torch.zeros(4))
+    p.grad = torch.tensor([1.0, 2.0, float("nan"), float("nan")])
+    block_map = BlockMap([p], 2)
+    codeword = block_map.codeword()
+    block_map.encode([3.0, 0.0], codeword)
+    assert codeword.tolist() == [3, 6]
+
+
+@pytest.mark.parametrize("coefficients", [[0.5, 0.5], [0.5, 0.0]])
+def test_encode_takes_no_memory_of_the_models_size(coefficients):
+    parameters = [Parameter(torch.zeros(512, 512)), Parameter(torch.zeros(999)), Parameter(torch.zeros(64, 33))]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    block_map = BlockMap(parameters, 2)
+    codeword = block_map.codeword()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        block_map.encode(coefficients, codeword)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in record.events())
+    assert allocated < 4 * block_map.numel / 100
+
+
+def test_tied_and_frozen_parameters():
+    tied, frozen = Parameter(torch.zeros(4)), Parameter(torch.zeros(9), requires_grad=False)
+    block_map = BlockMap([tied, frozen, Parameter(torch.zeros(3)), tied], 2)
+    assert (len(block_map.parameters), block_map.numel, block_map.block_size) == (2, 7, 4)
+    assert block_map.parameters[0] is tied
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ([torch.float32, torch.bfloat16], torch.float32),
+        ([torch.bfloat16], torch.float32),
+        ([torch.float32, torch.float64], torch.float64),
+    ],
+)
+def test_the_buffers_dtype(dtypes, expected):
+    block_map = BlockMap([Parameter(torch.zeros(2, dtype=dtype)) for dtype in dtypes], 2)
+    assert block_map.dtype == block_map.zeros().dtype == block_map.codeword().dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "needle"),
+    [
+        (lambda b: BlockMap([], 2), "no entry with requires_grad=True"),
+        (lambda b: BlockMap([Parameter(torch.zeros(2), requires_grad=False)], 2), "no entry with requires_grad=True"),
+        (lambda b: BlockMap(b.parameters, 0), "blocks=0: use at least 1."),
+        (lambda b: BlockMap([Parameter(torch.zeros(2, dtype=torch.complex64))], 1), "complex"),
+        (lambda b: BlockMap([*b.parameters, Parameter(torch.zeros(2, device="meta"))], 1), r"\['cpu', 'meta'\]"),
+        (lambda b: b.encode([1.0], b.codeword()), "coefficients has 1 entries: give one for each of 2 blocks."),
+        (lambda b: b.encode([1.0, 1.0], torch.zeros(4)), r"shape \(4,\)"),
+        (lambda b: b.accumulate(b.zeros(), [1.0, 1.0], torch.zeros(1, 2)), r"shape \(1, 2\)"),
+        (lambda b: b.accumulate(b.zeros().T, [1.0, 1.0], b.codeword()), r"needs \(2, 3\)"),
+        (lambda b: b.scatter(torch.zeros(2, 2), 1.0, None), r"shape \(2, 2\)"),
+        (lambda b: b.scatter(b.zeros(), 1.0, [True, True]), "touched has 2 entries"),
+    ],
+)
+def test_bad_input_is_named(call, needle):
+    block_map = BlockMap([Parameter(torch.zeros(6))], 2)
+    with pytest.raises(ValueError, match=needle):
+        call(block_map)
+
+
+def test_a_sparse_gradient_is_refused():
+    layer = torch.nn.Embedding(4, 2, sparse=True)
+    layer(torch.tensor([1])).sum().backward()
+    block_map = BlockMap(layer.parameters(), 2)
+    with pytest.raises(ValueError, match="sparse"):
+        block_map.encode([1.0, 1.0], block_map.codeword())

@@ -1,0 +1,188 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lwpd_lightning.coding.wire import ErrorFeedback, wire_format
+
+NAMES = ["float64", "float32", "bfloat16", "int8"]
+QUICK = settings(deadline=None, max_examples=40)
+finite = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_codes_are_distinct_bytes():
+    codes = [wire_format(name).code for name in NAMES]
+    assert len(set(codes)) == len(codes)
+    assert all(0 < code < 256 for code in codes)
+    assert [wire_format(name).name for name in NAMES] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [0, 1, 1023, 1024, 1025, 5000])
+def test_pack_gives_nbytes_contiguous_bytes_and_unpack_the_size(name, dtype, size):
+    wire = wire_format(name)
+    payload = wire.pack(torch.randn(size, generator=seeded()).to(dtype))
+    assert (payload.dtype, payload.device.type, payload.shape) == (torch.uint8, "cpu", (wire.nbytes(size),))
+    assert payload.is_contiguous()
+    assert wire.unpack(payload, size).shape == (size,)
+
+
+def test_sizes_on_the_wire():
+    assert [wire_format(name).nbytes(2048) for name in NAMES] == [16384, 8192, 4096, 2048 + 8]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float64", torch.float64), ("float32", torch.float32)])
+def test_a_codeword_of_the_wire_dtype_is_not_copied_and_comes_back_bit_by_bit(name, dtype):
+    wire = wire_format(name)
+    codeword = torch.tensor([1.5, -0.0, math.inf, math.nan], dtype=dtype)
+    payload = wire.pack(codeword)
+    assert payload.data_ptr() == codeword.data_ptr()
+    back = wire.unpack(payload, 4)
+    assert back.data_ptr() == codeword.data_ptr()
+    assert back.dtype == dtype
+
+
+def test_bfloat16_is_torchs_rounding():
+    codeword = torch.randn(3000, generator=seeded())
+    wire = wire_format("bfloat16")
+    back = wire.unpack(wire.pack(codeword), 3000)
+    assert torch.equal(back, codeword.to(torch.bfloat16))
+
+
+def test_a_strided_codeword_is_packed_in_order():
+    codeword = torch.arange(20.0)[::2]
+    for name in NAMES:
+        wire = wire_format(name)
+        torch.testing.assert_close(wire.unpack(wire.pack(codeword), 10).double(), codeword.double(), rtol=0, atol=0.08)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_behind_an_odd_header_is_read(name):
+    wire = wire_format(name)
+    payload = wire.pack(torch.tensor([1.0, -2.0, 127.0]))
+    frame = torch.cat((torch.zeros(7, dtype=torch.uint8), payload))
+    assert torch.equal(wire.unpack(frame[7:], 3), wire.unpack(payload, 3))
+
+
+@QUICK
+@given(st.lists(finite, min_size=1, max_size=40), st.integers(1, 200), st.booleans())
+def test_int8_is_within_its_step_of_every_value(values, repeats, stochastic):
+    codeword = torch.tensor(values * repeats, dtype=torch.float32)
+    wire = wire_format("int8", "stochastic", seeded()) if stochastic else wire_format("int8")
+    error = (wire.unpack(wire.pack(codeword), codeword.numel()) - codeword).abs()
+    for chunk, wrong in zip(codeword.split(1024), error.split(1024), strict=True):
+        step = float(chunk.abs().max()) / 127
+        assert float(wrong.max()) <= step * (1 if stochastic else 0.5) * (1 + 1e-4) + 1e-42  # scales may be subnormal
+
+
+def test_each_chunk_has_its_own_scale_and_zeros_stay_zero():
+    codeword = torch.cat((torch.zeros(1024), 1e-6 * torch.ones(1024), 1e6 * torch.ones(10)))
+    for wire in (wire_format("int8"), wire_format("int8", "stochastic", seeded())):
+        back = wire.unpack(wire.pack(codeword), codeword.numel())
+        assert not back[:1024].any()
+        torch.testing.assert_close(back, codeword)
+
+
+def test_stochastic_rounding_is_unbiased_and_reproducible():
+    codeword = torch.randn(500, generator=seeded(1))
+    wire = wire_format("int8", "stochastic", seeded())
+    draws = torch.stack([wire.unpack(wire.pack(codeword), 500) for _ in range(2000)])
+    step = float(codeword.abs().max()) / 127
+    # A draw's deviation is at most step/2 in standard deviation: 5 sigma of the mean of 2000.
+    assert float((draws.mean(dim=0) - codeword).abs().max()) < 5 * step / 2 / math.sqrt(2000)
+    assert draws.std(dim=0).max() > 0.4 * step
+    again = wire_format("int8", "stochastic", seeded())
+    assert torch.equal(again.unpack(again.pack(codeword), 500), draws[0])
+
+
+def test_stochastic_rounding_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    wire_format("int8", "stochastic", seeded()).pack(torch.randn(10, generator=seeded()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_never_becomes_finite(name, value):
+    codeword = torch.ones(3000)
+    codeword[1500] = value
+    wire = wire_format(name)
+    back = wire.unpack(wire.pack(codeword), 3000)
+    assert not back[1500].isfinite()
+    torch.testing.assert_close(back[:1024].float(), torch.ones(1024))
+    torch.testing.assert_close(back[2048:].float(), torch.ones(952))
+    if name == "int8":
+        assert back[1024:2048].isnan().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_of_another_length_is_refused(name):
+    wire = wire_format(name)
+    payload = wire.pack(torch.zeros(10))
+    for size in (9, 11, -10, 1 << 40):
+        with pytest.raises(ValueError, match=f"size={size}"):
+            wire.unpack(payload, size)
+    with pytest.raises(ValueError, match="payload is torch"):
+        wire.unpack(payload.view(torch.int8), 10)
+
+
+@pytest.mark.parametrize(
+    ("call", "needle"),
+    [
+        (lambda: wire_format("fp4"), "wire format 'fp4': use 'float64', 'float32', 'bfloat16' or 'int8'."),
+        (lambda: wire_format("int8", "up"), "rounding='up': use 'nearest' or 'stochastic'."),
+        (lambda: wire_format("float32", "stochastic", seeded()), "use it with 'int8'"),
+        (lambda: wire_format("int8", "stochastic"), "give a generator exactly for 'stochastic'"),
+        (lambda: wire_format("int8", "nearest", seeded()), "give a generator exactly for 'stochastic'"),
+    ],
+)
+def test_unknown_formats_are_refused(call, needle):
+    with pytest.raises(ValueError, match=needle):
+        call()
+
+
+@pytest.mark.parametrize(("name", "rounding"), [("bfloat16", "nearest"), ("int8", "nearest"), ("int8", "stochastic")])
+def test_with_feedback_the_sum_of_arrivals_tracks_the_sum_of_inputs(name, rounding):
+    wire = wire_format(name, rounding, seeded() if rounding == "stochastic" else None)
+    feedback = ErrorFeedback(wire)
+    random = seeded(2)
+    meant = arrived = plain = torch.zeros(2000, dtype=torch.float64)
+    for _ in range(200):
+        codeword = 0.004 + torch.rand(2000, generator=random) * torch.where(torch.arange(2000) % 100 == 0, 10.0, 0.01)
+        meant = meant + codeword
+        plain = plain + wire.unpack(wire.pack(codeword), 2000)
+        feedback.compensate(codeword)
+        payload = wire.pack(codeword)
+        feedback.update(codeword, payload)
+        arrived = arrived + wire.unpack(payload, 2000)
+    torch.testing.assert_close(meant - arrived, feedback.residual.double(), rtol=0, atol=1e-3)
+    # One rounding step at most is missing, where without feedback the roundings of 200 codewords add up.
+    assert (meant - arrived).abs().max() < 0.1
+    assert (meant - plain).norm() > 5 * (meant - arrived).norm()
+
+
+def test_one_codeword_that_is_not_finite_does_not_spoil_the_next():
+    feedback = ErrorFeedback(wire_format("int8"))
+    wire = wire_format("int8")
+    for first in (math.nan, math.inf):
+        codeword = torch.tensor([first, 1.0])
+        feedback.compensate(codeword)
+        feedback.update(codeword, wire.pack(codeword))
+        following = torch.tensor([1.0, 2.0])
+        feedback.compensate(following)
+        assert following.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_codeword_on_cuda_packs_to_the_same_bytes(name):
+    codeword = torch.randn(3000, generator=seeded())
+    wire = wire_format(name)
+    assert torch.equal(wire.pack(codeword.cuda()), wire.pack(codeword))
