@@ -2,3 +2,9 @@
 
 Nothing here opens a socket or knows Lightning; the exchange and the strategy are built on top.
 """
+
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.code import Code, Task
+from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
+
+__all__ = ["BlockMap", "Code", "Task", "local_code", "lwpd_code", "uncoded"]

@@ -1,0 +1,127 @@
+"""From a batch's data parts to a codeword: training_step, backward, encode, part by part. The same on every rank."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lwpd_lightning.callbacks import WorkerCallback
+from lwpd_lightning.coding import BlockMap, Code
+from lwpd_lightning.data import CodedBatch, derive_seed
+from lwpd_lightning.exchange.coordinator import Contribution
+from lwpd_lightning.exchange.state import StateLayout
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.plugins.precision import Precision
+
+
+class CodewordComputation:
+    """One worker's codewords, one after the other, in one buffer that is written anew for each version.
+
+    Every data part of every version draws its randomness (dropout) from a stream of its own, so that two workers that
+    compute the same task compute the same numbers.
+
+    Args:
+        trainer: the trainer, whose module and precision compute the gradients.
+        code: the code.
+        worker: this worker's row.
+        blocks: layout of the trainable parameters.
+        seed: keys the randomness of all data parts of the run.
+    """
+
+    def __init__(self, trainer: pl.Trainer, code: Code, worker: int, blocks: BlockMap, seed: int) -> None:
+        self.blocks = blocks
+        self.parts = code.parts(worker)
+        self._trainer, self._worker, self._seed = trainer, worker, seed
+        self._rows = {part: code.coefficients(worker)[part].tolist() for part in self.parts}
+        self._codeword = blocks.codeword()
+        self._statistics = StateLayout.statistics(self._module, blocks.device)
+        self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
+        self._losses: list[float] = []
+        self._version, self._started = 0, 0.0
+
+    @property
+    def _module(self) -> pl.LightningModule:
+        return self._trainer.lightning_module
+
+    @property
+    def _precision(self) -> Precision:
+        return self._trainer.precision_plugin
+
+    def begin(self, version: int) -> None:
+        """Start a codeword."""
+        self._version, self._started = version, time.monotonic()
+        self._codeword.zero_()
+        self._losses = []
+        for callback in self._callbacks:
+            callback.on_codeword_start(self._trainer, self._worker, version)
+
+    @contextmanager
+    def randomness(self, part: int) -> Iterator[None]:
+        """Run a training_step under the data part's own random stream; rank 0's own goes on untouched."""
+        device = self.blocks.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self._seed, self._version, part))
+            yield
+
+    def clear_gradients(self) -> None:
+        """Forget gradients, so that the next backward writes them instead of adding to them."""
+        for parameter in self.blocks.parameters:
+            parameter.grad = None
+
+    def encode(self, part: int, loss: Tensor) -> None:
+        """Add the data part's gradients, which a backward has just left in ``.grad``, to the codeword."""
+        self.blocks.encode(self._rows[part], self._codeword)
+        self._losses.append(float(loss.detach()))
+
+    def add_parts(self, batch: CodedBatch, parts: tuple[int, ...]) -> set[int]:
+        """Compute and encode ``parts`` of the batch; returns which parameters (by position) got gradients."""
+        touched: set[int] = set()
+        for part in parts:
+            loss = self._loss(batch.parts[part], batch.index, part)
+            self.clear_gradients()
+            self._precision.backward(loss, self._module, None)
+            self.encode(part, loss)
+            touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
+        return touched
+
+    def finish(self, batch: CodedBatch, touched: set[int]) -> Contribution:
+        """The finished codeword; its buffer is written again by the next `begin`."""
+        for callback in self._callbacks:
+            callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
+        statistics = self._statistics.buffer()
+        self._statistics.pack(statistics)
+        return Contribution(
+            codeword=self._codeword,
+            touched=[position in touched for position in range(len(self.blocks.parameters))],
+            loss=sum(self._losses) / len(self._losses),
+            samples=batch.part_samples * len(self.parts),
+            compute_s=time.monotonic() - self._started,
+            statistics=statistics,
+        )
+
+    def _loss(self, batch: Any, batch_index: int, part: int) -> Tensor:
+        trainer, module = self._trainer, self._module
+        module._current_fx_name = "training_step"
+        batch = self._precision.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, batch_index)
+        with self.randomness(part), self._precision.train_step_context():
+            output = module.training_step(*arguments.values())
+        return closure_loss(output)
+
+
+def closure_loss(output: Any) -> Tensor:
+    """The loss in what a training_step returned; raises RuntimeError where there is none."""
+    loss = output.get("loss") if isinstance(output, dict) else output
+    if not isinstance(loss, Tensor):
+        raise RuntimeError("training_step returned no loss: coded exchange needs the mean loss of every data part.")
+    return loss

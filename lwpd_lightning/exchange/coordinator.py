@@ -1,0 +1,380 @@
+"""The coordinator's side of the exchange: publish a version, decode codewords as they arrive, close after K of n.
+
+An update runs `publish` -> `contribute` (the coordinator's own codeword, if it computes one) -> `collect`. Everything
+happens in the caller's thread: messages queue in ZeroMQ while it computes, and are decoded one by one while it waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import zmq
+from torch import Tensor, nn
+
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.wire import WireFormat
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
+from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
+from lwpd_lightning.exchange.staging import Staging
+from lwpd_lightning.exchange.state import StateLayout
+from lwpd_lightning.exchange.transport import Hub, LinkLost, Message, Payload
+
+log = logging.getLogger(__name__)
+
+# How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
+_LOOK_S = 0.2
+_REPORT_S = 60.0
+# A killed process' sockets close a moment before its exit status can be read.
+_EXIT_S = 0.5
+
+
+class WorkerFailed(RuntimeError):
+    """An exception in a worker, with its traceback."""
+
+
+class TooFewWorkers(RuntimeError):
+    """More workers died than the run may lose."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A worker that became an erasure."""
+
+    worker: int
+    update: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a worker computed for one version: its codeword and what rank 0 logs of it.
+
+    Attributes:
+        codeword: (d,) tensor.
+        touched: for each trainable parameter, whether it got a gradient.
+        loss: mean loss over the worker's data parts.
+        samples: samples in these parts.
+        compute_s: seconds from receiving the version to the finished codeword.
+        statistics: packed normalisation statistics (`StateLayout.statistics`).
+    """
+
+    codeword: Tensor
+    touched: Sequence[bool]
+    loss: float
+    samples: int
+    compute_s: float
+    statistics: Tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    """One closed update, as it is logged. Times in seconds, traffic in bytes over all links."""
+
+    version: int
+    epoch: int
+    batch_index: int
+    arrivals: list[Arrival]
+    loss: float
+    samples: int
+    wait_s: float
+    compute_s: float
+    bytes_up: int
+    bytes_down: int
+    decoded_share: float
+    dropped: int
+    live: int
+    inclusion: list[float]
+
+
+@dataclass
+class _Open:
+    """What has been gathered for the open update."""
+
+    epoch: int
+    batch_index: int
+    flat: Tensor
+    held: dict[int, Tensor] = field(default_factory=dict)
+    touched: Tensor | None = None
+    losses: list[float] = field(default_factory=list)
+    compute_s: list[float] = field(default_factory=list)
+    samples: int = 0
+    statistics: list[Tensor] = field(default_factory=list)
+    dropped: int = 0
+
+
+class Coordinator:
+    """Owns the hub, the K-of-n rule and the decoded gradient.
+
+    Args:
+        hub: links to the workers.
+        rule: which codewords count.
+        blocks: layout of the trainable parameters.
+        model: the module that is trained.
+        wire: how codewords are packed.
+        run_id: 16 bytes that every header of this fit carries.
+        first_version: number of the first version that is published.
+        min_workers: fewer live workers than this, the coordinator's own included, end the run.
+        timeout_s: longest wait for one update.
+        exited: how a worker's process ended, None where it lives or is not known; waits up to the given seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        rule: ArrivalRule,
+        blocks: BlockMap,
+        model: nn.Module,
+        wire: WireFormat,
+        run_id: bytes,
+        first_version: int,
+        min_workers: int,
+        timeout_s: float,
+        exited: Callable[[int, float], str | None],
+    ) -> None:
+        self.failures: list[Failure] = []
+        self._hub, self._rule, self._blocks, self._wire, self._run_id = hub, rule, blocks, wire, run_id
+        self.version = first_version - 1
+        self._min_workers, self._timeout_s, self._exited = min_workers, timeout_s, exited
+        device = blocks.device
+        self._everything = StateLayout.everything(model, device)
+        self._per_version = StateLayout.per_version(model, device)
+        self._statistics = StateLayout.statistics(model, device)
+        self._flat = blocks.zeros()
+        self._staging = Staging(device)
+        self._idle: set[int] = set()
+        self._snapshots: deque[tuple[Tensor, list[zmq.MessageTracker]]] = deque()
+        self._published: tuple[bytes, Tensor, list[zmq.MessageTracker]] | None = None
+        self._open: _Open | None = None
+        self._bytes_up = self._bytes_down = 0
+
+    def admit(self) -> None:
+        """Start-up barrier: wait until every live worker has joined, and send each the whole state."""
+        everything = self._everything.buffer()
+        self._everything.pack(everything)
+        others = self._rule.live - {self._rule.always}
+        deadline = time.monotonic() + self._timeout_s
+        while not others & self._rule.live <= self._idle:
+            waiting = sorted(others & self._rule.live - self._idle)
+            self._check_deadline(deadline, f"workers {waiting} to join")
+            for worker in waiting:
+                if (reason := self._exited(worker, 0.0)) is not None:
+                    raise WorkerFailed(f"worker {worker} {reason} before it joined; its output is above.")
+            for event in self._hub.events(_LOOK_S):
+                if isinstance(event, LinkLost):
+                    self._lose(event.worker)
+                    continue
+                header, (digest, _) = self._read(event)
+                if header.op is Op.FAILURE:
+                    raise WorkerFailed(bytes(digest).decode(errors="replace"))
+                if header.op is Op.JOIN and bytes(digest) != self._everything.digest():
+                    raise WorkerFailed(f"worker {event.worker} built another model: parameter shapes or dtypes differ.")
+                self._send(event.worker, self._header(Op.STATE, sizes=(everything.numel(), 0)), everything)
+                self._idle.add(event.worker)
+
+    def publish(self, epoch: int, batch_index: int, *, void_older: bool = False) -> None:
+        """Open the next update: take a snapshot of the model and send it to every worker that waits for one.
+
+        Args:
+            epoch: epoch of the update's batch.
+            batch_index: its index in the epoch.
+            void_older: nothing computed on older versions may count (the model changed outside the optimizer step).
+        """
+        self.version += 1
+        snapshot, trackers = self._free_snapshot()
+        self._per_version.pack(snapshot)
+        header = Header(
+            Op.PARAMETERS, self._run_id, COORDINATOR, version=self.version, epoch=epoch, batch_index=batch_index,
+            sizes=(snapshot.numel(), 0),
+        )  # fmt: skip
+        self._published = (header.pack(), snapshot, trackers)
+        self._flat.zero_()
+        self._open = _Open(epoch, batch_index, self._flat)
+        self._rule.open(self.version, time.monotonic(), void_older=void_older)
+        for worker in sorted(self._idle):
+            self._send_published(worker)
+
+    def unchanged_since_publication(self) -> bool:
+        """Whether the model still holds the values that were published last."""
+        assert self._published is not None
+        now = self._per_version.buffer()
+        self._per_version.pack(now)
+        return torch.equal(now, self._published[1])
+
+    def contribute(self, contribution: Contribution) -> None:
+        """Count the coordinator's own codeword."""
+        assert self._rule.always is not None
+        self._count(self._rule.always, self.version, contribution)
+
+    def collect(self) -> Update:
+        """Wait until the update may close, then leave its decoded gradient in the parameters' ``.grad``.
+
+        Raises:
+            WorkerFailed: a worker raised an exception.
+            TooFewWorkers: fewer than ``min_workers`` live.
+            TimeoutError: the update did not close in ``timeout_s``; names the workers that it waited for.
+        """
+        started = time.monotonic()
+        deadline, report = started + self._timeout_s, started + _REPORT_S
+        while True:
+            for event in self._hub.events(0.0 if self._rule.complete else _LOOK_S):
+                self._handle(event)
+            if self._rule.complete:
+                return self._close(started)
+            self._check_deadline(deadline, f"codewords of workers {self._rule.awaited}")
+            if time.monotonic() > report:
+                report += _REPORT_S
+                log.warning("Update %d still waits for workers %s", self.version, self._rule.awaited)
+
+    def stop(self) -> None:
+        """Tell every worker that the fit is over and close the links."""
+        for worker in self._rule.live - {self._rule.always}:
+            self._hub.send(worker, [self._header(Op.STOP), b"", b""])
+        self._hub.close()
+
+    def _handle(self, event: Message | LinkLost) -> None:
+        if isinstance(event, LinkLost):
+            self._lose(event.worker)
+            return
+        if event.worker not in self._rule.live:
+            self._hub.send(event.worker, [self._header(Op.STOP), b"", b""])
+            return
+        try:
+            header, (payload, rest) = self._read(event)
+            if header.op is Op.FAILURE:
+                raise WorkerFailed(bytes(payload).decode(errors="replace"))
+            contribution = self._contribution(header, payload, rest)
+        except ProtocolError as error:
+            self._lose(event.worker, str(error))
+            return
+        self._bytes_up += event.nbytes
+        self._idle.add(event.worker)
+        if not self._count(event.worker, header.version, contribution):
+            assert self._open is not None
+            self._open.dropped += 1
+            self._send_published(event.worker)  # it gets fresh parameters at once
+
+    def _contribution(self, header: Header, payload: memoryview, rest: memoryview) -> Contribution:
+        expected = (Op.CODEWORD, self._wire.code, self._blocks.block_size)
+        if (header.op, header.wire, header.elements) != expected:
+            raise ProtocolError(f"sent op {header.op} with {header.elements} elements of wire dtype {header.wire}")
+        sizes = (self._wire.nbytes(self._blocks.block_size), self._statistics.nbytes + len(self._blocks.parameters))
+        if (payload.nbytes, rest.nbytes) != sizes:
+            raise ProtocolError(f"sent {payload.nbytes} and {rest.nbytes} bytes where {sizes} belong")
+        codeword = self._staging.to_device(torch.frombuffer(payload, dtype=torch.uint8))
+        statistics, touched = torch.frombuffer(rest, dtype=torch.uint8).split([self._statistics.nbytes, sizes[1] - self._statistics.nbytes])
+        return Contribution(
+            codeword=self._wire.unpack(codeword, self._blocks.block_size),
+            touched=touched.bool().tolist(),
+            loss=header.loss,
+            samples=header.samples,
+            compute_s=header.compute_s,
+            statistics=statistics,
+        )
+
+    def _count(self, worker: int, version: int, contribution: Contribution) -> bool:
+        update = self._open
+        assert update is not None
+        if not self._rule.counts(worker, version, time.monotonic()):
+            return False
+        coefficients = self._rule.coefficients(worker)
+        if coefficients is None:
+            update.held[worker] = contribution.codeword
+        else:
+            self._blocks.accumulate(update.flat, coefficients, contribution.codeword)
+        touched = torch.tensor(contribution.touched)
+        update.touched = touched if update.touched is None else update.touched | touched
+        update.losses.append(contribution.loss)
+        update.compute_s.append(contribution.compute_s)
+        update.samples += contribution.samples
+        if self._statistics.nbytes:
+            update.statistics.append(contribution.statistics)
+        return True
+
+    def _close(self, started: float) -> Update:
+        update, rule = self._open, self._rule
+        assert update is not None and update.touched is not None
+        arrivals = rule.arrivals
+        decoding = rule.close()
+        for worker, codeword in update.held.items():
+            self._blocks.accumulate(update.flat, decoding.held[worker], codeword)
+        self._blocks.scatter(update.flat, decoding.scale, update.touched.tolist())
+        self._statistics.average(update.statistics)
+        closed = Update(
+            version=self.version,
+            epoch=update.epoch,
+            batch_index=update.batch_index,
+            arrivals=arrivals,
+            loss=sum(update.losses) / len(update.losses),
+            samples=update.samples,
+            wait_s=time.monotonic() - started,
+            compute_s=sum(update.compute_s) / len(update.compute_s),
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+            decoded_share=decoding.decoded_share,
+            dropped=update.dropped,
+            live=len(rule.live),
+            inclusion=[rule.inclusion_rate(worker) for worker in range(rule.code.n)],
+        )
+        self._open, self._bytes_up, self._bytes_down = None, 0, 0
+        # Counted workers wait for the next version; until it is published nobody else can be counted.
+        return closed
+
+    def _lose(self, worker: int, reason: str | None = None) -> None:
+        if worker not in self._rule.live:
+            return
+        self._rule.lose(worker)
+        self._idle.discard(worker)
+        reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
+        self.failures.append(Failure(worker, self._rule.updates, reason))
+        log.warning("Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason)
+        if len(self._rule.live) < self._min_workers:
+            raise TooFewWorkers(
+                f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; "
+                f"lost: {[failure.worker for failure in self.failures]}."
+            )
+
+    def _read(self, message: Message) -> tuple[Header, tuple[memoryview, memoryview]]:
+        if len(message.frames) != 3:
+            raise ProtocolError(f"sent {len(message.frames)} frames instead of 3")
+        head, first, second = message.frames
+        header = Header.unpack(bytes(head), run_id=self._run_id)
+        if header.sizes != (first.nbytes, second.nbytes) or header.worker != message.worker:
+            raise ProtocolError(f"sent a header of worker {header.worker} with sizes {header.sizes}")
+        return header, (first, second)
+
+    def _header(self, op: Op, sizes: tuple[int, int] = (0, 0)) -> bytes:
+        return Header(op, self._run_id, COORDINATOR, sizes=sizes).pack()
+
+    def _send(self, worker: int, header: bytes, payload: Tensor) -> zmq.MessageTracker | None:
+        frames: list[Payload] = [header, payload.numpy().data, b""]
+        self._bytes_down += len(header) + payload.numel()
+        return self._hub.send(worker, frames, track=True)
+
+    def _send_published(self, worker: int) -> None:
+        assert self._published is not None
+        header, snapshot, trackers = self._published
+        tracker = self._send(worker, header, snapshot)
+        if tracker is not None:
+            trackers.append(tracker)
+        self._idle.discard(worker)
+
+    def _free_snapshot(self) -> tuple[Tensor, list[zmq.MessageTracker]]:
+        """A buffer that ZeroMQ no longer reads: there are never more than one for each worker and two beside."""
+        if self._published is not None:
+            self._snapshots.append(self._published[1:])
+        for _ in range(len(self._snapshots)):
+            snapshot, trackers = self._snapshots.popleft()
+            if all(tracker.done for tracker in trackers):
+                return snapshot, []
+            self._snapshots.append((snapshot, trackers))
+        return self._per_version.buffer(), []
+
+    def _check_deadline(self, deadline: float, awaited: str) -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {self._timeout_s:g} s for {awaited}.")

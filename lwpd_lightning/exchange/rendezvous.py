@@ -1,0 +1,70 @@
+"""Where the ranks of a fit find each other: torch's TCPStore holds the coordinator's address and the run's seed.
+
+Nothing secret and no tensor passes it; whoever tampers with it can keep a worker from finding the coordinator, but not
+stand in for either, since both prove the run's key on the link itself.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+from torch.distributed import TCPStore
+
+LOOPBACK = "127.0.0.1"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket for the store, made before the workers are so that they know its port (0: any free one)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(1024)
+    return listener
+
+
+class Rendezvous:
+    """One fit's meeting point.
+
+    Args:
+        store: a connected TCPStore.
+        generation: which fit of the run this is; the keys of one fit are never read by another.
+        timeout_s: how long to wait for the coordinator.
+    """
+
+    def __init__(self, store: TCPStore, generation: int, timeout_s: float) -> None:
+        self._store = store
+        self._prefix = f"lwpd/{generation}"
+        self._timeout = timedelta(seconds=timeout_s)
+
+    @classmethod
+    def host(cls, listener: socket.socket, generation: int, timeout_s: float) -> Rendezvous:
+        """Serve the store on ``listener``, which it takes over."""
+        host, port = listener.getsockname()[:2]
+        store = TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
+        )
+        return cls(store, generation, timeout_s)
+
+    @classmethod
+    def join(cls, host: str, port: int, generation: int, timeout_s: float) -> Rendezvous:
+        """Connect to the store that rank 0 (or the launcher's agent) serves."""
+        timeout = timedelta(seconds=timeout_s)
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        return cls(store, generation, timeout_s)
+
+    def announce(self, address: str, seed: int) -> None:
+        """Tell the workers where the coordinator listens and which seed keys the batches."""
+        self._store.set(f"{self._prefix}/coordinator", f"{seed} {address}")
+
+    def coordinator(self) -> tuple[str, int]:
+        """Wait for the coordinator's (address, seed); raises TimeoutError naming what was waited for."""
+        key = f"{self._prefix}/coordinator"
+        try:
+            self._store.wait([key], self._timeout)
+        except Exception as error:
+            waited = self._timeout.total_seconds()
+            raise TimeoutError(f"rank 0 did not start its fit within {waited:g} s") from error
+        seed, address = self._store.get(key).decode().split(" ", 1)
+        return address, int(seed)

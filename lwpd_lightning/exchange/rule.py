@@ -1,0 +1,168 @@
+"""The K-of-n rule: which codewords count in which update, how stale they may be, and with what weight.
+
+Sockets and clocks stay outside: whoever drives the rule tells it what arrived and when, so the real coordinator and a
+simulated clock run the same code.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.decoders import least_squares_coefficients, live_coefficients
+
+Decoder = Literal["projective", "least_squares"]
+Stale = Literal["apply", "drop"]
+
+# A worker that rarely counts is weighted up by the inverse of its measured inclusion rate, but never by more than this
+# against an even worker: a codeword that comes once in fifty updates must not become a fifty-fold step.
+_WEIGHT_CLIP = 4.0
+# Updates' worth of belief in even inclusion before the measured rates take over.
+_EVEN_PRIOR = 20.0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A codeword that counted: ``staleness`` in versions, ``delay_s`` after its update was opened (0 if before)."""
+
+    worker: int
+    staleness: int
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to end an update: gradient block b = scale * (what was accumulated + sum_i held[i][b] * codeword i)."""
+
+    scale: float
+    held: dict[int, list[float]]
+    decoded_share: float
+
+
+@dataclass
+class ArrivalRule:
+    """Decides, codeword by codeword, what counts; one instance lives as long as a fit.
+
+    An update is open until ``wait_for`` codewords have arrived (all that live, when fewer do), among them ``always``'s
+    own. What is there when the update closes counts, so it may be more than K.
+
+    Weights: with all of n arriving, codeword i enters block b with the coefficient D[i, b] of the live rows' canonical
+    dual, k/n * sum_a C[i, (a, b)] / A for a tight frame with nobody dead. When only some arrive, each is divided by its
+    inclusion probability (Horvitz-Thompson), which keeps the decoded gradient unbiased: 1 for ``always``, m/(L-1) for
+    each of the other L-1 live workers when m of them counted, tilted by their measured inclusion rates where these are
+    uneven. Only the tilt is needed while codewords arrive; the rest is one common scale, known when the update closes.
+
+    Args:
+        code: the code.
+        wait_for: K, in 1..n.
+        decoder: "projective" adds each codeword as it arrives; "least_squares" solves for the arrival set at the end.
+        stale: whether a codeword of an older version counts ("apply") or not ("drop").
+        max_staleness: with "apply", older codewords than this many versions do not count; None: no bound.
+        always: the worker whose own codeword every update waits for (the coordinator's), or None.
+    """
+
+    code: Code
+    wait_for: int
+    decoder: Decoder = "projective"
+    stale: Stale = "apply"
+    max_staleness: int | None = None
+    always: int | None = None
+
+    live: set[int] = field(init=False)
+    version: int = field(init=False, default=-1)
+    updates: int = field(init=False, default=0)
+    inclusions: Counter[int] = field(init=False, default_factory=Counter)
+    arrivals: list[Arrival] = field(init=False, default_factory=list)
+    _opened_at: float = field(init=False, default=0.0)
+    _oldest_valid: int = field(init=False, default=0)
+    _expected: set[int] = field(init=False, default_factory=set)
+    _dual: torch.Tensor = field(init=False)
+    _tilt: dict[int, float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.live = set(range(self.code.n))
+
+    @property
+    def needed(self) -> int:
+        """How many codewords the open update waits for."""
+        return min(self.wait_for, len(self.live))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the open update may close."""
+        counted = {arrival.worker for arrival in self.arrivals}
+        return len(counted) >= self.needed and (self.always is None or self.always in counted)
+
+    @property
+    def awaited(self) -> list[int]:
+        """Live workers that have not yet counted in the open update."""
+        return sorted(self.live - {arrival.worker for arrival in self.arrivals})
+
+    def inclusion_rate(self, worker: int) -> float:
+        """The share of all updates so far in which the worker counted."""
+        return self.inclusions[worker] / self.updates if self.updates else 0.0
+
+    def lose(self, worker: int) -> None:
+        """A worker died: an erasure from now on. What it sent before may still count."""
+        self.live.discard(worker)
+
+    def open(self, version: int, now: float, *, void_older: bool = False) -> None:
+        """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
+        self.version, self._opened_at, self.arrivals = version, now, []
+        if void_older:
+            self._oldest_valid = version
+        if self.live != self._expected:
+            self._expected = set(self.live)
+            self._dual = live_coefficients(self.code, sorted(self._expected))
+        self._tilt = self._measured_tilt()
+
+    def counts(self, worker: int, version: int, now: float) -> bool:
+        """Whether a codeword of ``version`` that arrived at ``now`` counts in the open update, and note it if so."""
+        staleness = self.version - version
+        if worker not in self._expected or any(arrival.worker == worker for arrival in self.arrivals):
+            return False
+        if staleness < 0 or version < self._oldest_valid:
+            return False
+        limit = 0 if self.stale == "drop" else self.max_staleness
+        if limit is not None and staleness > limit:
+            return False
+        self.arrivals.append(Arrival(worker, staleness, max(0.0, now - self._opened_at)))
+        return True
+
+    def coefficients(self, worker: int) -> list[float] | None:
+        """With what to add a counted codeword into each block now; None: hold it until the update closes."""
+        if worker == self.always or self.decoder == "least_squares":
+            return None
+        return [self._tilt.get(worker, 1.0) * weight for weight in self._dual[worker].tolist()]
+
+    def close(self) -> Decoding:
+        """End the open update and say how to finish its gradient."""
+        counted = [arrival.worker for arrival in self.arrivals]
+        self.updates += 1
+        self.inclusions.update(counted)
+        share = float(torch.linalg.matrix_rank(self.code.generator[counted])) / self.code.k
+        if self.decoder == "least_squares":
+            solved = least_squares_coefficients(self.code, counted)
+            return Decoding(1.0, dict(zip(counted, solved.tolist(), strict=True)), share)
+        others = sum(worker != self.always for worker in counted)
+        expected = len(self._expected - {self.always})
+        scale = expected / others if others else 1.0
+        held = {}
+        if self.always is not None:
+            held[self.always] = [weight / scale for weight in self._dual[self.always].tolist()]
+        return Decoding(scale, held, share)
+
+    def _measured_tilt(self) -> dict[int, float]:
+        others = sorted(self.live - {self.always})
+        if not others or self.needed == len(self.live):
+            return {}  # all are waited for: no chance is involved
+        even = (self.needed - (self.always is not None)) / len(others)
+        rates = {w: (self.inclusions[w] + _EVEN_PRIOR * even) / (self.updates + _EVEN_PRIOR) for w in others}
+        mean = sum(rates.values()) / len(rates)
+        if mean == 0.0:
+            return {}
+        return {w: min(_WEIGHT_CLIP, max(1 / _WEIGHT_CLIP, mean / rate)) if rate else 1.0 for w, rate in rates.items()}

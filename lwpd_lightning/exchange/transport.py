@@ -1,0 +1,182 @@
+"""ZeroMQ links between the coordinator and its workers: bytes, heartbeats, keys. Knows nothing of gradients.
+
+The coordinator owns one ROUTER socket (`Hub`), each worker one DEALER (`Spoke`). Every link is CURVE-encrypted under
+keys derived from the run's key, and a peer is known by the key it proved, never by what a message claims. A link that
+ends (process gone, host silent for longer than the heartbeat allows) is reported once, as a `LinkLost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import recv_monitor_message
+
+from lwpd_lightning.exchange.keys import RunKey
+
+Payload = bytes | memoryview
+
+# A worker has at most one message on its way in each direction, plus the closing one.
+_HIGH_WATER_MARK = 4
+_LINGER_MS = 1000
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message from an authenticated peer; frames are views of ZeroMQ's own memory, not copies."""
+
+    worker: int
+    frames: list[memoryview]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all frames."""
+        return sum(frame.nbytes for frame in self.frames)
+
+
+@dataclass(frozen=True)
+class LinkLost:
+    """A worker's link ended: its process died, its host fell silent or the network broke."""
+
+    worker: int
+
+
+class CoordinatorLost(RuntimeError):
+    """The link to the coordinator ended."""
+
+
+class Hub:
+    """The coordinator's end of all links.
+
+    Args:
+        run_key: the run's secret.
+        workers: ids of the workers that may join.
+        host: address to bind; loopback unless the run spans machines.
+        heartbeat_s: a peer from which nothing at all came for this long is gone.
+        max_message_bytes: longer messages end the link that sent them.
+    """
+
+    def __init__(
+        self, run_key: RunKey, workers: Sequence[int], *, host: str, heartbeat_s: float, max_message_bytes: int
+    ) -> None:
+        self._context = zmq.Context()
+        self._by_key = {run_key.worker(worker).public.decode(): worker for worker in workers}
+        self._auth = ThreadAuthenticator(self._context)
+        self._auth.start()
+        self._auth.configure_curve_callback("*", self)
+        self._router = self._context.socket(zmq.ROUTER)
+        _configure(self._router, heartbeat_s)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        keys = run_key.coordinator()
+        self._router.curve_server = True
+        self._router.curve_publickey, self._router.curve_secretkey = keys.public, keys.secret
+        self._monitor = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.port = self._router.bind_to_random_port(f"tcp://{host}")
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._identity: dict[int, bytes] = {}
+        self._link: dict[int, int] = {}  # file descriptor of a link -> worker
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether a CURVE client may connect (called by pyzmq's authenticator): only this run's workers may."""
+        return key.decode() in self._by_key
+
+    def send(self, worker: int, frames: Sequence[Payload], *, track: bool = False) -> zmq.MessageTracker | None:
+        """Queue a message without waiting; returns a tracker that is done when the buffers may be written again.
+
+        Large frames are not copied. Returns None without sending when the worker has no link.
+        """
+        identity = self._identity.get(worker)
+        if identity is None:
+            return None
+        try:
+            tracker = self._router.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False, track=track)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return None  # the monitor reports the lost link
+            raise
+        return tracker
+
+    def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
+        """Yield everything that is there, one at a time; wait for the first thing up to ``timeout_s`` seconds."""
+        ready = dict(self._poller.poll(max(0, int(timeout_s * 1000))))
+        if self._router in ready:
+            while (message := self._receive()) is not None:
+                yield message
+        # Links are looked at last: what a dying worker managed to send still counts.
+        while self._monitor.poll(0):
+            worker = self._link.pop(recv_monitor_message(self._monitor)["value"], None)
+            if worker is not None:
+                del self._identity[worker]
+                yield LinkLost(worker)
+
+    def _receive(self) -> Message | None:
+        try:
+            identity, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        worker = self._by_key[str(frames[0].get("User-Id"))]
+        self._identity[worker] = identity.bytes
+        self._link[frames[0].get(zmq.SRCFD)] = worker
+        return Message(worker, [frame.buffer for frame in frames])
+
+    def close(self) -> None:
+        """Close every link, giving what is queued a second to leave."""
+        self._router.disable_monitor()
+        self._monitor.close(0)
+        self._router.close(_LINGER_MS)
+        self._auth.stop()
+        self._context.term()
+
+
+class Spoke:
+    """A worker's end of its link to the coordinator at ``address`` ("tcp://host:port")."""
+
+    def __init__(
+        self, run_key: RunKey, worker: int, address: str, *, heartbeat_s: float, max_message_bytes: int
+    ) -> None:
+        self._context = zmq.Context()
+        self._dealer = self._context.socket(zmq.DEALER)
+        _configure(self._dealer, heartbeat_s)
+        self._dealer.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        keys = run_key.worker(worker)
+        self._dealer.curve_serverkey = run_key.coordinator().public
+        self._dealer.curve_publickey, self._dealer.curve_secretkey = keys.public, keys.secret
+        self._monitor = self._dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._dealer.connect(address)
+        self._poller = zmq.Poller()
+        self._poller.register(self._dealer, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+
+    def send(self, frames: Sequence[Payload]) -> None:
+        """Queue a message without copying large frames, which must stay as they are until it has left."""
+        self._dealer.send_multipart(frames, copy=False)
+
+    def receive(self, timeout_s: float) -> list[memoryview]:
+        """The next message's frames; raises CoordinatorLost when the link ended or nothing came in time."""
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        if self._dealer in ready:
+            return [frame.buffer for frame in self._dealer.recv_multipart(copy=False)]
+        if self._monitor in ready:
+            raise CoordinatorLost("the link to the coordinator ended")
+        raise CoordinatorLost(f"nothing came from the coordinator for {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Close the link, giving what is queued a second to leave."""
+        self._dealer.disable_monitor()
+        self._monitor.close(0)
+        self._dealer.close(_LINGER_MS)
+        self._context.term()
+
+
+def _configure(socket: zmq.Socket[bytes], heartbeat_s: float) -> None:
+    heartbeat_ms = int(heartbeat_s * 1000)
+    socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
+    socket.setsockopt(zmq.IPV6, 1)

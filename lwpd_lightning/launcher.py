@@ -1,0 +1,188 @@
+"""Starting and ending the worker processes of one fit.
+
+Two ways. *Fork*, on one machine without CUDA: workers are forked from rank 0 when its fit is ready to train, so torch
+is imported once, and model, data and checkpoint are already there. *Rerun*, with CUDA or over several machines: the
+job's own command runs once more for each worker, which turns off into the worker loop when it reaches ``fit``.
+A worker that dies does not take the others along; all of them end when rank 0 does.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import torch
+
+_PARENT_CHECK_S = 0.5
+# A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
+_STOP_GRACE_S = 1.0
+_TERMINATE_GRACE_S = 5.0
+
+
+class WorkerProcess(Protocol):
+    """A started worker: enough to see it end and to end it."""
+
+    pid: int
+
+    def exit_code(self, wait_s: float) -> int | None:
+        """Its exit code (negative: the signal that killed it), or None where it lives after ``wait_s`` seconds."""
+
+
+class _Forked:
+    def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
+        assert process.pid is not None
+        self.pid, self._process = process.pid, process
+
+    def exit_code(self, wait_s: float) -> int | None:
+        self._process.join(wait_s)
+        return self._process.exitcode
+
+
+class _Rerun:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.pid, self._process = process.pid, process
+
+    def exit_code(self, wait_s: float) -> int | None:
+        try:
+            return self._process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class Workers:
+    """The worker processes that this process started, by rank."""
+
+    def __init__(self, processes: Mapping[int, WorkerProcess]) -> None:
+        self._processes = dict(processes)
+
+    def exited(self, rank: int, wait_s: float) -> str | None:
+        """How the process of ``rank`` ended, in words; None where it lives or runs on another machine."""
+        process = self._processes.get(rank)
+        code = process.exit_code(wait_s) if process is not None else None
+        if code is None:
+            return None
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+    def end(self) -> None:
+        """Wait briefly for all to end, then terminate and at last kill those that do not."""
+        for patience, signum in ((_STOP_GRACE_S, signal.SIGTERM), (_TERMINATE_GRACE_S, signal.SIGKILL)):
+            for process in self._alive(patience):
+                os.kill(process.pid, signum)
+        for process in self._processes.values():
+            process.exit_code(_TERMINATE_GRACE_S)
+        self._processes.clear()
+
+    def _alive(self, patience_s: float) -> list[WorkerProcess]:
+        deadline = time.monotonic() + patience_s
+        waiting = self._processes.values()
+        return [p for p in waiting if p.exit_code(max(0.0, deadline - time.monotonic())) is None]
+
+
+def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
+    """Fork one process for each rank, which runs ``work(rank)`` and exits.
+
+    Raises:
+        ValueError: on platforms that cannot fork.
+    """
+    context = multiprocessing.get_context("fork")
+    parent = os.getpid()
+    processes: dict[int, WorkerProcess] = {}
+    with warnings.catch_warnings():
+        # Python warns that locks of other threads stay locked in the child; it runs none of their code.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for rank in ranks:
+            process = context.Process(target=_forked_main, args=(rank, work, parent), name=f"lwpd-worker-{rank}")
+            process.start()
+            processes[rank] = _Forked(process)
+    return Workers(processes)
+
+
+def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; rank 0 ends the workers
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    faulthandler.enable()
+    failed: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            work(rank)
+        except BaseException as error:
+            failed.append(error)
+
+    # A fresh thread, because the OpenMP team of the forked thread is gone and would be waited for for ever.
+    thread = threading.Thread(target=body, name="worker", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_PARENT_CHECK_S)
+        if os.getppid() != parent:
+            sys.exit(1)
+    if failed:
+        sys.exit(1)
+
+
+def rerun_workers(ranks: Iterable[int], environment: Callable[[int], Mapping[str, str]]) -> Workers:
+    """Run this job's command again for each rank, with ``environment(rank)`` added to the environment."""
+    command, cwd = job_command()
+    return Workers({
+        rank: _Rerun(subprocess.Popen(command, cwd=cwd, env={**os.environ, **environment(rank)})) for rank in ranks
+    })  # fmt: skip
+
+
+def job_command() -> tuple[list[str], str]:
+    """The command that runs this job once more, and where: one job of a Hydra sweep, not the sweep."""
+    import __main__
+
+    spec = getattr(__main__, "__spec__", None)
+    if spec is None:
+        program = [sys.executable, os.path.abspath(sys.argv[0])]
+    else:
+        program = [sys.executable, "-m", spec.name.removesuffix(".__main__")]
+    job = _hydra_job()
+    if job is None:
+        return [*program, *sys.argv[1:]], os.getcwd()
+    arguments, cwd = job
+    return [*program, *arguments], cwd
+
+
+def _hydra_job() -> tuple[list[str], str] | None:
+    if "hydra" not in sys.modules:
+        return None
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return None
+    config = HydraConfig.get()
+    return [
+        f"--config-name={config.job.config_name}",
+        *config.overrides.task,
+        "hydra.mode=RUN",
+        f"hydra.run.dir={config.runtime.output_dir}",
+        "hydra.output_subdir=null",
+    ], config.runtime.cwd
+
+
+def watch_parent() -> None:
+    """End this process, from a thread, when the process that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def suggested_threads(local_ranks: int) -> int:
+    """How many intra-op threads each of ``local_ranks`` processes should use on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), cores // local_ranks))

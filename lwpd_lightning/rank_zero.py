@@ -1,0 +1,269 @@
+"""Rank 0's side of one fit: starts the workers, publishes versions, and turns Lightning's own training step into one
+coded update."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.compute import CodewordComputation
+from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.exchange import rendezvous
+from lwpd_lightning.exchange.coordinator import Coordinator, Failure, Update
+from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.rule import ArrivalRule
+from lwpd_lightning.exchange.transport import Hub
+from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
+from lwpd_lightning.settings import ExchangeSettings
+from lwpd_lightning.worker_rank import ENV_FIT, ENV_KEY, Meeting, max_message_bytes, serve
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.fabric.plugins import ClusterEnvironment
+
+
+class CodedFit:
+    """One fit over coded exchange, from `start` (before the first batch) to `stop`.
+
+    Args:
+        trainer: the trainer, at ``on_train_start``.
+        settings: resolved for the world size.
+        environment: tells ranks, nodes and the main address.
+        local_ranks: processes on this machine.
+        num_nodes: machines.
+        generation: which fit of this process it is, from 0.
+        loader: the training loader.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        settings: ExchangeSettings,
+        environment: ClusterEnvironment,
+        *,
+        local_ranks: int,
+        num_nodes: int,
+        generation: int,
+        loader: CodedLoader,
+    ) -> None:
+        assert settings.code is not None and settings.wait_for is not None
+        self._trainer, self._settings, self._environment = trainer, settings, environment
+        self._local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
+        self._loader = loader
+        self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
+        self._own = None if settings.dedicated_coordinator else 0
+        self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
+        self._computation = (
+            CodewordComputation(trainer, settings.code, self._own, self._blocks, loader.seed)
+            if self._own is not None
+            else None
+        )
+        self._threads = torch.get_num_threads()
+        self._workers = Workers({})
+        self._coordinator: Coordinator | None = None
+        self._published: tuple[int, int, list[int]] | None = None
+        self._stopped = False
+        self.last_update: Update | None = None
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The workers that became erasures, in the order in which they were lost."""
+        return self._coordinator.failures if self._coordinator is not None else []
+
+    def start(self) -> None:
+        """Start the workers of this machine and wait until all workers of the run have joined.
+
+        Raises:
+            WorkerFailed: a worker ended before it joined.
+            TimeoutError: a worker did not join in ``timeout_s``.
+        """
+        run_key = run_key_for(self._environment, self._num_nodes)
+        external = self._environment.creates_processes_externally
+        spans = self._num_nodes > 1
+        host = self._environment.main_address if spans or external else rendezvous.LOOPBACK
+        port = self._environment.main_port if spans or external else 0
+        listener = None if _agent_serves_store() else rendezvous.listen(host, port)
+        if listener is not None:
+            port = listener.getsockname()[1]
+        meeting = Meeting(run_key, host, port, self._generation)
+        torch.set_num_threads(suggested_threads(self._local_ranks))
+        local = [] if external else range(1, self._local_ranks)
+        if self._settings.start_method == "rerun":
+            self._workers = rerun_workers(local, self._rerun_environment(meeting))
+        else:
+            # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
+            assert listener is None or not spans
+            self._workers = fork_workers(local, self._forked_work(meeting, listener))
+        self._coordinator = self._coordinate(meeting, listener)
+        self._coordinator.admit()
+
+    def training_step(self, step: Callable[..., Any], arguments: tuple[Any, ...], batch_index: int) -> Any:
+        """Publish the version if that has not been done, then run rank 0's first data part."""
+        epoch = self._trainer.current_epoch
+        self._publish_if_needed(epoch, batch_index)
+        if self._computation is None:
+            assert self._coordinator is not None
+            self.last_update = self._coordinator.collect()
+            return torch.tensor(self.last_update.loss, device=self._blocks.device)
+        self._computation.begin(self._version)
+        with self._computation.randomness(self._computation.parts[0]):
+            return step(*arguments)
+
+    def backward(self, loss: Tensor, backward: Callable[[], None]) -> None:
+        """Finish rank 0's codeword, wait for the others and leave the decoded gradient in ``.grad``."""
+        computation, coordinator, batch = self._computation, self._coordinator, self._loader.current
+        if computation is None:
+            return
+        assert coordinator is not None and batch is not None
+        computation.clear_gradients()
+        backward()
+        first, *rest = computation.parts
+        computation.encode(first, loss)
+        touched = {position for position, has in enumerate(self._blocks.touched()) if has}
+        touched |= computation.add_parts(batch, tuple(rest))
+        coordinator.contribute(computation.finish(batch, touched))
+        self.last_update = coordinator.collect()
+
+    def publish_next(self, batch_index: int) -> None:
+        """After an optimizer step: send the new version with the batch that comes next, whoever validates meanwhile."""
+        epoch, following = self._trainer.current_epoch, batch_index + 1
+        if following >= self._trainer.num_training_batches:
+            epoch, following = epoch + 1, 0
+        self._publish(epoch, following, void_older=False)
+
+    def stop(self) -> None:
+        """End the workers and put torch's thread count back; does nothing the second time."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._coordinator is not None:
+            self._coordinator.stop()
+        self._workers.end()
+        torch.set_num_threads(self._threads)
+
+    @property
+    def _version(self) -> int:
+        assert self._coordinator is not None
+        return self._coordinator.version
+
+    def _publish_if_needed(self, epoch: int, batch_index: int) -> None:
+        """Publish unless this very batch and model were published after the last step.
+
+        A callback may have changed the weights since (clipping, averaging), or the loop may have gone elsewhere.
+        """
+        trainable = [parameter.requires_grad for parameter in self._trainer.lightning_module.parameters()]
+        if sum(trainable) != len(self._blocks.parameters) or not all(p.requires_grad for p in self._blocks.parameters):
+            raise RuntimeError(
+                "The set of trainable parameters changed during the fit: coded exchange fixes the layout of codewords "
+                "at its start, so freeze or unfreeze between two fits instead."
+            )
+        if self._published is None:
+            self._publish(epoch, batch_index, void_older=False)
+            return
+        assert self._coordinator is not None
+        at_epoch, at_index, versions = self._published
+        moved = versions != self._tensor_versions() and not self._coordinator.unchanged_since_publication()
+        if moved or (at_epoch, at_index) != (epoch, batch_index):
+            self._publish(epoch, batch_index, void_older=True)
+
+    def _publish(self, epoch: int, batch_index: int, *, void_older: bool) -> None:
+        assert self._coordinator is not None
+        self._coordinator.publish(epoch, batch_index, void_older=void_older)
+        self._published = (epoch, batch_index, self._tensor_versions())
+
+    def _tensor_versions(self) -> list[int]:
+        module = self._trainer.lightning_module
+        return [tensor._version for tensor in (*self._blocks.parameters, *module.buffers())]
+
+    def _coordinate(self, meeting: Meeting, listener: Any) -> Coordinator:
+        settings, module = self._settings, self._trainer.lightning_module
+        assert settings.code is not None and settings.wait_for is not None
+        wire = settings.wire(self._blocks.dtype, self._loader.seed)
+        workers = [worker for worker in range(settings.code.n) if worker != self._own]
+        hub = Hub(
+            meeting.run_key,
+            workers,
+            host=meeting.host,
+            heartbeat_s=settings.heartbeat_s,
+            max_message_bytes=max_message_bytes(module, self._blocks),
+        )
+        if listener is None:
+            store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)
+        else:
+            store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
+        store.announce(f"tcp://{meeting.host}:{hub.port}", self._loader.seed)
+        self._store = store  # serves as long as the fit lasts
+        rule = ArrivalRule(
+            settings.code,
+            settings.wait_for,
+            decoder=settings.decoder,
+            stale=settings.stale,
+            max_staleness=settings.max_staleness,
+            always=self._own,
+        )
+        return Coordinator(
+            hub=hub,
+            rule=rule,
+            blocks=self._blocks,
+            model=module,
+            wire=wire,
+            run_id=meeting.run_key.run_id(self._generation),
+            first_version=self._trainer.global_step,
+            min_workers=settings.min_workers if settings.min_workers is not None else min(2, settings.code.n),
+            timeout_s=settings.timeout_s,
+            exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
+        )
+
+    def _forked_work(self, meeting: Meeting, listener: Any) -> Callable[[int], None]:
+        def work(rank: int) -> None:
+            if listener is not None:
+                listener.close()  # rank 0's alone
+            self._environment.set_global_rank(rank)
+            serve(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader)
+
+        return work
+
+    def _rerun_environment(self, meeting: Meeting) -> Callable[[int], dict[str, str]]:
+        def environment(rank: int) -> dict[str, str]:
+            return {
+                "MASTER_ADDR": meeting.host,
+                "MASTER_PORT": str(meeting.port),
+                "NODE_RANK": "0",
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self._num_nodes * self._local_ranks),
+                ENV_KEY: meeting.run_key.hex(),
+                ENV_FIT: str(self._generation),
+            }
+
+        return environment
+
+
+def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:
+    """The run's key: made here, or from LWPD_RUN_KEY where other nodes or a launcher must share it.
+
+    Raises:
+        ValueError: where it must be shared and is not in the environment.
+    """
+    if ENV_KEY in os.environ:
+        return RunKey.from_hex(os.environ[ENV_KEY])
+    if num_nodes > 1 or environment.creates_processes_externally:
+        raise ValueError(
+            f"{ENV_KEY} is not set, but processes that were started elsewhere (num_nodes={num_nodes}) must prove the "
+            f"run's key: set it to the same value everywhere, for example {ENV_KEY}=$(openssl rand -hex 32)."
+        )
+    return RunKey.generate()
+
+
+def seed_of_the_run() -> int:
+    """The seed of ``seed_everything``, or a random one."""
+    return int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
+
+
+def _agent_serves_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)

@@ -1,0 +1,96 @@
+"""What coded exchange cannot do, said in one sentence before any process starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def refuse_process_group() -> None:
+    """A default process group makes Lightning and torchmetrics synchronise behind the strategy's back.
+
+    Raises:
+        MisconfigurationException: where one exists.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise MisconfigurationException(
+            "A default torch.distributed process group exists, over which Lightning would exchange batches and metrics "
+            "beside the code: call torch.distributed.destroy_process_group() before fit."
+        )
+
+
+def refuse_precision(precision: Precision) -> None:
+    """Only 32-true, 64-true and bf16-mixed leave every rank's gradients on one scale.
+
+    Raises:
+        MisconfigurationException: for another precision.
+    """
+    supported = type(precision) in (Precision, DoublePrecision) or (
+        isinstance(precision, MixedPrecision) and precision.precision == "bf16-mixed"
+    )
+    if not supported:
+        name = getattr(precision, "precision", type(precision).__name__)
+        raise MisconfigurationException(
+            f"precision={name!r} is not supported by coded exchange: use '32-true', '64-true' or 'bf16-mixed'."
+        )
+
+
+def refuse_trainer(trainer: pl.Trainer) -> None:
+    """Settings of the trainer and its module that coded exchange cannot keep.
+
+    Raises:
+        MisconfigurationException: for the first of them.
+    """
+    module = trainer.lightning_module
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            "automatic_optimization=False is not supported by coded exchange: one coded batch is one optimizer step, so "
+            "let Lightning step the optimizer."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise MisconfigurationException(
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches} is not supported by coded exchange: use 1 and a "
+            "larger batch_size, which is the whole update's batch."
+        )
+    if trainer._accelerator_connector._layer_sync is not None:
+        raise MisconfigurationException(
+            "sync_batchnorm=True is not supported by coded exchange: use False; running statistics are averaged over "
+            "the codewords that count."
+        )
+    if trainer.reload_dataloaders_every_n_epochs:
+        raise MisconfigurationException(
+            f"reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs} is not supported by coded "
+            "exchange: use 0, since workers keep the loader that they started with."
+        )
+    if is_overridden("training_step", module) and is_param_in_hook_signature(
+        module.training_step, "dataloader_iter", explicit=True
+    ):
+        raise MisconfigurationException(
+            "training_step(dataloader_iter) is not supported by coded exchange: use training_step(batch, batch_idx)."
+        )
+
+
+def refuse_optimizers(optimizers: list[torch.optim.Optimizer]) -> None:
+    """One optimizer, stepped once for each gradient.
+
+    Raises:
+        MisconfigurationException: for none, several, or one that evaluates its closure repeatedly.
+    """
+    if len(optimizers) != 1:
+        raise MisconfigurationException(
+            f"configure_optimizers returned {len(optimizers)} optimizers: coded exchange decodes one gradient for one "
+            "optimizer, so return one."
+        )
+    if isinstance(optimizers[0], torch.optim.LBFGS):
+        raise MisconfigurationException(
+            "LBFGS evaluates several gradients in one step, which coded exchange does not support: use a first-order "
+            "optimizer such as SGD or Adam."
+        )

@@ -1,0 +1,124 @@
+"""What a user chooses about the exchange, checked before any process starts."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+from lwpd_lightning.coding import Code, lwpd_code
+from lwpd_lightning.coding.wire import WireFormat, wire_format
+from lwpd_lightning.exchange.rule import Decoder, Stale
+
+StartMethod = Literal["auto", "fork", "rerun"]
+WireDtype = Literal["float64", "float32", "bfloat16", "int8"]
+
+
+@dataclass(frozen=True)
+class ExchangeSettings:
+    """The strategy's arguments; `LWPDStrategy` documents them. Raises ValueError for values that cannot work."""
+
+    code: Code | None = None
+    wait_for: int | None = None
+    decoder: Decoder = "projective"
+    stale: Stale = "apply"
+    max_staleness: int | None = None
+    wire_dtype: WireDtype | None = None
+    error_feedback: bool = False
+    min_workers: int | None = None
+    heartbeat_s: float = 5.0
+    timeout_s: float = 1800.0
+    dedicated_coordinator: bool = False
+    start_method: StartMethod = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("decoder", self.decoder, get_args(Decoder)),
+            ("stale", self.stale, get_args(Stale)),
+            ("wire_dtype", self.wire_dtype, (None, *get_args(WireDtype))),
+            ("start_method", self.start_method, get_args(StartMethod)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}.")
+        for name, seconds in (("heartbeat_s", self.heartbeat_s), ("timeout_s", self.timeout_s)):
+            if seconds <= 0:
+                raise ValueError(f"{name}={seconds} is no duration: use a positive number of seconds.")
+        if self.max_staleness is not None and (self.stale == "drop" or self.max_staleness < 0):
+            raise ValueError(
+                f"max_staleness={self.max_staleness} with stale={self.stale!r}: use a number of versions >= 0 with "
+                "stale='apply'; stale='drop' already bounds it at 0."
+            )
+        if self.error_feedback and self.wire_dtype in (None, "float64", "float32"):
+            raise ValueError(
+                f"error_feedback=True with wire_dtype={self.wire_dtype!r}: nothing is lost that could be fed back, "
+                "use it with 'bfloat16' or 'int8'."
+            )
+        if self.code is not None:
+            self._check_counts(self.code)
+
+    def _check_counts(self, code: Code) -> None:
+        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
+            if count is not None and not 1 <= count <= code.n:
+                raise ValueError(f"{name}={count} is outside 1..{code.n}: the code has n={code.n} workers.")
+
+    def resolved(self, world_size: int) -> ExchangeSettings:
+        """The settings for ``world_size`` processes: a code where none was given, K = n where K was not.
+
+        Raises:
+            ValueError: when the code has another number of workers, or K is not among 1..n.
+        """
+        workers = world_size - self.dedicated_coordinator
+        code = self.code
+        if code is None:
+            if workers < 1:
+                raise ValueError("devices=1 with dedicated_coordinator=True leaves no worker: use devices=2 or more.")
+            code = default_code(workers)
+        if code.n != workers:
+            needed = code.n + self.dedicated_coordinator
+            beside = " and a dedicated coordinator" if self.dedicated_coordinator else ""
+            raise ValueError(
+                f"the world size is {world_size} (devices x num_nodes) but the code has n={code.n} workers{beside}: "
+                f"use devices={needed} on one node, or a code with n={max(1, workers)}."
+            )
+        settings = replace(self, code=code, wait_for=self.wait_for if self.wait_for is not None else code.n)
+        settings._check_counts(code)
+        return settings
+
+    def started_on(self, device: torch.device, num_nodes: int) -> ExchangeSettings:
+        """The settings with "auto" start resolved.
+
+        Raises:
+            ValueError: when workers cannot be forked as asked.
+        """
+        forkable = device.type == "cpu" and num_nodes == 1 and "fork" in multiprocessing.get_all_start_methods()
+        if self.start_method == "fork" and not forkable:
+            raise ValueError(
+                f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}: only a single machine's CPU "
+                "ranks can be forked, use 'rerun'."
+            )
+        if self.start_method != "auto":
+            return self
+        return replace(self, start_method="fork" if forkable else "rerun")
+
+    def wire(self, dtype: torch.dtype, seed: int) -> WireFormat:
+        """How codewords of ``dtype`` travel; int8 is rounded without bias where nothing feeds its error back."""
+        name = self.wire_dtype or str(dtype).removeprefix("torch.")
+        if name == "int8" and not self.error_feedback:
+            return wire_format(name, "stochastic", torch.Generator().manual_seed(seed))
+        return wire_format(name)
+
+
+def default_code(workers: int) -> Code:
+    """The code of a run that names none: the paper's with t = 2, redundant twice over where 4 divides n.
+
+    >>> default_code(8)
+    lwpd_code(n=8, k=4, t=2)
+    """
+    if workers % 4 == 0:
+        return lwpd_code(workers, workers // 2, 2)
+    if workers == 1:
+        return lwpd_code(1, 1, 1)
+    smallest_factor = next(f for f in range(2, workers + 1) if workers % f == 0)
+    return lwpd_code(workers, workers, smallest_factor)

@@ -1,0 +1,291 @@
+"""The Lightning Strategy: hooks only. Rank 0 runs Lightning's loop unchanged; one coded batch is one update."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
+from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lwpd_lightning.coding import Code
+from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.exchange.coordinator import Failure, Update
+from lwpd_lightning.exchange.rule import Decoder, Stale
+from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
+from lwpd_lightning.refusals import refuse_optimizers, refuse_precision, refuse_process_group, refuse_trainer
+from lwpd_lightning.settings import ExchangeSettings, StartMethod, WireDtype
+from lwpd_lightning.worker_rank import ENV_FIT, Meeting, WorkerRankLauncher
+
+_Object = TypeVar("_Object")
+
+
+class LWPDStrategy(ParallelStrategy):
+    """Replaces DDP's all-reduce with coded exchange: stragglers and dead workers are erasures, not stalls.
+
+    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers sends one linear
+    combination of t of them, P/B values short; the coordinator, rank 0, adds each into the gradient as it arrives and
+    steps after K of n (Soto et al., "Lightweight Projective Derivative Codes for Compressed Asynchronous Gradient
+    Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and validation happen on
+    rank 0; no torch.distributed process group exists.
+
+    Args:
+        code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
+        wait_for: K, how many codewords an update waits for; default n, which equals single-process training.
+        decoder: "projective" (add what arrives, no solve) or "least_squares" (solve for the arrival set; for
+            stale="drop").
+        stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
+            "drop" it and give its worker fresh parameters.
+        max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
+        wire_dtype: codewords travel as "float32", "bfloat16", "int8" or "float64"; None: as the gradient is (float32,
+            or float64 at 64-true).
+        error_feedback: add what bfloat16 or int8 lost to the worker's next codeword.
+        min_workers: the run fails when fewer workers (rank 0 counted) live; default 2.
+        heartbeat_s: seconds of silence after which a worker's link is taken for broken.
+        timeout_s: longest wait for one update, or for all workers to join, before the run fails.
+        dedicated_coordinator: rank 0 computes no codeword, so devices x num_nodes is n + 1.
+        start_method: "fork" (one machine, no CUDA), "rerun" (the job's command, once for each worker), or "auto".
+
+    Raises:
+        ValueError: for settings that cannot work, in one sentence that names what would.
+
+    Example::
+
+        Trainer(accelerator="cpu", devices=8, strategy=LWPDStrategy(code=lwpd_code(n=8, k=4, t=2), wait_for=6))
+    """
+
+    strategy_name = "lwpd"
+
+    def __init__(
+        self,
+        code: Code | None = None,
+        wait_for: int | None = None,
+        decoder: Decoder = "projective",
+        stale: Stale = "apply",
+        max_staleness: int | None = None,
+        wire_dtype: WireDtype | None = None,
+        error_feedback: bool = False,
+        min_workers: int | None = None,
+        heartbeat_s: float = 5.0,
+        timeout_s: float = 1800.0,
+        dedicated_coordinator: bool = False,
+        start_method: StartMethod = "auto",
+        *,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        super().__init__(accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin)
+        self.settings = ExchangeSettings(
+            code=code,
+            wait_for=wait_for,
+            decoder=decoder,
+            stale=stale,
+            max_staleness=max_staleness,
+            wire_dtype=wire_dtype,
+            error_feedback=error_feedback,
+            min_workers=min_workers,
+            heartbeat_s=heartbeat_s,
+            timeout_s=timeout_s,
+            dedicated_coordinator=dedicated_coordinator,
+            start_method=start_method,
+        )
+        self.num_nodes = 1
+        self._fit: CodedFit | None = None
+        self._fits = 0
+
+    # What the fit has done so far.
+
+    @property
+    def code(self) -> Code:
+        """The code; known once the trainer exists."""
+        if self.settings.code is None:
+            raise RuntimeError("LWPDStrategy.code is chosen for the world size when the Trainer is constructed.")
+        return self.settings.code
+
+    @property
+    def last_update(self) -> Update | None:
+        """The update that was decoded last: who arrived, how stale, waiting times, bytes."""
+        return self._fit.last_update if self._fit is not None else None
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The workers that became erasures in the current or last fit."""
+        return self._fit.failures if self._fit is not None else []
+
+    # Who and where this process is.
+
+    @property
+    def num_processes(self) -> int:
+        """Processes on this node."""
+        return len(self.parallel_devices) if self.parallel_devices is not None else 1
+
+    @property
+    def root_device(self) -> torch.device:
+        """This rank's device; ranks beyond the devices given share them in turn."""
+        assert self.parallel_devices is not None
+        return self.parallel_devices[self.local_rank % len(self.parallel_devices)]
+
+    def set_world_ranks(self) -> None:
+        """Tell the environment which rank this process is."""
+        assert self.cluster_environment is not None
+        self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
+        self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self.settings = self.settings.resolved(self.world_size)
+        self.settings = self.settings.started_on(self.root_device, self.num_nodes)
+        refuse_precision(self.precision_plugin)
+        if not self.is_global_zero:
+            self._launcher = WorkerRankLauncher(self._meeting)
+
+    def _meeting(self) -> tuple[ExchangeSettings, Meeting, int, int]:
+        environment = self.cluster_environment
+        assert environment is not None
+        meeting = Meeting(
+            run_key_for(environment, self.num_nodes),
+            environment.main_address,
+            environment.main_port,
+            int(os.environ.get(ENV_FIT, "0")),
+        )
+        worker = self.global_rank - self.settings.dedicated_coordinator
+        return self.settings, meeting, worker, self.num_processes
+
+    # Setting up.
+
+    def setup_environment(self) -> None:
+        """Refuse what would synchronise behind the strategy's back."""
+        refuse_process_group()
+        super().setup_environment()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Refuse what coded exchange cannot do, then set model and optimizer up as on one device."""
+        if trainer.state.fn is TrainerFn.FITTING:
+            refuse_trainer(trainer)
+        super().setup(trainer)
+        if trainer.state.fn is TrainerFn.FITTING:
+            refuse_optimizers(self.optimizers)
+
+    def model_to_device(self) -> None:
+        """Move the module to this rank's device."""
+        assert self.model is not None
+        self.model.to(self.root_device)
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Let the training loader name its batches; others stay as they are, since only rank 0 reads them."""
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        if not trainer.training:
+            return dataloader
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return CodedLoader(
+            dataloader,  # type: ignore[arg-type]
+            data_parts=self.code.data_parts,
+            parts=(0,) if self.settings.dedicated_coordinator else self.code.parts(0),
+            seed=seed_of_the_run(),
+            position=lambda: progress.current.ready,
+        )
+
+    # One fit.
+
+    def on_train_start(self) -> None:
+        """Start the workers: everything that rank 0 could refuse has been checked."""
+        refuse_process_group()
+        assert self.lightning_module is not None and self.cluster_environment is not None
+        trainer = self.lightning_module.trainer
+        loaders = trainer.fit_loop._combined_loader.flattened  # type: ignore[union-attr]
+        if len(loaders) != 1:
+            raise ValueError(f"train_dataloader() gave {len(loaders)} loaders: coded exchange takes one.")
+        self._fit = CodedFit(
+            trainer,
+            self.settings,
+            self.cluster_environment,
+            local_ranks=self.num_processes,
+            num_nodes=self.num_nodes,
+            generation=self._fits,
+            loader=loaders[0],
+        )
+        self._fits += 1
+        self._fit.start()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Rank 0's first data part; the version it belongs to is published before."""
+        assert self._fit is not None and self.lightning_module is not None
+        batch_index = self.lightning_module.trainer.fit_loop.epoch_loop.batch_idx
+        return self._fit.training_step(super().training_step, args, batch_index)
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Backward of rank 0's data parts, then the exchange, so that ``on_after_backward`` sees decoded gradients."""
+        assert self._fit is not None and self.lightning_module is not None
+        module, precision = self.lightning_module, self.precision_plugin
+        closure_loss = precision.pre_backward(closure_loss, module)
+        self._fit.backward(closure_loss, lambda: precision.backward(closure_loss, module, optimizer, *args, **kwargs))
+        return precision.post_backward(closure_loss, module)
+
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: pl.LightningModule | torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Step, then publish the new version at once: workers compute while rank 0 logs and validates."""
+        assert self._fit is not None and self.lightning_module is not None
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        self._fit.publish_next(self.lightning_module.trainer.fit_loop.epoch_loop.batch_idx)
+        return result
+
+    def on_train_end(self) -> None:
+        """The fit is over: end the workers."""
+        self._end_fit()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The fit broke: end the workers."""
+        self._end_fit()
+
+    def teardown(self) -> None:
+        """End what is left of a fit."""
+        self._end_fit()
+        super().teardown()
+
+    def _end_fit(self) -> None:
+        if self._fit is not None:
+            self._fit.stop()
+
+    # Collectives: outside the exchange every rank is alone.
+
+    def reduce(self, tensor: _Object, *args: Any, **kwargs: Any) -> _Object:
+        """Metrics live on rank 0, over the full validation set: nothing to reduce."""
+        return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Rank 0 decides."""
+        return decision
+
+    def barrier(self, name: str | None = None) -> None:
+        """Workers start when rank 0 is ready, so there is nobody to wait for."""
+
+    def broadcast(self, obj: _Object, src: int = 0) -> _Object:
+        """Workers receive what they need when they join."""
+        return obj
+
+
+def _register() -> None:
+    if LWPDStrategy.strategy_name not in StrategyRegistry.available_strategies():
+        StrategyRegistry.register(
+            LWPDStrategy.strategy_name, LWPDStrategy, description="Coded gradient exchange: K of n codewords a step."
+        )
+
+
+_register()

@@ -1,0 +1,185 @@
+"""A worker process' side of a fit: find rank 0, then answer every version with a codeword until told to stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.strategies.launchers.launcher import _Launcher
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from torch import nn
+
+from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.coding.wire import ErrorFeedback
+from lwpd_lightning.compute import CodewordComputation
+from lwpd_lightning.data import CodedLoader, derive_seed
+from lwpd_lightning.exchange.coordinator import Contribution
+from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.rendezvous import Rendezvous
+from lwpd_lightning.exchange.state import StateLayout
+from lwpd_lightning.exchange.transport import Spoke
+from lwpd_lightning.exchange.worker import Assignment, Worker
+from lwpd_lightning.launcher import suggested_threads, watch_parent
+from lwpd_lightning.settings import ExchangeSettings
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+ENV_KEY = "LWPD_RUN_KEY"
+ENV_FIT = "LWPD_FIT"
+
+_HEADROOM_BYTES = 1 << 20  # header, layout digests, tracebacks
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where and under which key the ranks of a fit meet."""
+
+    run_key: RunKey
+    host: str
+    port: int
+    generation: int
+
+
+def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
+    """No honest message of this run is longer, in either direction."""
+    state = StateLayout.everything(module, blocks.device).nbytes
+    return state + blocks.block_size * blocks.dtype.itemsize + _HEADROOM_BYTES
+
+
+def serve(
+    trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader
+) -> None:
+    """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
+    assert settings.code is not None
+    module = trainer.lightning_module
+    try:
+        store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s)
+        address, seed = store.coordinator()
+        blocks = BlockMap(module.parameters(), settings.code.blocks)
+        loader = loader.for_worker(settings.code.parts(worker), seed)
+        wire = settings.wire(blocks.dtype, derive_seed(seed, worker))
+        computation = CodewordComputation(trainer, settings.code, worker, blocks, seed)
+        spoke = Spoke(
+            meeting.run_key,
+            worker,
+            address,
+            heartbeat_s=settings.heartbeat_s,
+            max_message_bytes=max_message_bytes(module, blocks),
+        )
+    except BaseException:
+        traceback.print_exc()  # there is no link yet that could carry it to rank 0
+        raise
+    module.log = _log_nothing  # type: ignore[method-assign]
+
+    def compute(assignment: Assignment) -> Contribution:
+        _take_position(trainer, assignment)
+        computation.begin(assignment.version)
+        batch = loader.batch(assignment.epoch, assignment.batch_index)
+        touched = computation.add_parts(batch, computation.parts)
+        return computation.finish(batch, touched)
+
+    try:
+        Worker(
+            spoke=spoke,
+            worker=worker,
+            blocks=blocks,
+            model=module,
+            wire=wire,
+            feedback=ErrorFeedback(wire) if settings.error_feedback else None,
+            run_id=meeting.run_key.run_id(meeting.generation),
+            timeout_s=settings.timeout_s,
+        ).run(compute)
+    finally:
+        loader.close()
+        spoke.close()
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """Metrics of the training step are logged on rank 0 only."""
+
+
+def _take_position(trainer: pl.Trainer, assignment: Assignment) -> None:
+    """Let ``current_epoch`` and ``global_step`` in the user's training_step be those of the version."""
+    loop = trainer.fit_loop
+    loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = assignment.epoch
+    loop.epoch_loop.batch_progress.current.ready = assignment.batch_index + 1
+    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = assignment.version
+
+
+class WorkerRankLauncher(_Launcher):
+    """Turns a process that was started as a worker off the script's path: into the worker loop at its fit, past
+    everything else.
+
+    The script of a worker process runs as rank 0's does until it reaches the fit that the worker was started for;
+    there it serves, and the process ends. Earlier fits, and validate, test and predict, do nothing here.
+    """
+
+    def __init__(self, begin: Callable[[], tuple[ExchangeSettings, Meeting, int, int]]) -> None:
+        self._begin = begin
+        self._fits = 0
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        """A worker process has no user in front of it."""
+        return False
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer, **kwargs: Any) -> Any:
+        """Serve when ``function`` is the fit that this process was started for."""
+        if trainer.state.fn is not TrainerFn.FITTING:
+            return None
+        generation, self._fits = self._fits, self._fits + 1
+        if generation != int(os.environ.get(ENV_FIT, "0")):
+            return None
+        code = 0
+        try:
+            self._serve(trainer, *args, **kwargs)
+        except BaseException:
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def kill(self, signum: Any) -> None:
+        """A worker started no processes."""
+
+    def _serve(
+        self,
+        trainer: pl.Trainer,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """What Lightning does between ``fit`` and the first batch, as far as a worker needs it."""
+        watch_parent()
+        settings, meeting, worker, local_ranks = self._begin()
+        torch.set_num_threads(suggested_threads(local_ranks))
+        strategy = trainer.strategy
+        trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
+        trainer.state.stage = RunningStage.TRAINING
+        Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s).coordinator()
+        strategy._lightning_module = model
+        trainer._data_connector.attach_data(
+            model, train_dataloaders=train_dataloaders, val_dataloaders=val_dataloaders, datamodule=datamodule
+        )
+        strategy.connect(model)
+        strategy.setup_environment()
+        trainer._data_connector.prepare_data()
+        call._call_setup_hook(trainer)
+        call._call_configure_model(trainer)
+        strategy.model = strategy.precision_plugin.convert_module(model)
+        strategy.model_to_device()
+        call._call_lightning_module_hook(trainer, "on_fit_start")
+        trainer.fit_loop.setup_data()
+        call._call_lightning_module_hook(trainer, "on_train_start")
+        loader = trainer.fit_loop._combined_loader.flattened[0]  # type: ignore[union-attr]
+        serve(trainer, settings, meeting, worker, loader)
