@@ -94,15 +94,13 @@ class BlockMap:
         # Profiled: with every block wanted, one BLAS call a parameter moves less memory and costs fewer dispatches.
         dense = torch.tensor(weights, dtype=out.dtype, device=out.device) if len(nonzero) == self.blocks > 1 else None
         for grad, chunk, part in self._gradients(out):
-            full = grad.numel() // chunk
-            if dense is not None and grad.dtype == out.dtype:
-                part.addmv_(grad[: full * chunk].view(full, chunk).T, dense[:full])
-                if full * chunk < grad.numel():
-                    part[: grad.numel() - full * chunk].add_(grad[full * chunk :], alpha=weights[full])
+            if dense is not None and grad.dtype == out.dtype and grad.numel() == self.blocks * chunk:
+                part.addmv_(grad.view(self.blocks, chunk).T, dense)
                 continue
             for b in nonzero:
                 piece = grad[b * chunk : (b + 1) * chunk]
-                part[: piece.numel()].add_(piece, alpha=weights[b])
+                column = part if piece.numel() == chunk else part[: piece.numel()]  # each slice costs a dispatch
+                column.add_(piece, alpha=weights[b])
 
     @torch.no_grad()
     def accumulate(self, flat: Tensor, coefficients: Sequence[float] | Tensor, codeword: Tensor) -> None:
