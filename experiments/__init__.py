@@ -1,0 +1,1 @@
+"""Experiments around lwpd_lightning: training runs, their data and models, and benchmarks."""

@@ -1,0 +1,131 @@
+"""Characters of the running Python's own standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Windows = DataLoader[tuple[Tensor, Tensor]]
+VOCABULARY = 128
+
+
+def stdlib_characters(max_chars: int | None = None) -> Tensor:
+    """Text of the top-level modules of this Python's standard library, as ASCII codes (uint8).
+
+    The `*.py` files directly in the library's folder, in the order of their names, one after the other, read as
+    UTF-8; a character outside of ASCII, or a byte that is no UTF-8, becomes "?". The text differs between versions of
+    Python, so its hash belongs to every result.
+
+    Args:
+        max_chars: characters to keep from the beginning; None for all.
+
+    Raises:
+        ValueError: this Python has no source files in its library folder.
+
+    >>> bytes(stdlib_characters(10).tolist()).isascii()
+    True
+    """
+    folder = Path(sysconfig.get_path("stdlib"))
+    kept = bytearray()
+    for path in sorted(folder.glob("*.py")):
+        if max_chars is not None and len(kept) >= max_chars:
+            break
+        kept += path.read_text(encoding="utf-8", errors="replace").encode("ascii", errors="replace")
+    if not kept:
+        raise ValueError(
+            f"data=stdlib_text found no source in {folder}: use a Python that comes with its library's source."
+        )
+    return torch.frombuffer(kept, dtype=torch.uint8)[:max_chars]
+
+
+class CharacterWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Adjacent windows of a text: item i is characters [i*L, i*L + L) and the same window one character later.
+
+    >>> tokens, following = CharacterWindows(torch.arange(10, dtype=torch.uint8), context=4)[1]
+    >>> tokens.tolist(), following.tolist()
+    ([4, 5, 6, 7], [5, 6, 7, 8])
+    """
+
+    def __init__(self, characters: Tensor, context: int) -> None:
+        self.characters = characters
+        self.context = context
+
+    def __len__(self) -> int:
+        return max(0, (len(self.characters) - 1) // self.context)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        window = self.characters[index * self.context : (index + 1) * self.context + 1].long()
+        return window[:-1], window[1:]
+
+
+class StdlibText(LightningDataModule):
+    """Windows of `stdlib_characters`, int64 (context,) in and out; the text's tail is held out for validation.
+
+    Args:
+        batch_size: windows of a whole update, over all data parts of the code.
+        context: characters in a window.
+        max_chars: characters to use, from the beginning of the text; None for all of it.
+        val_share: share of the text held out, in (0, 1).
+
+    Raises:
+        ValueError: `val_share` is outside of (0, 1), or a split is shorter than one batch (validation: one window).
+    """
+
+    learns = "text"
+
+    def __init__(
+        self, batch_size: int, context: int = 128, max_chars: int | None = None, val_share: float = 0.1
+    ) -> None:
+        super().__init__()
+        if not 0 < val_share < 1:
+            raise ValueError(f"data.val_share={val_share} leaves one split empty: use a number between 0 and 1.")
+        self.batch_size = batch_size
+        self.context = context
+        self.max_chars = max_chars
+        self.val_share = val_share
+        self._splits: tuple[CharacterWindows, CharacterWindows] | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and split, once."""
+        if self._splits is not None:
+            return
+        text = stdlib_characters(self.max_chars)
+        self.sha256 = hashlib.sha256(text.numpy().tobytes()).hexdigest()
+        cut = round(len(text) * (1 - self.val_share))
+        train, val = CharacterWindows(text[:cut], self.context), CharacterWindows(text[cut:], self.context)
+        if not 1 <= self.batch_size <= len(train) or not len(val):
+            raise ValueError(
+                f"data.max_chars={self.max_chars} makes {len(train)} training and {len(val)} validation windows of "
+                f"{self.context} characters: use enough for one batch of {self.batch_size} and one window."
+            )
+        self._splits = (train, val)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says of its data: windows in each split, SHA-256 of the characters used, both splits."""
+        train, val = self.splits
+        return {"train_samples": len(train), "val_samples": len(val), "sha256": self.sha256}
+
+    @property
+    def splits(self) -> tuple[CharacterWindows, CharacterWindows]:
+        """Training and validation windows."""
+        self.setup()
+        assert self._splits is not None
+        return self._splits
+
+    def train_dataloader(self) -> Windows:
+        """Shuffled batches of `batch_size`; what is left over of an epoch is dropped."""
+        return DataLoader(self.splits[0], self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> Windows:
+        """All held-out windows, in order."""
+        return DataLoader(self.splits[1], batch_size=64)

@@ -1,0 +1,87 @@
+"""From a composed configuration to the objects of one training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hydra.utils import instantiate
+from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.targets import TargetTimer
+from lwpd_lightning import Code, LWPDStrategy
+from lwpd_lightning.callbacks import ExchangeMonitor
+
+Kind = TypeVar("Kind", bound=Callback)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, ready to train; `code`, `wait_for` and `monitor` are None where the scheme is not one of ours."""
+
+    model: LightningModule
+    data: LightningDataModule
+    trainer: Trainer
+    timer: TargetTimer | None
+    monitor: ExchangeMonitor | None
+    code: Code | None
+    wait_for: int | None
+
+
+def assemble(cfg: DictConfig) -> Job:
+    """Seed, build everything that `cfg` names and load the data; starts no process.
+
+    Raises:
+        ValueError: parts of the configuration do not go together; also as the cause of Hydra's InstantiationException.
+    """
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    strategy = _build(cfg.scheme.strategy)
+    data = _build(cfg.data)
+    model = _build(cfg.model)
+    if model.learns != data.learns:
+        raise ValueError(
+            f"model {type(model).__name__} learns {model.learns}, data {type(data).__name__} holds {data.learns}: "
+            "use model=mlp or cnn with data=digits, model=gpt with data=stdlib_text."
+        )
+    data.setup()
+    callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]
+    trainer = instantiate(cfg.trainer, _convert_="all", _partial_=True)(
+        strategy=strategy, callbacks=callbacks, logger=_build_all(cfg.logger)
+    )
+    code = strategy.code if isinstance(strategy, LWPDStrategy) else None
+    if code is not None and data.batch_size % code.data_parts:
+        raise ValueError(
+            f"data.batch_size={data.batch_size} is not divisible by the code's {code.data_parts} data parts: "
+            f"use a multiple of {code.data_parts}."
+        )
+    return Job(
+        model=model,
+        data=data,
+        trainer=trainer,
+        timer=_only(callbacks, TargetTimer),
+        monitor=_only(callbacks, ExchangeMonitor),
+        code=code,
+        wait_for=strategy.settings.wait_for if isinstance(strategy, LWPDStrategy) else None,
+    )
+
+
+def record_configuration(cfg: DictConfig, job: Job) -> None:
+    """Give every logger the resolved configuration and the facts of the data."""
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    resolved["data"]["facts"] = job.data.facts
+    for logger in job.trainer.loggers:
+        logger.log_hyperparams(resolved)
+
+
+def _build(node: DictConfig) -> Any:
+    return instantiate(node, _convert_="all")
+
+
+def _build_all(nodes: Any) -> list[Any]:
+    # A group may hold plain settings beside its objects, and an object may be switched off with null.
+    return [_build(node) for node in nodes.values() if isinstance(node, DictConfig) and "_target_" in node]
+
+
+def _only(callbacks: list[Callback], kind: type[Kind]) -> Kind | None:
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)

@@ -1,0 +1,128 @@
+"""The table at the end of a run: what the code bought and what it cost, from the run's own figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lwpd_lightning import Code
+
+
+def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:
+    """Print the table of `summary`, a document that `experiments.summary.summarise` made."""
+    table = Table(title=f"what the code bought: {_method(summary)}", title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows(summary, code):
+        table.add_row(name, text)
+    table.add_row("files", str(directory))
+    Console().print(table)
+
+
+def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
+    """(name, text) of each line; a figure that the run did not measure has none."""
+    lines = [("result", _result(summary)), ("time", _time(summary))]
+    if code is not None:
+        lines.append(("any arrivals", _arrivals(code, summary["wait_for"])))
+    if summary["bytes_up"] is not None:
+        lines += [
+            ("upload", _upload(summary)),
+            (
+                "whole run",
+                f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down, all workers together",
+            ),
+            ("waiting", _waiting(summary)),
+            ("staleness", _staleness(summary)),
+            ("inclusion rate", _inclusion(summary["inclusion_rate"])),
+            ("lost workers", _failures(summary["failures"])),
+        ]
+    if code is not None:
+        lines.append(("cost", _cost(code)))
+    return lines
+
+
+def _method(summary: dict[str, Any]) -> str:
+    code = summary["code"]
+    if code is None:
+        return f"scheme {summary['scheme']}, {summary['world_size']} workers"
+    return (
+        f"scheme {summary['scheme']}, n={code['n']} k={code['k']} t={code['t']} "
+        f"(A={code['A']} data parts, B={code['B']} blocks), K={summary['wait_for']}"
+    )
+
+
+def _result(summary: dict[str, Any]) -> str:
+    metric, value = summary["target"]["metric"], summary["target"]["value"]
+    reached = summary["time_to_target_s"]
+    target = f"not reached: {value}" if reached is None else f"{value} reached after {reached:.1f} s"
+    measured = "not measured" if summary.get(metric) is None else f"{summary[metric]:.4f}"
+    return f"{metric} {measured} after {summary['updates']} updates (target {target})"
+
+
+def _time(summary: dict[str, Any]) -> str:
+    if summary["startup_s"] is None:
+        return f"{summary['wall_s']:.1f} s in all"
+    return (
+        f"{summary['wall_s']:.1f} s in all: training {summary['fit_s']:.1f} s, "
+        f"the workers' start-up {summary['startup_s']:.1f} s"
+    )
+
+
+def _arrivals(code: Code, wait_for: int | None) -> str:
+    profile = code.recovery_profile()
+    always = [arrived for arrived, share in profile.items() if share == 1.0]
+    text = (
+        f"the exact gradient can be had from any {min(always)} of {code.n} codewords" if always else "no set is exact"
+    )
+    if wait_for is not None and profile[wait_for] < 1:
+        text += f", and from {profile[wait_for]:.0%} of the sets of K={wait_for}"
+    return text
+
+
+def _upload(summary: dict[str, Any]) -> str:
+    codeword, gradient = summary["bytes_up_per_update_per_worker"], summary["gradient_bytes"]
+    return (
+        f"{_bytes(codeword)} a worker and update, {codeword / gradient:.0%} of the whole gradient ({_bytes(gradient)})"
+    )
+
+
+def _waiting(summary: dict[str, Any]) -> str:
+    return (
+        f"{1000 * summary['wait_s_mean']:.1f} ms an update for {summary['arrivals_mean']:.1f} codewords on average, "
+        f"beside {1000 * summary['compute_s_mean']:.1f} ms of a worker's own computing"
+    )
+
+
+def _staleness(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['late_codewords']} late codewords counted, {summary['dropped_codewords']} dropped; "
+        f"mean {summary['staleness_mean']:.2f}, highest {summary['staleness_max']} updates"
+    )
+
+
+def _inclusion(rates: list[float]) -> str:
+    lowest, highest = min(rates), max(rates)
+    return f"lowest {lowest:.2f} (worker {rates.index(lowest)}), highest {highest:.2f} (worker {rates.index(highest)})"
+
+
+def _failures(failures: list[dict[str, Any]]) -> str:
+    if not failures:
+        return "none"
+    return "; ".join(", ".join(f"{name} {value}" for name, value in failure.items()) for failure in failures)
+
+
+def _cost(code: Code) -> str:
+    shares = [len(code.parts(worker)) / code.data_parts for worker in range(code.n)]
+    extent = f"{min(shares):.0%}" if min(shares) == max(shares) else f"{min(shares):.0%} to {max(shares):.0%}"
+    return f"each worker computes {extent} of every batch; without redundancy {1 / code.n:.0%} would do"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

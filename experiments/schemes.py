@@ -1,0 +1,23 @@
+"""Codes that a scheme derives from the sizes in the `code` group."""
+
+from __future__ import annotations
+
+from lwpd_lightning import Code, local_code
+
+
+def local_code_of_size(n: int, k: int, t: int) -> Code:
+    """Local code with the size of `lwpd_code(n, k, t)`: as many workers, k/t data parts, t blocks.
+
+    Both upload P/t numbers a codeword; a worker of the local one needs a single data part.
+
+    Raises:
+        ValueError: t does not divide k, or no local code has that size.
+
+    >>> code = local_code_of_size(8, 4, 2)
+    >>> code.n, code.data_parts, code.blocks
+    (8, 2, 2)
+    """
+    if t < 1 or k % t:
+        divisors = ", ".join(str(divisor) for divisor in range(1, k + 1) if k % divisor == 0)
+        raise ValueError(f"t={t} does not divide k={k}: use t in {divisors}.")
+    return local_code(n, data_parts=k // t, blocks=t)

@@ -1,0 +1,120 @@
+"""`summary.json`: what one run did, for people and for the tools that compare runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from experiments.job import Job
+
+# Measured by ExchangeMonitor; null for a scheme that has none.
+EXCHANGE = (
+    "bytes_up",
+    "bytes_down",
+    "bytes_up_per_update_per_worker",
+    "staleness_mean",
+    "staleness_max",
+    "inclusion_rate",
+    "failures",
+    "late_codewords",
+    "dropped_codewords",
+    "wait_s_mean",
+    "compute_s_mean",
+    "arrivals_mean",
+    "decoded_share_mean",
+    "startup_s",
+    "fit_s",
+)
+LIBRARIES = ("lwpd-lightning", "torch", "lightning", "numpy", "pyzmq", "hydra-core", "torchmetrics", "wandb")
+
+
+def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: float) -> dict[str, Any]:
+    """Figures of a finished run; every key is always there, null where nothing measured it.
+
+    Args:
+        cfg: the run's configuration.
+        job: what was trained.
+        metrics: of the finished model on the validation data.
+        wall_s: seconds from the start of the job, loading and validation included.
+    """
+    trainer, updates = job.trainer, job.trainer.global_step
+    exchange = job.monitor.summary() if job.monitor else {}
+    return {
+        "task_name": cfg.task_name,
+        "tags": list(cfg.tags),
+        "scheme": cfg.scheme.name,
+        "code": _sizes(job),
+        "wait_for": job.wait_for,
+        "seed": cfg.seed,
+        "world_size": trainer.world_size,
+        "parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
+        "gradient_bytes": sum(p.nbytes for p in job.model.parameters() if p.requires_grad),
+        "data": {"name": type(job.data).__name__, "batch_size": job.data.batch_size, **job.data.facts},
+        "wall_s": wall_s,
+        "val_acc": metrics.get("val_acc"),
+        "val_loss": metrics.get("val_loss"),
+        "val_bpc": metrics.get("val_bpc"),
+        "target": dict(cfg.target),
+        "time_to_target_s": job.timer.reached_s if job.timer else None,
+        **dict.fromkeys(EXCHANGE),
+        **exchange,
+        "updates": updates,
+        "samples": updates * job.data.batch_size,
+        "samples_computed": exchange.get("samples"),  # of all workers: redundancy computes a sample more than once
+        "git_revision": git_revision(),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def _sizes(job: Job) -> dict[str, Any] | None:
+    code = job.code
+    if code is None:
+        return None
+    return {"family": code.family, "n": code.n, "k": code.k, "t": code.t, "A": code.data_parts, "B": code.blocks}
+
+
+def write_atomically(path: Path, document: dict[str, Any]) -> None:
+    """Write JSON so that a reader finds the whole file or none, even when the writer is killed."""
+    text = json.dumps(document, indent=2) + "\n"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout that this code runs from, "-dirty" when changed since; None for an installed package."""
+    source = Path(__file__).resolve().parents[1]
+    # An installed copy may lie inside of somebody else's checkout.
+    if not (source / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Installed version of each library that a result depends on.
+
+    >>> "torch" in versions()
+    True
+    """
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

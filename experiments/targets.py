@@ -1,0 +1,57 @@
+"""Time to a target metric."""
+
+from __future__ import annotations
+
+import operator
+import time
+from typing import Literal
+
+from lightning import Callback, LightningModule, Trainer
+
+
+class TargetTimer(Callback):
+    """Seconds from the start of `fit`, workers' start-up included, to the first validation that reaches a target.
+
+    Args:
+        metric: name of a metric that the model logs in validation.
+        value: the target, in the metric's unit.
+        mode: "max" where the metric has to be at least `value`, "min" where at most.
+
+    Attributes:
+        reached_s: the time in seconds, None while the target has not been reached.
+        best: the best value of the metric so far, None before the first validation.
+
+    Raises:
+        ValueError: `mode` is neither "max" nor "min"; or, at validation, the model does not log `metric`.
+    """
+
+    def __init__(self, metric: str, value: float, mode: Literal["min", "max"]) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"target.mode={mode} is unknown: use min or max.")
+        self.metric = metric
+        self.value = value
+        self.mode = mode
+        self.reached_s: float | None = None
+        self.best: float | None = None
+        self._started = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+        self.reached_s = None
+        self.best = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock when the metric has reached the target for the first time."""
+        # Validation outside of fit judges the finished model; the clock has no say in it.
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.metric not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics))
+            raise ValueError(f"target.metric={self.metric} is not logged by the model: use one of {logged}.")
+        now = float(trainer.callback_metrics[self.metric])
+        at_least_as_good = operator.ge if self.mode == "max" else operator.le
+        if self.best is None or at_least_as_good(now, self.best):
+            self.best = now
+        if self.reached_s is None and at_least_as_good(now, self.value):
+            self.reached_s = time.perf_counter() - self._started

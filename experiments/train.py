@@ -1,0 +1,80 @@
+"""Train a model with coded gradient exchange: `python -m experiments.train`, or `lwpd-train` when installed.
+
+Rank 0 is this process; the strategy starts the other workers and ends them, so what follows reads as single-process
+Lightning code. Files go to a new folder under `outputs/` in the current directory; `summary.json` is the last one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.refusals import refusal
+
+try:
+    import hydra
+except ModuleNotFoundError as error:
+    raise SystemExit(refusal(error)) from error
+
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+
+# A checkout has conf/ beside experiments/; an installation has it inside of the package.
+_SOURCE = Path(__file__).resolve().parents[1] / "conf"
+CONFIG_PATH = str(_SOURCE) if (_SOURCE / "train.yaml").is_file() else "pkg://lwpd_lightning.conf"
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Train and validate what `cfg` describes, write `summary.json` and print what the code bought.
+
+    Returns:
+        The summary.
+
+    Raises:
+        CompactHydraException: the configuration cannot run; its message is one sentence that says why.
+    """
+    # Lightning takes seconds to import, and `--help` needs none of it.
+    from experiments.job import assemble, record_configuration
+    from experiments.report import show
+    from experiments.summary import summarise, write_atomically
+
+    started = time.perf_counter()
+    try:
+        job = assemble(cfg)
+    except Exception as error:
+        sentence = refusal(error)
+        if sentence is None:
+            raise
+        raise CompactHydraException(sentence) from error
+    finished = False
+    try:
+        record_configuration(cfg, job)
+        job.trainer.fit(job.model, datamodule=job.data, ckpt_path=cfg.ckpt_path)
+        metrics = job.trainer.validate(job.model, datamodule=job.data, verbose=False)[0]
+        summary = summarise(cfg, job, dict(metrics), wall_s=time.perf_counter() - started)
+        finished = True
+    finally:
+        _finish_wandb(exit_code=0 if finished else 1)
+    if job.trainer.is_global_zero:
+        directory = Path(cfg.paths.run_dir)
+        write_atomically(directory / "summary.json", summary)
+        show(summary, job.code, directory)
+    return summary
+
+
+def _finish_wandb(exit_code: int) -> None:
+    # The next job of a sweep would go on writing to this one's run.
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish(exit_code=exit_code)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Command line; exit status 1 and one sentence where the configuration cannot run."""
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Every choice under conf/ composes, and every preset becomes a run that could start."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.job import assemble
+
+CONF = Path(__file__).parents[2] / "conf"
+# A leading underscore marks what other files are made of. The job's own folder exists only under Hydra.
+CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
+# What a choice needs beside it to make sense.
+COMPANIONS = {("model", "gpt"): ["data=stdlib_text"], ("data", "stdlib_text"): ["model=gpt"]}
+
+
+@pytest.fixture(autouse=True)
+def hydra_state():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+    GlobalHydra.instance().clear()
+
+
+def composed(tmp_path: Path, *overrides: str) -> DictConfig:
+    return compose("train", overrides=[f"paths.run_dir={tmp_path}", *overrides])
+
+
+def names(group: str) -> list[str]:
+    return [name for of, name in CHOICES if of == group]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_and_resolves(tmp_path, group, name):
+    cfg = composed(tmp_path, f"{group}={name}", *COMPANIONS.get((group, name), []))
+
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+    assert resolved["trainer"]["devices"] == resolved["code"]["n"]
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_preset_assembles(tmp_path, experiment):
+    cfg = composed(tmp_path, f"experiment={experiment}", "logger=csv")
+
+    job = assemble(cfg)
+
+    assert job.trainer.strategy.code.n == cfg.code.n == 8
+    assert job.timer is not None
+    assert job.monitor is not None
+    assert cfg.task_name == experiment
+
+
+@pytest.mark.parametrize("scheme", names("scheme"))
+@pytest.mark.parametrize("size", names("code"))
+def test_every_scheme_has_a_code_of_every_size(tmp_path, scheme, size):
+    cfg = composed(tmp_path, f"scheme={scheme}", f"code={size}")
+
+    code = instantiate(cfg.scheme.strategy.code)
+
+    assert code.n == cfg.code.n
+    frame = code.generator.T @ code.generator
+    torch.testing.assert_close(frame, torch.eye(code.k, dtype=torch.float64) * code.n / code.k)
+    uncoded = scheme in ("sync", "k_async", "k_sync")
+    assert (code.data_parts, code.blocks) == ((code.n, 1) if uncoded else (cfg.code.k // cfg.code.t, cfg.code.t))
+    assert cfg.scheme.strategy.wait_for == (code.n if scheme == "sync" else cfg.code.wait_for)
+
+
+def test_sizes_can_be_given_one_by_one(tmp_path):
+    cfg = composed(tmp_path, "code.n=16", "code.k=8", "code.t=4", "code.wait_for=12")
+
+    assert cfg == composed(tmp_path, "code=lwpd_16_8_4")
+
+
+def test_a_straggler_becomes_a_callback(tmp_path):
+    quiet = assemble(composed(tmp_path, "logger=csv"))
+    slowed = assemble(composed(tmp_path, "logger=csv", "straggler=one_slow"))
+
+    added = {type(callback).__name__ for callback in slowed.trainer.callbacks}
+    added -= {type(callback).__name__ for callback in quiet.trainer.callbacks}
+    assert added == {"StragglerInjector"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["code.t=3"], "t=3 does not divide k=4"),
+        (["scheme=local", "code.t=3"], "t=3 does not divide k=4"),
+        (["data.batch_size=127"], "data.batch_size=127 is not divisible by the code's 2 data parts"),
+        (["data.batch_size=2000"], "data.batch_size=2000 is no batch of 1437 samples"),
+        (["data.val_share=1"], "data.val_share=1.* leaves one split empty"),
+        (["model=gpt"], "model=gpt with data=stdlib_text"),
+        (["data=stdlib_text", "model=gpt", "model.heads=3"], "model.heads=3 does not divide model.width=128"),
+        (["data=stdlib_text", "model=gpt", "data.max_chars=900"], "data.max_chars=900 makes"),
+        (["model=cnn", "model.channels=[8,8,8,8]"], "use one to three convolutions"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_a_sentence(tmp_path, overrides, sentence):
+    from hydra.errors import CompactHydraException
+
+    from experiments.train import run
+
+    with pytest.raises(CompactHydraException, match=sentence) as caught:
+        run(composed(tmp_path, "logger=csv", *overrides))
+
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "summary.json").exists()

@@ -1,0 +1,76 @@
+"""The summary file is whole or absent, and the table says what the summary holds."""
+
+import json
+import subprocess
+
+import pytest
+
+from experiments.report import rows
+from experiments.summary import git_revision, write_atomically
+from lwpd_lightning import lwpd_code
+
+MEASURED = {
+    "scheme": "lwpd",
+    "code": {"family": "lwpd", "n": 8, "k": 4, "t": 2, "A": 2, "B": 2},
+    "wait_for": 4,
+    "target": {"metric": "val_acc", "mode": "max", "value": 0.9},
+    "time_to_target_s": 3.25,
+    "val_acc": 0.9375,
+    "updates": 40,
+    "wall_s": 9.5,
+    "fit_s": 6.5,
+    "startup_s": 1.5,
+    "gradient_bytes": 4000,
+    "bytes_up": 560_000,
+    "bytes_down": 1_234_000,
+    "bytes_up_per_update_per_worker": 2000.0,
+    "staleness_mean": 0.25,
+    "staleness_max": 3,
+    "late_codewords": 11,
+    "dropped_codewords": 0,
+    "inclusion_rate": [1.0, 0.25, 0.75],
+    "failures": [{"worker": 2, "update": 17, "reason": "killed"}],
+    "wait_s_mean": 0.004,
+    "compute_s_mean": 0.002,
+    "arrivals_mean": 4.5,
+}
+
+
+def test_the_table_is_made_of_measured_figures():
+    lines = dict(rows(MEASURED, lwpd_code(8, 4, 2)))
+
+    assert lines["result"] == "val_acc 0.9375 after 40 updates (target 0.9 reached after 3.2 s)"
+    assert lines["upload"] == "2 kB a worker and update, 50% of the whole gradient (4 kB)"
+    assert lines["inclusion rate"] == "lowest 0.25 (worker 1), highest 1.00 (worker 0)"
+    assert lines["lost workers"] == "worker 2, update 17, reason killed"
+    assert lines["staleness"] == "11 late codewords counted, 0 dropped; mean 0.25, highest 3 updates"
+    assert "any 5 of 8 codewords" in lines["any arrivals"]
+    assert lines["cost"].startswith("each worker computes 50% to 100% of every batch")
+
+
+def test_a_run_without_a_coded_exchange_has_no_lines_about_it():
+    plain = {**MEASURED, **dict.fromkeys(["code", "bytes_up", "startup_s", "time_to_target_s", "val_acc"])}
+
+    lines = dict(rows(plain, None))
+
+    assert set(lines) == {"result", "time"}
+    assert lines["result"] == "val_acc not measured after 40 updates (target not reached: 0.9)"
+
+
+def test_a_document_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "summary.json"
+    write_atomically(path, {"updates": 1})
+
+    with pytest.raises(TypeError):
+        write_atomically(path, {"updates": 2, "broken": object()})
+
+    assert json.loads(path.read_text()) == {"updates": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_revision_is_the_checkouts():
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        pytest.skip("not a git checkout")
+
+    assert git_revision().removesuffix("-dirty") == head.stdout.strip()
