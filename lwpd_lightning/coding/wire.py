@@ -74,7 +74,7 @@ class _Float(WireFormat):
 class _Int8(WireFormat):
     """ceil(d/1024) float32 scales (each chunk's absmax / 127), then d signed bytes.
 
-    A chunk that holds a value that is not finite has the scale NaN, so that all of it arrives as NaN.
+    A chunk that holds a value that is not finite has an infinite or NaN scale and bytes of 0: all of it arrives as NaN.
     """
 
     name = "int8"
@@ -91,8 +91,8 @@ class _Int8(WireFormat):
         header = self.nbytes(size) - size
         values = torch.nn.functional.pad(codeword.detach().float(), (0, -size % _CHUNK)).view(-1, _CHUNK)
         scales = values.abs().amax(dim=1) / 127
-        scales = torch.where(scales.isfinite(), scales, torch.nan)
-        # A zero scale (a chunk of zeros, or too small to divide) and a NaN one must not reach the cast to int8.
+        # What is not in -127..127 would be cast to any byte: a division by zero (a chunk of zeros) or by NaN, a quotient
+        # by a subnormal scale, which is coarse, and 127 plus noise.
         levels = values / torch.where(scales > 0, scales, torch.inf)[:, None]
         if self._generator is None:
             levels.round_()

@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lwpd_lightning.coding.decoders import (
     block_coefficients,
@@ -143,19 +141,21 @@ def test_least_squares_is_exact_for_every_5_of_8():
         torch.testing.assert_close(least_squares_coefficients(code, arrived).T @ codewords, gradient(code, theta))
 
 
+def every_set(code):
+    return [list(s) for K in range(1, code.n + 1) for s in itertools.combinations(range(code.n), K)]
+
+
 @over_codes
-@settings(deadline=None, max_examples=15)
-@given(data=st.data())
-def test_least_squares_is_exact_just_where_decodable_and_never_worse_than_projective(code, data):
-    arrived = data.draw(st.lists(st.integers(0, code.n - 1), min_size=1, unique=True))
-    rows = code.generator[arrived]
-    error = least_squares_coefficients(code, arrived).T @ rows - wanted(code)
-    assert decodable(code, arrived) == torch.allclose(error, torch.zeros_like(error), atol=1e-10)
-    # Normal equations: what is left is orthogonal to all that arrived.
-    torch.testing.assert_close(error @ rows.T, torch.zeros(code.blocks, len(arrived), dtype=torch.float64))
-    coefficients = torch.stack([block_coefficients(code, worker) for worker in arrived])
-    projective = (projective_weights(code, arrived)[:, None] * coefficients).T @ rows - wanted(code)
-    assert error.norm() <= projective.norm() + 1e-12
+def test_least_squares_is_exact_just_where_decodable_and_never_worse_than_projective(code):
+    for arrived in every_set(code):
+        rows = code.generator[arrived]
+        error = least_squares_coefficients(code, arrived).T @ rows - wanted(code)
+        assert decodable(code, arrived) == torch.allclose(error, torch.zeros_like(error), atol=1e-10)
+        # Normal equations: what is left is orthogonal to all that arrived.
+        torch.testing.assert_close(error @ rows.T, torch.zeros(code.blocks, len(arrived), dtype=torch.float64))
+        coefficients = torch.stack([block_coefficients(code, worker) for worker in arrived])
+        projective = (projective_weights(code, arrived)[:, None] * coefficients).T @ rows - wanted(code)
+        assert error.norm() <= projective.norm() + 1e-12
 
 
 @over_codes
@@ -165,17 +165,14 @@ def test_with_all_alive_the_live_coefficients_are_the_projective_ones(code):
 
 
 @over_codes
-@settings(deadline=None, max_examples=15)
-@given(data=st.data())
-def test_the_live_codewords_sum_to_the_exact_gradient_wherever_they_span_it(code, data):
-    live = data.draw(st.sets(st.integers(0, code.n - 1), min_size=1))
+def test_the_live_codewords_sum_to_the_exact_gradient_wherever_they_span_it(code):
     theta = tasks(code)
-    coefficients = live_coefficients(code, live)
-    assert coefficients.shape == (code.n, code.blocks)
-    dead = [worker for worker in range(code.n) if worker not in live]
-    assert not coefficients[dead].any()
-    total = coefficients.T @ (code.generator @ theta)
-    assert decodable(code, sorted(live)) == torch.allclose(total, gradient(code, theta), rtol=1e-9, atol=1e-9)
+    for live in every_set(code):
+        coefficients = live_coefficients(code, set(live))
+        assert coefficients.shape == (code.n, code.blocks)
+        assert not coefficients[[worker for worker in range(code.n) if worker not in live]].any()
+        total = coefficients.T @ (code.generator @ theta)
+        assert decodable(code, live) == torch.allclose(total, gradient(code, theta), rtol=1e-9, atol=1e-9)
 
 
 def test_the_live_coefficients_of_uncoded_are_the_mean_over_what_is_left():

@@ -82,6 +82,13 @@ def test_int8_is_within_its_step_of_every_value(values, repeats, stochastic):
         assert float(wrong.max()) <= step * (1 if stochastic else 0.5) * (1 + 1e-4) + 1e-42  # scales may be subnormal
 
 
+def test_a_scale_that_rounds_down_does_not_wrap_the_largest_value():
+    smallest = 2.0**-149
+    codeword = torch.tensor([190 * smallest, -190 * smallest])  # absmax / 127 rounds to one smallest number
+    wire = wire_format("int8")
+    assert wire.unpack(wire.pack(codeword), 2).tolist() == [127 * smallest, -127 * smallest]
+
+
 def test_each_chunk_has_its_own_scale_and_zeros_stay_zero():
     codeword = torch.cat((torch.zeros(1024), 1e-6 * torch.ones(1024), 1e6 * torch.ones(10)))
     for wire in (wire_format("int8"), wire_format("int8", "stochastic", seeded())):
