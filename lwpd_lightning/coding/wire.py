@@ -91,14 +91,14 @@ class _Int8(WireFormat):
         header = self.nbytes(size) - size
         values = torch.nn.functional.pad(codeword.detach().float(), (0, -size % _CHUNK)).view(-1, _CHUNK)
         scales = values.abs().amax(dim=1) / 127
-        # What is not in -127..127 would be cast to any byte: a division by zero (a chunk of zeros) or by NaN, a quotient
-        # by a subnormal scale, which is coarse, and 127 plus noise.
-        levels = values / torch.where(scales > 0, scales, torch.inf)[:, None]
+        levels = values / scales[:, None]
         if self._generator is None:
             levels.round_()
         else:
             noise = torch.rand(levels.shape, generator=self._generator, device=levels.device)
             levels.add_(noise).floor_()
+        # The cast of anything else is undefined: 0/0 in a chunk of zeros, NaN, a quotient by a subnormal (coarse) scale,
+        # 127 plus noise.
         levels = levels.nan_to_num_(nan=0.0).clamp_(-127, 127)
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
         payload[:header].view(torch.float32).copy_(scales)
