@@ -97,8 +97,8 @@ class _Int8(WireFormat):
         else:
             noise = torch.rand(levels.shape, generator=self._generator, device=levels.device)
             levels.add_(noise).floor_()
-        # The cast of anything else is undefined: 0/0 in a chunk of zeros, NaN, a quotient by a subnormal (coarse) scale,
-        # 127 plus noise.
+        # The cast of anything else is undefined: 0/0 in a chunk of zeros, NaN, a quotient by a subnormal scale
+        # (coarse), 127 plus noise.
         levels = levels.nan_to_num_(nan=0.0).clamp_(-127, 127)
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
         payload[:header].view(torch.float32).copy_(scales)
