@@ -34,14 +34,17 @@ class CodewordComputation:
         worker: this worker's row.
         blocks: layout of the trainable parameters.
         seed: keys the randomness of all data parts of the run.
+        codeword: (d,) buffer to encode into; None: one of its own.
     """
 
-    def __init__(self, trainer: pl.Trainer, code: Code, worker: int, blocks: BlockMap, seed: int) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, code: Code, worker: int, blocks: BlockMap, seed: int, codeword: Tensor | None = None
+    ) -> None:
         self.blocks = blocks
         self.parts = code.parts(worker)
         self._trainer, self._worker, self._seed = trainer, worker, seed
         self._rows = {part: code.coefficients(worker)[part].tolist() for part in self.parts}
-        self._codeword = blocks.codeword()
+        self._codeword = blocks.codeword() if codeword is None else codeword
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
         self._losses: list[float] = []
@@ -102,7 +105,7 @@ class CodewordComputation:
             codeword=self._codeword,
             touched=[position in touched for position in range(len(self.blocks.parameters))],
             loss=sum(self._losses) / len(self._losses),
-            samples=batch.part_samples * len(self.parts),
+            samples=batch.part_samples,
             compute_s=time.monotonic() - self._started,
             statistics=statistics,
         )

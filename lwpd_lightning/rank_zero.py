@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +16,11 @@ from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange import rendezvous
+from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.coordinator import Coordinator, Failure, Update
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.rule import ArrivalRule
+from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
 from lwpd_lightning.settings import ExchangeSettings
@@ -59,6 +62,7 @@ class CodedFit:
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
         self._own = None if settings.dedicated_coordinator else 0
         self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
+        self._wire = settings.wire(self._blocks.dtype, loader.seed)
         self._computation = (
             CodewordComputation(trainer, settings.code, self._own, self._blocks, loader.seed)
             if self._own is not None
@@ -98,7 +102,7 @@ class CodedFit:
             self._workers = rerun_workers(local, self._rerun_environment(meeting))
         else:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
-            assert listener is None or not spans
+            meeting = self._shared(meeting)
             self._workers = fork_workers(local, self._forked_work(meeting, listener))
         self._coordinator = self._coordinate(meeting, listener)
         self._coordinator.admit()
@@ -184,7 +188,6 @@ class CodedFit:
     def _coordinate(self, meeting: Meeting, listener: Any) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module
         assert settings.code is not None and settings.wait_for is not None
-        wire = settings.wire(self._blocks.dtype, self._loader.seed)
         workers = [worker for worker in range(settings.code.n) if worker != self._own]
         hub = Hub(
             meeting.run_key,
@@ -212,13 +215,23 @@ class CodedFit:
             rule=rule,
             blocks=self._blocks,
             model=module,
-            wire=wire,
-            run_id=meeting.run_key.run_id(self._generation),
+            wire=self._wire,
+            messages=meeting.messages,
             first_version=self._trainer.global_step,
             min_workers=settings.min_workers if settings.min_workers is not None else min(2, settings.code.n),
             timeout_s=settings.timeout_s,
             exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
         )
+
+    def _shared(self, meeting: Meeting) -> Meeting:
+        """The meeting with memory for all that travels between rank 0 and its forks."""
+        code, module, device = self._settings.code, self._trainer.lightning_module, self._blocks.device
+        assert code is not None
+        codeword = self._wire.nbytes(self._blocks.block_size)
+        state = StateLayout.per_version(module, device).nbytes
+        everything = StateLayout.everything(module, device).nbytes
+        arena = Arena([codeword] * code.n + [everything] + [state] * (code.n + 2))
+        return replace(meeting, arena=arena, slots={worker: arena.take(codeword) for worker in range(code.n)})
 
     def _forked_work(self, meeting: Meeting, listener: Any) -> Callable[[int], None]:
         def work(rank: int) -> None:

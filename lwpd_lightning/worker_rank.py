@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
-from torch import nn
+from torch import Tensor, nn
 
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.coding.wire import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
+from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.coordinator import Contribution
 from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Spoke
@@ -39,12 +41,28 @@ _HEADROOM_BYTES = 1 << 20  # header, layout digests, tracebacks
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where and under which key the ranks of a fit meet."""
+    """Where and under which key the ranks of a fit meet; forked ones also by what memory.
+
+    Attributes:
+        run_key: the run's secret.
+        host: address of the store.
+        port: its port.
+        generation: which fit of the run it is.
+        arena: memory shared with forked workers.
+        slots: for each forked worker, where in the arena its packed codeword goes.
+    """
 
     run_key: RunKey
     host: str
     port: int
     generation: int
+    arena: Arena | None = None
+    slots: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> Messages:
+        """Packs and reads the messages of the fit."""
+        return Messages(self.run_key.run_id(self.generation), self.arena)
 
 
 def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
@@ -65,7 +83,10 @@ def serve(
         blocks = BlockMap(module.parameters(), settings.code.blocks)
         loader = loader.for_worker(settings.code.parts(worker), seed)
         wire = settings.wire(blocks.dtype, derive_seed(seed, worker))
-        computation = CodewordComputation(trainer, settings.code, worker, blocks, seed)
+        slot = meeting.slots.get(worker)
+        in_place = slot is not None and wire.name == str(blocks.dtype).removeprefix("torch.")
+        codeword = slot.view(blocks.dtype) if slot is not None and in_place else None
+        computation = CodewordComputation(trainer, settings.code, worker, blocks, seed, codeword)
         spoke = Spoke(
             meeting.run_key,
             worker,
@@ -93,7 +114,8 @@ def serve(
             model=module,
             wire=wire,
             feedback=ErrorFeedback(wire) if settings.error_feedback else None,
-            run_id=meeting.run_key.run_id(meeting.generation),
+            messages=meeting.messages,
+            slot=slot,
             timeout_s=settings.timeout_s,
         ).run(compute)
     finally:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import zmq
 from torch import Tensor, nn
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
+from lwpd_lightning.exchange.message import Messages, words
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.transport import Hub, LinkLost, Message, Payload
+from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class Contribution:
         codeword: (d,) tensor.
         touched: for each trainable parameter, whether it got a gradient.
         loss: mean loss over the worker's data parts.
-        samples: samples in these parts.
+        samples: samples in one data part.
         compute_s: seconds from receiving the version to the finished codeword.
         statistics: packed normalisation statistics (`StateLayout.statistics`).
     """
@@ -73,7 +72,24 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Update:
-    """One closed update, as it is logged. Times in seconds, traffic in bytes over all links."""
+    """One closed update, as it is logged. Times in seconds, traffic in bytes over all links.
+
+    Attributes:
+        version: the version that it steps from.
+        epoch: epoch of its batch.
+        batch_index: index of its batch in the epoch.
+        arrivals: the codewords that counted.
+        loss: mean loss over the contributors.
+        samples: samples in the distinct data parts that the contributors computed.
+        wait_s: from the end of the coordinator's own computing to the closing.
+        compute_s: mean computing time of the contributors.
+        bytes_up: received since the last update closed.
+        bytes_down: sent since then.
+        decoded_share: share of the k task directions that the arrivals span.
+        dropped: codewords that came too stale to count.
+        live: workers that live.
+        inclusion: for each worker, the share of updates so far in which it counted.
+    """
 
     version: int
     epoch: int
@@ -116,7 +132,7 @@ class Coordinator:
         blocks: layout of the trainable parameters.
         model: the module that is trained.
         wire: how codewords are packed.
-        run_id: 16 bytes that every header of this fit carries.
+        messages: packs and reads this fit's messages.
         first_version: number of the first version that is published.
         min_workers: fewer live workers than this, the coordinator's own included, end the run.
         timeout_s: longest wait for one update.
@@ -131,14 +147,14 @@ class Coordinator:
         blocks: BlockMap,
         model: nn.Module,
         wire: WireFormat,
-        run_id: bytes,
+        messages: Messages,
         first_version: int,
         min_workers: int,
         timeout_s: float,
         exited: Callable[[int, float], str | None],
     ) -> None:
         self.failures: list[Failure] = []
-        self._hub, self._rule, self._blocks, self._wire, self._run_id = hub, rule, blocks, wire, run_id
+        self._hub, self._rule, self._blocks, self._wire, self._messages = hub, rule, blocks, wire, messages
         self.version = first_version - 1
         self._min_workers, self._timeout_s, self._exited = min_workers, timeout_s, exited
         device = blocks.device
@@ -148,14 +164,16 @@ class Coordinator:
         self._flat = blocks.zeros()
         self._staging = Staging(device)
         self._idle: set[int] = set()
-        self._snapshots: deque[tuple[Tensor, list[zmq.MessageTracker]]] = deque()
-        self._published: tuple[bytes, Tensor, list[zmq.MessageTracker]] | None = None
+        # A worker reads a snapshot until its codeword is here, so there are at most n + 1 of them.
+        self._snapshots: list[Tensor] = []
+        self._reading: dict[int, Tensor] = {}
+        self._published: tuple[Header, Tensor] | None = None
         self._open: _Open | None = None
         self._bytes_up = self._bytes_down = 0
 
     def admit(self) -> None:
         """Start-up barrier: wait until every live worker has joined, and send each the whole state."""
-        everything = self._everything.buffer()
+        everything = self._buffer(self._everything)
         self._everything.pack(everything)
         others = self._rule.live - {self._rule.always}
         deadline = time.monotonic() + self._timeout_s
@@ -169,12 +187,12 @@ class Coordinator:
                 if isinstance(event, LinkLost):
                     self._lose(event.worker)
                     continue
-                header, (digest, _) = self._read(event)
+                header, payload, _ = self._messages.read(event.frames)
                 if header.op is Op.FAILURE:
-                    raise WorkerFailed(bytes(digest).decode(errors="replace"))
-                if header.op is Op.JOIN and bytes(digest) != self._everything.digest():
+                    raise WorkerFailed(words(payload))
+                if header.op is not Op.JOIN or bytes(payload.tolist()) != self._everything.digest():
                     raise WorkerFailed(f"worker {event.worker} built another model: parameter shapes or dtypes differ.")
-                self._send(event.worker, self._header(Op.STATE, sizes=(everything.numel(), 0)), everything)
+                self._send(event.worker, Op.STATE, everything)
                 self._idle.add(event.worker)
 
     def publish(self, epoch: int, batch_index: int, *, void_older: bool = False) -> None:
@@ -186,13 +204,12 @@ class Coordinator:
             void_older: nothing computed on older versions may count (the model changed outside the optimizer step).
         """
         self.version += 1
-        snapshot, trackers = self._free_snapshot()
+        snapshot = self._free_snapshot()
         self._per_version.pack(snapshot)
         header = Header(
-            Op.PARAMETERS, self._run_id, COORDINATOR, version=self.version, epoch=epoch, batch_index=batch_index,
-            sizes=(snapshot.numel(), 0),
-        )  # fmt: skip
-        self._published = (header.pack(), snapshot, trackers)
+            Op.PARAMETERS, self._messages.run_id, COORDINATOR, self.version, epoch=epoch, batch_index=batch_index
+        )
+        self._published = header, snapshot
         self._flat.zero_()
         self._open = _Open(epoch, batch_index, self._flat)
         self._rule.open(self.version, time.monotonic(), void_older=void_older)
@@ -202,7 +219,7 @@ class Coordinator:
     def unchanged_since_publication(self) -> bool:
         """Whether the model still holds the values that were published last."""
         assert self._published is not None
-        now = self._per_version.buffer()
+        now = torch.empty_like(self._published[1])
         self._per_version.pack(now)
         return torch.equal(now, self._published[1])
 
@@ -234,7 +251,7 @@ class Coordinator:
     def stop(self) -> None:
         """Tell every worker that the fit is over and close the links."""
         for worker in self._rule.live - {self._rule.always}:
-            self._hub.send(worker, [self._header(Op.STOP), b"", b""])
+            self._send(worker, Op.STOP)
         self._hub.close()
 
     def _handle(self, event: Message | LinkLost) -> None:
@@ -242,34 +259,34 @@ class Coordinator:
             self._lose(event.worker)
             return
         if event.worker not in self._rule.live:
-            self._hub.send(event.worker, [self._header(Op.STOP), b"", b""])
+            self._send(event.worker, Op.STOP)
             return
         try:
-            header, (payload, rest) = self._read(event)
+            header, payload, rest = self._messages.read(event.frames)
             if header.op is Op.FAILURE:
-                raise WorkerFailed(bytes(payload).decode(errors="replace"))
+                raise WorkerFailed(words(payload))
             contribution = self._contribution(header, payload, rest)
         except ProtocolError as error:
             self._lose(event.worker, str(error))
             return
-        self._bytes_up += event.nbytes
+        self._bytes_up += event.frames[0].nbytes + payload.numel() + rest.numel()
+        self._reading.pop(event.worker, None)
         self._idle.add(event.worker)
         if not self._count(event.worker, header.version, contribution):
             assert self._open is not None
             self._open.dropped += 1
             self._send_published(event.worker)  # it gets fresh parameters at once
 
-    def _contribution(self, header: Header, payload: memoryview, rest: memoryview) -> Contribution:
+    def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
         expected = (Op.CODEWORD, self._wire.code, self._blocks.block_size)
         if (header.op, header.wire, header.elements) != expected:
-            raise ProtocolError(f"sent op {header.op} with {header.elements} elements of wire dtype {header.wire}")
-        sizes = (self._wire.nbytes(self._blocks.block_size), self._statistics.nbytes + len(self._blocks.parameters))
-        if (payload.nbytes, rest.nbytes) != sizes:
-            raise ProtocolError(f"sent {payload.nbytes} and {rest.nbytes} bytes where {sizes} belong")
-        codeword = self._staging.to_device(torch.frombuffer(payload, dtype=torch.uint8))
-        statistics, touched = torch.frombuffer(rest, dtype=torch.uint8).split([self._statistics.nbytes, sizes[1] - self._statistics.nbytes])
+            raise ProtocolError(f"op {header.op} with {header.elements} elements of wire dtype {header.wire}")
+        sizes = [self._statistics.nbytes, len(self._blocks.parameters)]
+        if payload.numel() != self._wire.nbytes(self._blocks.block_size) or rest.numel() != sum(sizes):
+            raise ProtocolError(f"a codeword of {payload.numel()} bytes with {rest.numel()} bytes beside it")
+        statistics, touched = rest.split(sizes)
         return Contribution(
-            codeword=self._wire.unpack(codeword, self._blocks.block_size),
+            codeword=self._wire.unpack(self._staging.to_device(payload), self._blocks.block_size),
             touched=touched.bool().tolist(),
             loss=header.loss,
             samples=header.samples,
@@ -291,7 +308,7 @@ class Coordinator:
         update.touched = touched if update.touched is None else update.touched | touched
         update.losses.append(contribution.loss)
         update.compute_s.append(contribution.compute_s)
-        update.samples += contribution.samples
+        update.samples = contribution.samples
         if self._statistics.nbytes:
             update.statistics.append(contribution.statistics)
         return True
@@ -300,6 +317,7 @@ class Coordinator:
         update, rule = self._open, self._rule
         assert update is not None and update.touched is not None
         arrivals = rule.arrivals
+        parts = {part for arrival in arrivals for part in rule.code.parts(arrival.worker)}
         decoding = rule.close()
         for worker, codeword in update.held.items():
             self._blocks.accumulate(update.flat, decoding.held[worker], codeword)
@@ -311,7 +329,7 @@ class Coordinator:
             batch_index=update.batch_index,
             arrivals=arrivals,
             loss=sum(update.losses) / len(update.losses),
-            samples=update.samples,
+            samples=update.samples * len(parts),
             wait_s=time.monotonic() - started,
             compute_s=sum(update.compute_s) / len(update.compute_s),
             bytes_up=self._bytes_up,
@@ -330,6 +348,7 @@ class Coordinator:
             return
         self._rule.lose(worker)
         self._idle.discard(worker)
+        self._reading.pop(worker, None)
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))
         log.warning("Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason)
@@ -339,41 +358,29 @@ class Coordinator:
                 f"lost: {[failure.worker for failure in self.failures]}."
             )
 
-    def _read(self, message: Message) -> tuple[Header, tuple[memoryview, memoryview]]:
-        if len(message.frames) != 3:
-            raise ProtocolError(f"sent {len(message.frames)} frames instead of 3")
-        head, first, second = message.frames
-        header = Header.unpack(bytes(head), run_id=self._run_id)
-        if header.sizes != (first.nbytes, second.nbytes) or header.worker != message.worker:
-            raise ProtocolError(f"sent a header of worker {header.worker} with sizes {header.sizes}")
-        return header, (first, second)
-
-    def _header(self, op: Op, sizes: tuple[int, int] = (0, 0)) -> bytes:
-        return Header(op, self._run_id, COORDINATOR, sizes=sizes).pack()
-
-    def _send(self, worker: int, header: bytes, payload: Tensor) -> zmq.MessageTracker | None:
-        frames: list[Payload] = [header, payload.numpy().data, b""]
-        self._bytes_down += len(header) + payload.numel()
-        return self._hub.send(worker, frames, track=True)
+    def _send(self, worker: int, op: Op, payload: Tensor | None = None) -> None:
+        header = Header(op, self._messages.run_id, COORDINATOR)
+        self._hub.send(worker, self._messages.pack(header) if payload is None else self._messages.pack(header, payload))
 
     def _send_published(self, worker: int) -> None:
         assert self._published is not None
-        header, snapshot, trackers = self._published
-        tracker = self._send(worker, header, snapshot)
-        if tracker is not None:
-            trackers.append(tracker)
+        header, snapshot = self._published
+        frames = self._messages.pack(header, snapshot)
+        self._bytes_down += len(frames[0]) + snapshot.numel()
+        self._hub.send(worker, frames)
         self._idle.discard(worker)
+        self._reading[worker] = snapshot
 
-    def _free_snapshot(self) -> tuple[Tensor, list[zmq.MessageTracker]]:
-        """A buffer that ZeroMQ no longer reads: there are never more than one for each worker and two beside."""
-        if self._published is not None:
-            self._snapshots.append(self._published[1:])
-        for _ in range(len(self._snapshots)):
-            snapshot, trackers = self._snapshots.popleft()
-            if all(tracker.done for tracker in trackers):
-                return snapshot, []
-            self._snapshots.append((snapshot, trackers))
-        return self._per_version.buffer(), []
+    def _buffer(self, layout: StateLayout) -> Tensor:
+        return layout.buffer() if self._messages.arena is None else self._messages.arena.take(layout.nbytes)
+
+    def _free_snapshot(self) -> Tensor:
+        read = {id(snapshot) for snapshot in self._reading.values()}
+        for snapshot in self._snapshots:
+            if id(snapshot) not in read:
+                return snapshot
+        self._snapshots.append(self._buffer(self._per_version))
+        return self._snapshots[-1]
 
     def _check_deadline(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 MAGIC = b"LWPD"
 PROTOCOL_VERSION = 1
 COORDINATOR = 0xFFFF_FFFF
+INLINE = -1
 
 # magic, protocol, op, wire dtype, run id, worker, version, epoch, batch index, loss, compute seconds,
-# samples, codeword elements, bytes of the first payload frame, bytes of the second.
-_LAYOUT = struct.Struct("<4sHBB16sIqIIddIQQQ")
+# samples, codeword elements, payload's offset in the arena, bytes of the first payload, bytes of the second.
+_LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqQQ")
 
 
 class ProtocolError(RuntimeError):
@@ -43,10 +44,11 @@ class Header:
         batch_index: index of the batch in its epoch.
         loss: mean loss over the worker's data parts.
         compute_s: seconds that the worker computed.
-        samples: samples in its data parts.
+        samples: samples in one of its data parts.
         wire: wire dtype of the codeword (`WireFormat.code`).
         elements: elements of the codeword.
-        sizes: bytes of the two payload frames.
+        offset: where the first payload lies in the arena that the peers share; INLINE: in its frame.
+        sizes: bytes of the two payloads.
     """
 
     op: Op
@@ -60,10 +62,11 @@ class Header:
     samples: int = 0
     wire: int = 0
     elements: int = 0
+    offset: int = INLINE
     sizes: tuple[int, int] = (0, 0)
 
     def pack(self) -> bytes:
-        """The header as ``Header.SIZE`` little-endian bytes.
+        """The header as little-endian bytes, always equally many.
 
         >>> header = Header(Op.STOP, run_id=bytes(16), worker=0)
         >>> Header.unpack(header.pack(), run_id=bytes(16)) == header
@@ -71,7 +74,7 @@ class Header:
         """
         return _LAYOUT.pack(
             MAGIC, PROTOCOL_VERSION, self.op, self.wire, self.run_id, self.worker, self.version, self.epoch,
-            self.batch_index, self.loss, self.compute_s, self.samples, self.elements, *self.sizes,
+            self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.offset, *self.sizes,
         )  # fmt: skip
 
     @classmethod
@@ -79,9 +82,7 @@ class Header:
         """Read a header back; raises ProtocolError for another magic, protocol, run, op or length."""
         if len(frame) != _LAYOUT.size:
             raise ProtocolError(f"a header has {_LAYOUT.size} bytes, this one {len(frame)}")
-        (magic, protocol, op, wire, run, worker, version, epoch, index, loss, compute_s, samples, elements, *sizes) = (
-            _LAYOUT.unpack(frame)
-        )
+        magic, protocol, op, wire, run, *fields, first, second = _LAYOUT.unpack(frame)
         if magic != MAGIC or protocol != PROTOCOL_VERSION:
             raise ProtocolError(f"magic {magic!r} protocol {protocol}, expected {MAGIC!r} {PROTOCOL_VERSION}")
         if run != run_id:
@@ -90,6 +91,8 @@ class Header:
             known = Op(op)
         except ValueError:
             raise ProtocolError(f"unknown op {op}") from None
+        worker, version, epoch, batch_index, loss, compute_s, samples, elements, offset = fields
         return cls(
-            known, run, worker, version, epoch, index, loss, compute_s, samples, wire, elements, (sizes[0], sizes[1])
-        )
+            known, run, worker, version, epoch, batch_index, loss, compute_s, samples, wire, elements, offset,
+            sizes=(first, second),
+        )  # fmt: skip

@@ -30,11 +30,6 @@ class Message:
     worker: int
     frames: list[memoryview]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all frames."""
-        return sum(frame.nbytes for frame in self.frames)
-
 
 @dataclass(frozen=True)
 class LinkLost:
@@ -85,21 +80,19 @@ class Hub:
         """Whether a CURVE client may connect (called by pyzmq's authenticator): only this run's workers may."""
         return key.decode() in self._by_key
 
-    def send(self, worker: int, frames: Sequence[Payload], *, track: bool = False) -> zmq.MessageTracker | None:
-        """Queue a message without waiting; returns a tracker that is done when the buffers may be written again.
+    def send(self, worker: int, frames: Sequence[Payload]) -> None:
+        """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
 
-        Large frames are not copied. Returns None without sending when the worker has no link.
+        Nothing is sent to a worker that has no link; `events` reports, or has reported, that it is lost.
         """
         identity = self._identity.get(worker)
         if identity is None:
-            return None
+            return
         try:
-            tracker = self._router.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False, track=track)
+            self._router.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
-            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                return None  # the monitor reports the lost link
-            raise
-        return tracker
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
 
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
         """Yield everything that is there, one at a time; wait for the first thing up to ``timeout_s`` seconds."""

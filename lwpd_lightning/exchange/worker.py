@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import ErrorFeedback, WireFormat
 from lwpd_lightning.exchange.coordinator import Contribution
-from lwpd_lightning.exchange.header import Header, Op, ProtocolError
+from lwpd_lightning.exchange.header import Header, Op
+from lwpd_lightning.exchange.message import Messages, text
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Spoke
@@ -41,7 +42,8 @@ class Worker:
         model: the module whose state the coordinator sends.
         wire: how codewords are packed.
         feedback: carries what packing lost into the next codeword; None: it stays lost.
-        run_id: 16 bytes that every header of this fit carries.
+        messages: packs and reads this fit's messages.
+        slot: where in shared memory the packed codeword goes; None: it is sent through the link.
         timeout_s: longest silence of the coordinator (it validates between updates).
     """
 
@@ -54,11 +56,12 @@ class Worker:
         model: nn.Module,
         wire: WireFormat,
         feedback: ErrorFeedback | None,
-        run_id: bytes,
+        messages: Messages,
+        slot: Tensor | None,
         timeout_s: float,
     ) -> None:
         self._spoke, self._worker, self._blocks, self._wire = spoke, worker, blocks, wire
-        self._feedback, self._run_id, self._timeout_s = feedback, run_id, timeout_s
+        self._feedback, self._messages, self._slot, self._timeout_s = feedback, messages, slot, timeout_s
         self._everything = StateLayout.everything(model, blocks.device)
         self._per_version = StateLayout.per_version(model, blocks.device)
         self._staging = Staging(blocks.device)
@@ -69,11 +72,11 @@ class Worker:
         Raises:
             CoordinatorLost: the link ended without a word.
         """
-        self._post(Op.JOIN, self._everything.digest())
+        self._post(Op.JOIN, torch.tensor(list(self._everything.digest()), dtype=torch.uint8))
         while True:
             frames = self._spoke.receive(self._timeout_s)
             try:
-                header, payload = self._read(frames)
+                header, payload, _ = self._messages.read(frames)
                 if header.op is Op.STOP:
                     return
                 if header.op is Op.STATE:
@@ -82,7 +85,7 @@ class Worker:
                 self._per_version.unpack(payload)
                 self._answer(header, compute(Assignment(header.version, header.epoch, header.batch_index)))
             except BaseException:
-                self._post(Op.FAILURE, f"worker {self._worker} failed:\n{traceback.format_exc()}".encode())
+                self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
                 raise
 
     def _answer(self, asked: Header, contribution: Contribution) -> None:
@@ -92,25 +95,16 @@ class Worker:
         packed = self._wire.pack(codeword)
         if self._feedback is not None:
             self._feedback.update(codeword, packed)
-        body = self._staging.to_host(packed)
-        rest = torch.cat([contribution.statistics, torch.tensor(contribution.touched, dtype=torch.uint8)])
+        if self._slot is None:
+            packed = self._staging.to_host(packed)
+        elif packed.data_ptr() != self._slot.data_ptr():
+            packed = self._slot.copy_(packed)
+        touched = torch.tensor(contribution.touched, dtype=torch.uint8)
         header = Header(
-            Op.CODEWORD, self._run_id, self._worker, version=asked.version, epoch=asked.epoch,
-            batch_index=asked.batch_index, loss=contribution.loss, compute_s=contribution.compute_s,
-            samples=contribution.samples, wire=self._wire.code, elements=self._blocks.block_size,
-            sizes=(body.numel(), rest.numel()),
+            Op.CODEWORD, self._messages.run_id, self._worker, asked.version, asked.epoch, asked.batch_index,
+            contribution.loss, contribution.compute_s, contribution.samples, self._wire.code, self._blocks.block_size,
         )  # fmt: skip
-        self._spoke.send([header.pack(), body.numpy().data, rest.numpy().data])
+        self._spoke.send(self._messages.pack(header, packed, torch.cat([contribution.statistics, touched])))
 
-    def _read(self, frames: list[memoryview]) -> tuple[Header, torch.Tensor]:
-        if len(frames) != 3:
-            raise ProtocolError(f"{len(frames)} frames instead of 3")
-        header = Header.unpack(bytes(frames[0]), run_id=self._run_id)
-        if header.sizes[0] != frames[1].nbytes:
-            raise ProtocolError(f"{frames[1].nbytes} bytes where the header says {header.sizes[0]}")
-        payload = torch.frombuffer(frames[1], dtype=torch.uint8) if frames[1].nbytes else torch.empty(0)
-        return header, payload
-
-    def _post(self, op: Op, body: bytes) -> None:
-        header = Header(op, self._run_id, self._worker, sizes=(len(body), 0))
-        self._spoke.send([header.pack(), body, b""])
+    def _post(self, op: Op, payload: Tensor) -> None:
+        self._spoke.send(self._messages.pack(Header(op, self._messages.run_id, self._worker), payload))

@@ -1,0 +1,133 @@
+"""Time of one update: coded exchange at K = n against Lightning's DDPStrategy over Gloo, paired in one run.
+
+    python -m experiments.bench.against_ddp [--workers 4] [--hidden 1000] [--part 32] [--updates 200] [--pairs 5]
+
+Same model, optimizer and samples for each rank and update; every timing is a fresh process, and the two alternate.
+DDP keeps its defaults but gradient_as_bucket_view, which its authors recommend; both get one intra-op thread a rank,
+which Lightning sets too when ranks outnumber half the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+SCHEMES = {
+    "ddp": "DDPStrategy over Gloo",
+    "local": "local_code(n, n/2, 2): each rank one data part of two",
+    "lwpd": "lwpd_code(n, n, 2): each rank two data parts of n/2",
+    "uncoded": "uncoded(n)",
+}
+
+
+def train(scheme: str, workers: int, hidden: int, part: int, updates: int) -> None:
+    """One timing, printed as a line of JSON by rank 0 (run in a process of its own)."""
+    import lightning.pytorch as pl
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
+
+    warm_up = 20
+
+    class Clock(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.global_step == warm_up:
+                self.started = time.perf_counter()
+
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            per_update = (time.perf_counter() - self.started) / updates
+            if trainer.is_global_zero:
+                size = sum(p.numel() for p in pl_module.parameters())
+                print("RESULT " + json.dumps({"per_update_s": per_update, "parameters": size}))
+
+    class Net(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            widths = [64, hidden, hidden - 64, 10]
+            layers = [torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+            self.net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            x, y = batch
+            return torch.nn.functional.cross_entropy(self.net(x), y)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+    torch.manual_seed(0)
+    steps = updates + warm_up
+    if scheme == "ddp":
+        from lightning.pytorch.strategies import DDPStrategy
+
+        strategy: Any = DDPStrategy(process_group_backend="gloo", gradient_as_bucket_view=True)
+        batch = part
+        samples = part * steps * workers
+    else:
+        code = {
+            "local": lambda: local_code(workers, data_parts=workers // 2, blocks=2),
+            "lwpd": lambda: lwpd_code(workers, workers, 2),
+            "uncoded": lambda: uncoded(workers),
+        }[scheme]()
+        strategy = LWPDStrategy(code=code)
+        loads = {len(code.parts(worker)) for worker in range(workers)}
+        assert len(loads) == 1
+        batch = part // loads.pop() * code.data_parts  # every rank computes `part` samples in each update
+        samples = batch * steps
+    data = TensorDataset(torch.randn(samples, 64), torch.randint(0, 10, (samples,)))
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=workers, strategy=strategy, max_steps=steps, max_epochs=1, callbacks=[Clock()],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Net(), DataLoader(data, batch_size=batch))
+
+
+def main() -> None:
+    """Alternate the schemes and print medians and paired ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=1000, help="width; 1000 gives about a million parameters")
+    parser.add_argument("--part", type=int, default=32, help="samples that a rank computes in one update")
+    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
+    parser.add_argument("--one", choices=list(SCHEMES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sizes = [options.workers, options.hidden, options.part, options.updates]
+    if options.one:
+        train(options.one, *sizes)
+        return
+    seconds: dict[str, list[float]] = {scheme: [] for scheme in options.schemes}
+    parameters = 0
+    for pair in range(options.pairs):
+        for scheme in options.schemes:
+            flags = ["--workers", "--hidden", "--part", "--updates"]
+            command = [sys.executable, "-m", "experiments.bench.against_ddp", "--one", scheme]
+            for flag, size in zip(flags, sizes, strict=True):
+                command += [flag, str(size)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            result = next((line for line in output.stdout.splitlines() if line.startswith("RESULT ")), None)
+            if result is None:
+                sys.exit(f"{scheme} failed:\n{output.stderr[-2000:]}")
+            figures = json.loads(result.removeprefix("RESULT "))
+            seconds[scheme].append(figures["per_update_s"])
+            parameters = figures["parameters"]
+            print(f"pair {pair + 1}/{options.pairs}  {scheme:8s} {1000 * seconds[scheme][-1]:7.2f} ms", flush=True)
+    print(f"\n{options.workers} ranks, {parameters:,} parameters, {options.part} samples a rank, K = n, loopback")
+    for scheme, values in seconds.items():
+        line = f"{scheme:8s} {1000 * statistics.median(values):7.2f} ms/update"
+        if "ddp" in seconds:
+            ratios = [value / ddp for value, ddp in zip(values, seconds["ddp"], strict=True)]
+            line += f"   {statistics.median(ratios):5.2f} x ddp ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{line}   {SCHEMES[scheme]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Messages as frames: a header and two payloads of raw bytes, the first one by reference where peers share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lwpd_lightning.exchange.arena import Arena
+from lwpd_lightning.exchange.header import INLINE, Header, ProtocolError
+from lwpd_lightning.exchange.transport import Payload
+
+_EMPTY = torch.empty(0, dtype=torch.uint8)
+
+
+class Messages:
+    """Packs and reads the messages of one fit; nothing is copied on the way.
+
+    Args:
+        run_id: 16 bytes that every header of this fit carries.
+        arena: memory shared with the peer, or None.
+    """
+
+    def __init__(self, run_id: bytes, arena: Arena | None) -> None:
+        self.run_id = run_id
+        self.arena = arena
+
+    def pack(self, header: Header, payload: Tensor = _EMPTY, rest: Tensor = _EMPTY) -> list[Payload]:
+        """Frames for a header with two uint8 payloads, which must stay as they are until the peer has read them."""
+        offset = self.arena.offset(payload) if self.arena is not None and payload.numel() else None
+        header = replace(
+            header, offset=INLINE if offset is None else offset, sizes=(payload.numel(), rest.numel())
+        )
+        return [header.pack(), b"" if offset is not None else payload.numpy().data, rest.numpy().data]
+
+    def read(self, frames: Sequence[memoryview]) -> tuple[Header, Tensor, Tensor]:
+        """A message's header and its two payloads as uint8 tensors over the received memory.
+
+        Raises:
+            ProtocolError: where frames and header disagree, or the header is not of this fit.
+        """
+        if len(frames) != 3:
+            raise ProtocolError(f"{len(frames)} frames instead of 3")
+        header = Header.unpack(bytes(frames[0]), run_id=self.run_id)
+        if header.offset == INLINE:
+            payload = _tensor(frames[1])
+        elif self.arena is None:
+            raise ProtocolError("payload by reference where no memory is shared")
+        else:
+            payload = self.arena.at(header.offset, header.sizes[0])
+        rest = _tensor(frames[2])
+        if header.sizes != (payload.numel(), rest.numel()):
+            raise ProtocolError(f"payloads of {payload.numel()} and {rest.numel()} bytes, not {header.sizes}")
+        return header, payload, rest
+
+
+def text(message: str) -> Tensor:
+    """A message in words, as a payload."""
+    return torch.tensor(list(message.encode()), dtype=torch.uint8)
+
+
+def words(payload: Tensor) -> str:
+    """The words of a payload."""
+    return bytes(payload.tolist()).decode(errors="replace")
+
+
+def _tensor(frame: memoryview) -> Tensor:
+    return torch.frombuffer(frame, dtype=torch.uint8) if frame.nbytes else _EMPTY
