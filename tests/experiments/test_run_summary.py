@@ -42,7 +42,7 @@ def test_the_table_is_made_of_measured_figures():
     assert lines["result"] == "val_acc 0.9375 after 40 updates (target 0.9 reached after 3.2 s)"
     assert lines["upload"] == "2 kB a worker and update, 50% of the whole gradient (4 kB)"
     assert lines["inclusion rate"] == "lowest 0.25 (worker 1), highest 1.00 (worker 0)"
-    assert lines["lost workers"] == "worker 2, update 17, reason killed"
+    assert lines["lost workers"] == "worker 2 after update 17 (killed)"
     assert lines["staleness"] == "11 late codewords counted, 0 dropped; mean 0.25, highest 3 updates"
     assert "any 5 of 8 codewords" in lines["any arrivals"]
     assert lines["cost"].startswith("each worker computes 50% to 100% of every batch")
