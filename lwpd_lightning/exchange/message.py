@@ -30,9 +30,7 @@ class Messages:
     def pack(self, header: Header, payload: Tensor = _EMPTY, rest: Tensor = _EMPTY) -> list[Payload]:
         """Frames for a header with two uint8 payloads, which must stay as they are until the peer has read them."""
         offset = self.arena.offset(payload) if self.arena is not None and payload.numel() else None
-        header = replace(
-            header, offset=INLINE if offset is None else offset, sizes=(payload.numel(), rest.numel())
-        )
+        header = replace(header, offset=INLINE if offset is None else offset, sizes=(payload.numel(), rest.numel()))
         return [header.pack(), b"" if offset is not None else payload.numpy().data, rest.numpy().data]
 
     def read(self, frames: Sequence[memoryview]) -> tuple[Header, Tensor, Tensor]:
@@ -57,8 +55,8 @@ class Messages:
 
 
 def text(message: str) -> Tensor:
-    """A message in words, as a payload."""
-    return torch.tensor(list(message.encode()), dtype=torch.uint8)
+    """A message in words, as a payload; what UTF-8 cannot say (a file name's stray bytes) becomes a question mark."""
+    return torch.tensor(list(message.encode(errors="replace")), dtype=torch.uint8)
 
 
 def words(payload: Tensor) -> str:
