@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+from torch.distributed import DistNetworkError, DistStoreError, TCPStore  # type: ignore[attr-defined]
 
 LOOPBACK = "127.0.0.1"
 
@@ -49,9 +49,12 @@ class Rendezvous:
 
     @classmethod
     def join(cls, host: str, port: int, generation: int, timeout_s: float) -> Rendezvous:
-        """Connect to the store that rank 0 (or the launcher's agent) serves."""
+        """Connect to the store that rank 0 (or the launcher's agent) serves; raises TimeoutError where none is."""
         timeout = timedelta(seconds=timeout_s)
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        try:
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        except DistNetworkError as error:
+            raise TimeoutError(f"rank 0 did not open its store at {host} port {port} within {timeout_s:g} s") from error
         return cls(store, generation, timeout_s)
 
     def announce(self, address: str, seed: int) -> None:
@@ -59,12 +62,19 @@ class Rendezvous:
         self._store.set(f"{self._prefix}/coordinator", f"{seed} {address}")
 
     def coordinator(self) -> tuple[str, int]:
-        """Wait for the coordinator's (address, seed); raises TimeoutError naming what was waited for."""
+        """Wait for the coordinator's (address, seed).
+
+        Raises:
+            TimeoutError: rank 0 announced nothing in time.
+            ConnectionError: rank 0's store is gone.
+        """
         key = f"{self._prefix}/coordinator"
         try:
             self._store.wait([key], self._timeout)
-        except Exception as error:
+        except DistStoreError as error:
             waited = self._timeout.total_seconds()
             raise TimeoutError(f"rank 0 did not start its fit within {waited:g} s") from error
+        except DistNetworkError as error:
+            raise ConnectionError("rank 0 ended before it started its fit") from error
         seed, address = self._store.get(key).decode().split(" ", 1)
         return address, int(seed)
