@@ -8,6 +8,7 @@ A worker that dies does not take the others along; all of them end when rank 0 d
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -109,7 +110,9 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; rank 0 ends the workers
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks, for whoever asks why a rank hangs
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+        name.write(f"lwpd-rank-{rank}")
     failed: list[BaseException] = []
 
     def body() -> None:

@@ -194,6 +194,7 @@ class Coordinator:
                     raise WorkerFailed(f"worker {event.worker} built another model: parameter shapes or dtypes differ.")
                 self._send(event.worker, Op.STATE, everything)
                 self._idle.add(event.worker)
+            self._check_enough_live()
 
     def publish(self, epoch: int, batch_index: int, *, void_older: bool = False) -> None:
         """Open the next update: take a snapshot of the model and send it to every worker that waits for one.
@@ -241,6 +242,7 @@ class Coordinator:
         while True:
             for event in self._hub.events(0.0 if self._rule.complete else _LOOK_S):
                 self._handle(event)
+            self._check_enough_live()
             if self._rule.complete:
                 return self._close(started)
             self._check_deadline(deadline, f"codewords of workers {self._rule.awaited}")
@@ -258,13 +260,13 @@ class Coordinator:
         if isinstance(event, LinkLost):
             self._lose(event.worker)
             return
-        if event.worker not in self._rule.live:
-            self._send(event.worker, Op.STOP)
-            return
         try:
             header, payload, rest = self._messages.read(event.frames)
-            if header.op is Op.FAILURE:
+            if header.op is Op.FAILURE:  # also from a worker whose link has ended since
                 raise WorkerFailed(words(payload))
+            if event.worker not in self._rule.live:
+                self._send(event.worker, Op.STOP)
+                return
             contribution = self._contribution(header, payload, rest)
         except ProtocolError as error:
             self._lose(event.worker, str(error))
@@ -352,6 +354,8 @@ class Coordinator:
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))
         log.warning("Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason)
+
+    def _check_enough_live(self) -> None:
         if len(self._rule.live) < self._min_workers:
             raise TooFewWorkers(
                 f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; "

@@ -96,16 +96,18 @@ class Hub:
 
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
         """Yield everything that is there, one at a time; wait for the first thing up to ``timeout_s`` seconds."""
-        ready = dict(self._poller.poll(max(0, int(timeout_s * 1000))))
-        if self._router in ready:
-            while (message := self._receive()) is not None:
-                yield message
-        # Links are looked at last: what a dying worker managed to send still counts.
-        while self._monitor.poll(0):
-            worker = self._link.pop(recv_monitor_message(self._monitor)["value"], None)
-            if worker is not None:
-                del self._identity[worker]
-                yield LinkLost(worker)
+        self._poller.poll(max(0, int(timeout_s * 1000)))
+        while True:
+            # Ended links come first: the next link may reuse the file descriptor by which an ended one is known.
+            while self._monitor.poll(0):
+                worker = self._link.pop(recv_monitor_message(self._monitor)["value"], None)
+                if worker is not None:
+                    self._identity.pop(worker, None)
+                    yield LinkLost(worker)
+            message = self._receive()
+            if message is None:
+                return
+            yield message
 
     def _receive(self) -> Message | None:
         try:

@@ -1,0 +1,43 @@
+"""A job of its own for tests that signal and kill: trains until it is told to stop, and says how far it is."""
+
+import argparse
+import sys
+
+import lightning.pytorch as pl
+
+from lwpd_lightning import LWPDStrategy, lwpd_code
+from tests.integration.models import Classifier, loader, quiet_trainer, sgd
+
+
+class Narrator(pl.Callback):
+    def on_train_batch_end(self, trainer, *args):
+        print(f"UPDATE {trainer.global_step}", flush=True)
+
+
+class Breaking(Classifier):
+    fail_at: int = -1
+
+    def training_step(self, batch, batch_idx):
+        if not self.trainer.is_global_zero and self.global_step == self.fail_at:
+            raise RuntimeError("injected failure")
+        return super().training_step(batch, batch_idx)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--start", default="fork")
+    parser.add_argument("--updates", type=int, default=1_000_000)
+    parser.add_argument("--fail-at", type=int, default=-1)
+    parser.add_argument("--loader-workers", type=int, default=0)
+    options = parser.parse_args()
+    pl.seed_everything(1)
+    model = Breaking(sgd)
+    model.fail_at = options.fail_at
+    strategy = LWPDStrategy(code=lwpd_code(4, 2, 2), wait_for=3, start_method=options.start)
+    trainer = quiet_trainer(devices=4, strategy=strategy, max_steps=options.updates, max_epochs=-1, callbacks=[Narrator()])
+    trainer.fit(model, loader(shuffle=True, num_workers=options.loader_workers))
+    print("DONE", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

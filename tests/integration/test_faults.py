@@ -1,0 +1,167 @@
+"""Dead, stopped and failing workers, and what is left when a job ends: real processes, real signals."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
+from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, WorkerCallback
+from lwpd_lightning.exchange.coordinator import TooFewWorkers, WorkerFailed
+from lwpd_lightning.testing import Job
+from tests.integration.models import Classifier, loader, quiet_trainer, sgd
+
+JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
+ROOT = Path(__file__).parents[2]
+
+
+def fit(strategy, *callbacks, devices=8, updates=30):
+    monitor = ExchangeMonitor()
+    trainer = quiet_trainer(devices=devices, strategy=strategy, max_steps=updates, callbacks=[*callbacks, monitor])
+    trainer.fit(Classifier(sgd), loader(shuffle=True), loader())
+    return trainer, monitor.summary()
+
+
+@pytest.mark.parametrize("stale", ["apply", "drop"])
+def test_two_killed_workers_are_erasures(stale):
+    strategy = LWPDStrategy(code=lwpd_code(8, 4, 2), wait_for=6, stale=stale)
+    trainer, summary = fit(strategy, FaultInjector({3: 5, 6: 9}), updates=80)
+    assert trainer.global_step == 80
+    assert sorted(failure["worker"] for failure in summary["failures"]) == [3, 6]
+    assert all(failure["reason"] == "was killed by SIGKILL" for failure in summary["failures"])
+    assert trainer.callback_metrics["val_acc"] > 0.8
+
+
+def test_waiting_for_all_goes_on_with_all_that_live():
+    strategy = LWPDStrategy(code=lwpd_code(8, 4, 2))
+    trainer, summary = fit(strategy, FaultInjector({5: 4}))
+    assert trainer.global_step == 30
+    assert [failure["worker"] for failure in summary["failures"]] == [5]
+    assert len(strategy.last_update.arrivals) == 7
+
+
+def test_fewer_than_k_live():
+    trainer, summary = fit(LWPDStrategy(code=uncoded(4), wait_for=3), FaultInjector({2: 3, 3: 3}), devices=4)
+    assert trainer.global_step == 30
+    assert len(summary["failures"]) == 2
+
+
+def test_losing_all_workers_fails_the_run():
+    with pytest.raises(TooFewWorkers, match=r"1 live workers are fewer than min_workers=2; lost: \[1\]"):
+        fit(LWPDStrategy(code=uncoded(2), wait_for=1), FaultInjector({1: 2}), devices=2)
+
+
+def test_min_workers():
+    with pytest.raises(TooFewWorkers, match="min_workers=4"):
+        fit(LWPDStrategy(code=uncoded(4), min_workers=4), FaultInjector({1: 2}), devices=4)
+
+
+class _StopMyself(WorkerCallback):
+    def on_codeword_start(self, trainer, worker, version):
+        if worker == 1 and version >= 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_worker_that_falls_silent_is_an_erasure():
+    trainer, summary = fit(LWPDStrategy(code=uncoded(4), heartbeat_s=0.6), _StopMyself(), devices=4)
+    assert trainer.global_step == 30
+    assert [(failure["worker"], failure["reason"]) for failure in summary["failures"]] == [(1, "its link ended")]
+
+
+class _Failing(Classifier):
+    def training_step(self, batch, batch_idx):
+        if not self.trainer.is_global_zero and self.global_step == 3:
+            raise ArithmeticError("a worker's own mistake")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_workers_exception_fails_the_run_with_its_traceback():
+    trainer = quiet_trainer(devices=4, strategy=LWPDStrategy(code=uncoded(4)), max_steps=10)
+    with pytest.raises(WorkerFailed, match=r"(?s)worker \d failed:.*in training_step.*a worker's own mistake"):
+        trainer.fit(_Failing(sgd), loader())
+
+
+class _NoLoss(Classifier):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+def test_a_training_step_without_a_loss_is_refused():
+    trainer = quiet_trainer(devices=2, strategy=LWPDStrategy(code=uncoded(2)), max_steps=10)
+    with pytest.raises(RuntimeError, match="training_step"):
+        trainer.fit(_NoLoss(sgd), loader())
+
+
+def job(*arguments):
+    return Job([*JOB, *arguments], env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
+
+
+@pytest.mark.parametrize("start", ["fork", "rerun"])
+def test_nothing_is_left_after_success(start):
+    with job("--start", start, "--updates", "5", "--loader-workers", "1") as running:
+        result = running.wait(90)
+        assert result.exit_code == 0, result.output
+        assert "DONE" in result.output
+        running.wait_until_nothing_is_left(10)
+
+
+@pytest.mark.parametrize("start", ["fork", "rerun"])
+def test_nothing_is_left_after_a_workers_exception(start):
+    with job("--start", start, "--fail-at", "3") as running:
+        result = running.wait(90)
+        assert result.exit_code not in (0, None)
+        assert "injected failure" in result.output
+        assert "Traceback" in result.output
+        running.wait_until_nothing_is_left(10)
+
+
+@pytest.mark.parametrize("start", ["fork", "rerun"])
+def test_ctrl_c_leaves_nothing(start):
+    with job("--start", start) as running:
+        running.wait_for_output("UPDATE 3", 90)
+        running.interrupt()
+        assert running.wait(30).exit_code != 0
+        running.wait_until_nothing_is_left(10)
+
+
+@pytest.mark.parametrize("start", ["fork", "rerun"])
+def test_workers_end_when_rank_0_is_killed(start):
+    with job("--start", start) as running:
+        running.wait_for_output("UPDATE 3", 90)
+        running.kill()
+        running.wait(10)
+        running.wait_until_nothing_is_left(10)
+
+
+def test_a_rank_killed_from_outside_is_named():
+    with job("--updates", "100000") as running:
+        running.wait_for_output("UPDATE 3", 60)
+        running.kill(running.rank(2))
+        running.wait_for_output("Worker 2 is lost", 20)
+        running.interrupt()
+        running.wait(30)
+
+
+def test_a_worker_that_dies_before_it_joins_fails_the_start():
+    class DieEarly(Classifier):
+        def parameters(self, recurse=True):
+            if self.trainer.global_rank == 1:
+                os._exit(7)
+            return super().parameters(recurse)
+
+    trainer = quiet_trainer(devices=2, strategy=LWPDStrategy(code=uncoded(2)), max_steps=2)
+    started = time.monotonic()
+    with pytest.raises(WorkerFailed, match="worker 1 exited with code 7 before it joined"):
+        trainer.fit(DieEarly(sgd), loader())
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("stale", ["apply", "drop"])
+def test_parameters_stay_finite_when_a_worker_dies_at_once(stale):
+    strategy = LWPDStrategy(code=lwpd_code(4, 2, 2), wait_for=3, stale=stale)
+    trainer, _ = fit(strategy, FaultInjector({3: 0}), devices=4)
+    assert all(torch.isfinite(p).all() for p in trainer.lightning_module.parameters())
