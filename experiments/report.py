@@ -111,7 +111,7 @@ def _inclusion(rates: list[float]) -> str:
 def _failures(failures: list[dict[str, Any]]) -> str:
     if not failures:
         return "none"
-    return "; ".join(", ".join(f"{name} {value}" for name, value in failure.items()) for failure in failures)
+    return "; ".join(f"worker {lost['worker']} after update {lost['update']} ({lost['reason']})" for lost in failures)
 
 
 def _cost(code: Code) -> str:

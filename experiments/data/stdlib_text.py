@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -16,33 +17,38 @@ Windows = DataLoader[tuple[Tensor, Tensor]]
 VOCABULARY = 128
 
 
-def stdlib_characters(max_chars: int | None = None) -> Tensor:
-    """Text of the top-level modules of this Python's standard library, as ASCII codes (uint8).
+def stdlib_sources(max_chars: int | None = None) -> list[Tensor]:
+    """Text of each top-level module of this Python's standard library, as ASCII codes (uint8).
 
-    The `*.py` files directly in the library's folder, in the order of their names, one after the other, read as
-    UTF-8; a character outside of ASCII, or a byte that is no UTF-8, becomes "?". The text differs between versions of
-    Python, so its hash belongs to every result.
+    The `*.py` files directly in the library's folder, in the order of their names, read as UTF-8; a character outside
+    of ASCII, or a byte that is no UTF-8, becomes "?". The text differs between versions of Python, so its hash belongs
+    to every result.
 
     Args:
-        max_chars: characters to keep from the beginning; None for all.
+        max_chars: characters to keep from the beginning, over all files; None for all.
 
     Raises:
         ValueError: this Python has no source files in its library folder.
 
-    >>> bytes(stdlib_characters(10).tolist()).isascii()
+    >>> bytes(stdlib_sources(10)[0].tolist()).isascii()
     True
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    kept = bytearray()
+    sources: list[Tensor] = []
+    left = sys.maxsize if max_chars is None else max_chars
     for path in sorted(folder.glob("*.py")):
-        if max_chars is not None and len(kept) >= max_chars:
-            break
-        kept += path.read_text(encoding="utf-8", errors="replace").encode("ascii", errors="replace")
-    if not kept:
+        # Generated when this Python was built: no source text, and its paths tell about the machine.
+        if left <= 0 or path.name.startswith("_sysconfigdata"):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace").encode("ascii", errors="replace")[:left]
+        if text:
+            sources.append(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+            left -= len(text)
+    if not sources:
         raise ValueError(
             f"data=stdlib_text found no source in {folder}: use a Python that comes with its library's source."
         )
-    return torch.frombuffer(kept, dtype=torch.uint8)[:max_chars]
+    return sources
 
 
 class CharacterWindows(Dataset[tuple[Tensor, Tensor]]):
@@ -68,13 +74,13 @@ class CharacterWindows(Dataset[tuple[Tensor, Tensor]]):
 
 
 class StdlibText(LightningDataModule):
-    """Windows of `stdlib_characters`, int64 (context,) in and out; the text's tail is held out for validation.
+    """Windows of `stdlib_sources`, int64 (context,) in and out; the end of every file is held out for validation.
 
     Args:
         batch_size: windows of a whole update, over all data parts of the code.
         context: characters in a window.
         max_chars: characters to use, from the beginning of the text; None for all of it.
-        val_share: share of the text held out, in (0, 1).
+        val_share: share of every file held out, in (0, 1).
 
     Raises:
         ValueError: `val_share` is outside of (0, 1), or a split is shorter than one batch (validation: one window).
@@ -98,10 +104,16 @@ class StdlibText(LightningDataModule):
         """Read and split, once."""
         if self._splits is not None:
             return
-        text = stdlib_characters(self.max_chars)
-        self.sha256 = hashlib.sha256(text.numpy().tobytes()).hexdigest()
-        cut = round(len(text) * (1 - self.val_share))
-        train, val = CharacterWindows(text[:cut], self.context), CharacterWindows(text[cut:], self.context)
+        sources = stdlib_sources(self.max_chars)
+        self.sha256 = hashlib.sha256(torch.cat(sources).numpy().tobytes()).hexdigest()
+        cuts = [round(len(source) * (1 - self.val_share)) for source in sources]
+        train, val = (
+            CharacterWindows(torch.cat(pieces), self.context)
+            for pieces in (
+                [source[:cut] for source, cut in zip(sources, cuts, strict=True)],
+                [source[cut:] for source, cut in zip(sources, cuts, strict=True)],
+            )
+        )
         if not 1 <= self.batch_size <= len(train) or not len(val):
             raise ValueError(
                 f"data.max_chars={self.max_chars} makes {len(train)} training and {len(val)} validation windows of "

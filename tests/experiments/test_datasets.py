@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.data import Digits, StdlibText
-from experiments.data.stdlib_text import VOCABULARY, CharacterWindows, stdlib_characters
+from experiments.data.stdlib_text import VOCABULARY, CharacterWindows, stdlib_sources
 
 
 def test_digits_are_the_same_whatever_the_training_seed():
@@ -52,30 +52,44 @@ def test_training_batches_are_full_and_validation_is_complete():
 
 
 def test_text_is_the_sources_of_this_python_in_order():
-    whole = stdlib_characters()
+    sources = stdlib_sources()
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
-    first = files[0].read_text(encoding="utf-8", errors="replace")
-    assert bytes(whole[: len(first)].tolist()) == first.encode("ascii", errors="replace")
-    assert len(whole) > 1_000_000
-    assert int(whole.max()) < VOCABULARY
+    written = [f for f in files if f.stat().st_size and not f.name.startswith("_sysconfigdata")]
+    assert len(sources) == len(written)
+    for source, file in zip(sources, written, strict=True):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        assert bytes(source.tolist()) == text.encode("ascii", errors="replace")
+        assert int(source.max()) < VOCABULARY
+
+
+@pytest.mark.parametrize("max_chars", [1, 5000, 60_000])
+def test_text_is_cut_from_its_end(max_chars):
+    whole = torch.cat(stdlib_sources())
+
+    assert torch.equal(torch.cat(stdlib_sources(max_chars)), whole[:max_chars])
 
 
 def test_text_hash_is_of_the_characters_that_are_used():
     data = StdlibText(batch_size=4, context=16, max_chars=5000)
 
-    expected = hashlib.sha256(bytes(stdlib_characters()[:5000].tolist())).hexdigest()
+    expected = hashlib.sha256(bytes(torch.cat(stdlib_sources(5000)).tolist())).hexdigest()
     assert data.facts["sha256"] == expected
     assert StdlibText(batch_size=4, context=16, max_chars=5001).facts["sha256"] != expected
 
 
-def test_text_splits_are_head_and_tail_without_overlap():
-    data = StdlibText(batch_size=4, context=16, max_chars=5000, val_share=0.1)
-    train, val = data.splits
+def test_text_splits_are_beginning_and_end_of_every_file():
+    sources = stdlib_sources(20_000)
+    train, val = StdlibText(batch_size=4, context=16, max_chars=20_000, val_share=0.1).splits
 
-    assert len(train.characters) + len(val.characters) == 5000
-    assert torch.equal(torch.cat([train.characters, val.characters]), stdlib_characters(5000))
-    assert (len(train), len(val)) == (4499 // 16, 499 // 16)
+    assert len(sources) > 1
+    cuts = [round(0.9 * len(source)) for source in sources]
+    assert bytes(train.characters.tolist()) == b"".join(
+        bytes(source[:cut].tolist()) for source, cut in zip(sources, cuts, strict=True)
+    )
+    assert bytes(val.characters.tolist()) == b"".join(
+        bytes(source[cut:].tolist()) for source, cut in zip(sources, cuts, strict=True)
+    )
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 5, 8, 9, 30])
