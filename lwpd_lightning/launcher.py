@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -108,6 +109,8 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
 
 
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
+    # What rank 0 left as garbage must not be collected here: a destructor may join a thread that only rank 0 has.
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; rank 0 ends the workers
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks, for whoever asks why a rank hangs

@@ -72,6 +72,7 @@ class CodedFit:
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
         self._published: tuple[int, int, list[int]] | None = None
+        self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
         self.last_update: Update | None = None
 
@@ -148,6 +149,7 @@ class CodedFit:
         self._stopped = True
         if self._coordinator is not None:
             self._coordinator.stop()
+        self._store = None
         self._workers.end()
         torch.set_num_threads(self._threads)
 
@@ -201,7 +203,7 @@ class CodedFit:
         else:
             store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
         store.announce(f"tcp://{meeting.host}:{hub.port}", self._loader.seed)
-        self._store = store  # serves as long as the fit lasts
+        self._store = store  # served as long as the fit lasts
         rule = ArrivalRule(
             settings.code,
             settings.wait_for,
