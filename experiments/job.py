@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.utils import instantiate
@@ -35,6 +36,8 @@ def assemble(cfg: DictConfig) -> Job:
     Raises:
         ValueError: parts of the configuration do not go together; also as the cause of Hydra's InstantiationException.
     """
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+        raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = _build(cfg.scheme.strategy)
     data = _build(cfg.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lwpd_lightning import Code
+
+# Arrival sets that are tried one by one; beyond that a seeded sample of as many.
+_MAX_SETS = 2000
 
 
 def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:
@@ -72,11 +76,13 @@ def _time(summary: dict[str, Any]) -> str:
 
 
 def _arrivals(code: Code, wait_for: int | None) -> str:
-    profile = code.recovery_profile()
-    always = [arrived for arrived, share in profile.items() if share == 1.0]
-    text = (
-        f"the exact gradient can be had from any {min(always)} of {code.n} codewords" if always else "no set is exact"
-    )
+    profile = code.recovery_profile(max_sets=_MAX_SETS)
+    always = min((arrived for arrived, share in profile.items() if share == 1.0), default=None)
+    if always is None:
+        text = "the exact gradient cannot be had even from all codewords"
+    else:
+        of = "any" if math.comb(code.n, always) <= _MAX_SETS else f"each of {_MAX_SETS} sampled sets of"
+        text = f"the exact gradient can be had from {of} {always} of {code.n} codewords"
     if wait_for is not None and profile[wait_for] < 1:
         text += f", and from {profile[wait_for]:.0%} of the sets of K={wait_for}"
     return text
@@ -117,7 +123,7 @@ def _failures(failures: list[dict[str, Any]]) -> str:
 def _cost(code: Code) -> str:
     shares = [len(code.parts(worker)) / code.data_parts for worker in range(code.n)]
     extent = f"{min(shares):.0%}" if min(shares) == max(shares) else f"{min(shares):.0%} to {max(shares):.0%}"
-    return f"each worker computes {extent} of every batch; without redundancy {1 / code.n:.0%} would do"
+    return f"each worker computes {extent} of every batch, all together {sum(shares):.3g} batches an update"
 
 
 def _bytes(count: float) -> str:

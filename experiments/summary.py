@@ -46,7 +46,6 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         wall_s: seconds from the start of the job, loading and validation included.
     """
     trainer, updates = job.trainer, job.trainer.global_step
-    exchange = job.monitor.summary() if job.monitor else {}
     return {
         "task_name": cfg.task_name,
         "tags": list(cfg.tags),
@@ -57,6 +56,8 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         "world_size": trainer.world_size,
         "parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
         "gradient_bytes": sum(p.nbytes for p in job.model.parameters() if p.requires_grad),
+        "updates": updates,
+        "samples": updates * job.data.batch_size,
         "data": {"name": type(job.data).__name__, "batch_size": job.data.batch_size, **job.data.facts},
         "wall_s": wall_s,
         "val_acc": metrics.get("val_acc"),
@@ -65,10 +66,7 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         "target": dict(cfg.target),
         "time_to_target_s": job.timer.reached_s if job.timer else None,
         **dict.fromkeys(EXCHANGE),
-        **exchange,
-        "updates": updates,
-        "samples": updates * job.data.batch_size,
-        "samples_computed": exchange.get("samples"),  # of all workers: redundancy computes a sample more than once
+        **(job.monitor.summary() if job.monitor else {}),
         "git_revision": git_revision(),
         "versions": {"python": platform.python_version(), **versions()},
     }

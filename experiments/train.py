@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments.refusals import refusal
 
@@ -35,23 +35,25 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         CompactHydraException: the configuration cannot run; its message is one sentence that says why.
     """
-    # Lightning takes seconds to import, and `--help` needs none of it.
-    from experiments.job import assemble, record_configuration
-    from experiments.report import show
-    from experiments.summary import summarise, write_atomically
-
     started = time.perf_counter()
     try:
+        # Lightning takes seconds to import, and `--help` needs none of it.
+        from experiments.job import assemble, record_configuration
+        from experiments.report import show
+        from experiments.summary import summarise, write_atomically
+
         job = assemble(cfg)
     except Exception as error:
-        sentence = refusal(error)
-        if sentence is None:
-            raise
-        raise CompactHydraException(sentence) from error
+        _refuse(error)
     finished = False
     try:
         record_configuration(cfg, job)
-        job.trainer.fit(job.model, datamodule=job.data, ckpt_path=cfg.ckpt_path)
+        try:
+            job.trainer.fit(job.model, datamodule=job.data, ckpt_path=cfg.ckpt_path)
+        except Exception as error:
+            if job.trainer.fit_loop.epoch_progress.total.ready:  # training had begun
+                raise
+            _refuse(error)
         metrics = job.trainer.validate(job.model, datamodule=job.data, verbose=False)[0]
         summary = summarise(cfg, job, dict(metrics), wall_s=time.perf_counter() - started)
         finished = True
@@ -62,6 +64,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         write_atomically(directory / "summary.json", summary)
         show(summary, job.code, directory)
     return summary
+
+
+def _refuse(error: Exception) -> NoReturn:
+    sentence = refusal(error)
+    if sentence is None:
+        raise error
+    raise CompactHydraException(sentence) from error
 
 
 def _finish_wandb(exit_code: int) -> None:

@@ -45,7 +45,16 @@ def test_the_table_is_made_of_measured_figures():
     assert lines["lost workers"] == "worker 2 after update 17 (killed)"
     assert lines["staleness"] == "11 late codewords counted, 0 dropped; mean 0.25, highest 3 updates"
     assert "any 5 of 8 codewords" in lines["any arrivals"]
-    assert lines["cost"].startswith("each worker computes 50% to 100% of every batch")
+    assert lines["cost"] == "each worker computes 50% to 100% of every batch, all together 6 batches an update"
+
+
+def test_any_is_said_only_of_what_was_tried_one_by_one():
+    small = dict(rows({**MEASURED, "wait_for": 3}, lwpd_code(8, 4, 2)))["any arrivals"]
+    large = dict(rows({**MEASURED, "wait_for": 32}, lwpd_code(32, 16, 4)))["any arrivals"]
+
+    assert "from any 5 of 8" in small
+    assert "of the sets of K=3" in small
+    assert "from each of 2000 sampled sets of" in large
 
 
 def test_a_run_without_a_coded_exchange_has_no_lines_about_it():

@@ -50,6 +50,7 @@ def test_two_updates_end_in_a_summary_without_wandb(tmp_path, without_wandb):
     assert summary["code"] == {"family": "lwpd", "n": 4, "k": 2, "t": 2, "A": 1, "B": 2}
     assert (summary["scheme"], summary["seed"], summary["world_size"]) == ("lwpd", 3, 4)
     assert (summary["updates"], summary["wait_for"], len(summary["inclusion_rate"])) == (2, 3, 4)
+    assert summary["samples"] == 2 * 128
     assert summary["parameters"] == 65 * 16 + 17 * 10
     assert summary["bytes_up"] > 0
     assert summary["time_to_target_s"] is None
