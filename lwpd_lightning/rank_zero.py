@@ -123,17 +123,17 @@ class CodedFit:
     def backward(self, loss: Tensor, backward: Callable[[], None]) -> None:
         """Finish rank 0's codeword, wait for the others and leave the decoded gradient in ``.grad``."""
         computation, coordinator, batch = self._computation, self._coordinator, self._loader.current
-        if computation is None:
-            return
         assert coordinator is not None and batch is not None
-        computation.clear_gradients()
-        backward()
-        first, *rest = computation.parts
-        computation.encode(first, loss)
-        touched = {position for position, has in enumerate(self._blocks.touched()) if has}
-        touched |= computation.add_parts(batch, tuple(rest))
-        coordinator.contribute(computation.finish(batch, touched))
-        self.last_update = coordinator.collect()
+        if computation is not None:
+            computation.clear_gradients()
+            backward()
+            first, *rest = computation.parts
+            computation.encode(first, loss)
+            touched = {position for position, has in enumerate(self._blocks.touched()) if has}
+            touched |= computation.add_parts(batch, tuple(rest))
+            coordinator.contribute(computation.finish(batch, touched))
+            self.last_update = coordinator.collect()
+        coordinator.deliver()
 
     def publish_next(self, batch_index: int) -> None:
         """After an optimizer step: send the new version with the batch that comes next, whoever validates meanwhile."""

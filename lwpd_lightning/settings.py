@@ -111,12 +111,14 @@ class ExchangeSettings:
 
 
 def default_code(workers: int) -> Code:
-    """The code of a run that names none: the paper's with t = 2, redundant twice over where 4 divides n.
+    """The code of a run that names none: the paper's with t = 2 where n is even, redundant from n = 8 on where 4 | n.
+
+    Below that the paper's weight range t <= n/4 leaves no room for redundancy.
 
     >>> default_code(8)
     lwpd_code(n=8, k=4, t=2)
     """
-    if workers % 4 == 0:
+    if workers % 4 == 0 and workers >= 8:
         return lwpd_code(workers, workers // 2, 2)
     if workers == 1:
         return lwpd_code(1, 1, 1)

@@ -113,7 +113,6 @@ class _Open:
 
     epoch: int
     batch_index: int
-    flat: Tensor
     held: dict[int, Tensor] = field(default_factory=dict)
     touched: Tensor | None = None
     losses: list[float] = field(default_factory=list)
@@ -169,6 +168,7 @@ class Coordinator:
         self._reading: dict[int, Tensor] = {}
         self._published: tuple[Header, Tensor] | None = None
         self._open: _Open | None = None
+        self._decoded: tuple[float, list[bool]] = (1.0, [])
         self._bytes_up = self._bytes_down = 0
 
     def admit(self) -> None:
@@ -212,7 +212,7 @@ class Coordinator:
         )
         self._published = header, snapshot
         self._flat.zero_()
-        self._open = _Open(epoch, batch_index, self._flat)
+        self._open = _Open(epoch, batch_index)
         self._rule.open(self.version, time.monotonic(), void_older=void_older)
         for worker in sorted(self._idle):
             self._send_published(worker)
@@ -230,7 +230,7 @@ class Coordinator:
         self._count(self._rule.always, self.version, contribution)
 
     def collect(self) -> Update:
-        """Wait until the update may close, then leave its decoded gradient in the parameters' ``.grad``.
+        """Wait until the update may close, and close it; `deliver` hands out its gradient.
 
         Raises:
             WorkerFailed: a worker raised an exception.
@@ -249,6 +249,10 @@ class Coordinator:
             if time.monotonic() > report:
                 report += _REPORT_S
                 log.warning("Update %d still waits for workers %s", self.version, self._rule.awaited)
+
+    def deliver(self) -> None:
+        """Leave the gradient of the update that was closed last in the parameters' ``.grad``."""
+        self._blocks.scatter(self._flat, *self._decoded)
 
     def stop(self) -> None:
         """Tell every worker that the fit is over and close the links."""
@@ -305,7 +309,7 @@ class Coordinator:
         if coefficients is None:
             update.held[worker] = contribution.codeword
         else:
-            self._blocks.accumulate(update.flat, coefficients, contribution.codeword)
+            self._blocks.accumulate(self._flat, coefficients, contribution.codeword)
         touched = torch.tensor(contribution.touched)
         update.touched = touched if update.touched is None else update.touched | touched
         update.losses.append(contribution.loss)
@@ -322,8 +326,8 @@ class Coordinator:
         parts = {part for arrival in arrivals for part in rule.code.parts(arrival.worker)}
         decoding = rule.close()
         for worker, codeword in update.held.items():
-            self._blocks.accumulate(update.flat, decoding.held[worker], codeword)
-        self._blocks.scatter(update.flat, decoding.scale, update.touched.tolist())
+            self._blocks.accumulate(self._flat, decoding.held[worker], codeword)
+        self._decoded = decoding.scale, update.touched.tolist()
         self._statistics.average(update.statistics)
         closed = Update(
             version=self.version,
