@@ -13,6 +13,11 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+SEVERAL_OPTIMIZERS = (
+    "configure_optimizers returned several optimizers: coded exchange decodes one gradient for one optimizer, so return "
+    "one (its parameter groups may have settings of their own)."
+)
+
 
 def refuse_process_group() -> None:
     """A default process group makes Lightning and torchmetrics synchronise behind the strategy's back.
@@ -82,12 +87,11 @@ def refuse_optimizers(optimizers: list[torch.optim.Optimizer]) -> None:
     """One optimizer, stepped once for each gradient.
 
     Raises:
-        MisconfigurationException: for none, several, or one that evaluates its closure repeatedly.
+        MisconfigurationException: for none, or one that evaluates its closure repeatedly.
     """
-    if len(optimizers) != 1:
+    if not optimizers:
         raise MisconfigurationException(
-            f"configure_optimizers returned {len(optimizers)} optimizers: coded exchange decodes one gradient for one "
-            "optimizer, so return one."
+            "configure_optimizers returned no optimizer: coded exchange decodes a gradient for one, so return one."
         )
     if isinstance(optimizers[0], torch.optim.LBFGS):
         raise MisconfigurationException(

@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
 from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,7 +22,13 @@ from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange.coordinator import Failure, Update
 from lwpd_lightning.exchange.rule import Decoder, Stale
 from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
-from lwpd_lightning.refusals import refuse_optimizers, refuse_precision, refuse_process_group, refuse_trainer
+from lwpd_lightning.refusals import (
+    SEVERAL_OPTIMIZERS,
+    refuse_optimizers,
+    refuse_precision,
+    refuse_process_group,
+    refuse_trainer,
+)
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WireDtype
 from lwpd_lightning.worker_rank import ENV_FIT, Meeting, WorkerRankLauncher
 
@@ -176,6 +183,16 @@ class LWPDStrategy(ParallelStrategy):
         super().setup(trainer)
         if trainer.state.fn is TrainerFn.FITTING:
             refuse_optimizers(self.optimizers)
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Create the one optimizer and its scheduler."""
+        try:
+            super().setup_optimizers(trainer)
+        except RuntimeError as error:
+            # Lightning would advise manual optimization, which is refused too.
+            if "multiple optimizers" in str(error):
+                raise MisconfigurationException(SEVERAL_OPTIMIZERS) from None
+            raise
 
     def model_to_device(self) -> None:
         """Move the module to this rank's device."""
