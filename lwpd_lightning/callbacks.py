@@ -36,9 +36,7 @@ class StragglerInjector(WorkerCallback):
         ValueError: for a negative delay or a factor below 1.
     """
 
-    def __init__(
-        self, delays: Mapping[int, float] | None = None, slowdown: Mapping[int, float] | None = None
-    ) -> None:
+    def __init__(self, delays: Mapping[int, float] | None = None, slowdown: Mapping[int, float] | None = None) -> None:
         self._delays, self._slowdown = dict(delays or {}), dict(slowdown or {})
         for worker, seconds in self._delays.items():
             if seconds < 0:

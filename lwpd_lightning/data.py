@@ -219,18 +219,15 @@ def _part(indices: Sequence[Any], part: int, data_parts: int) -> Sequence[Any]:
     return indices[part * size : (part + 1) * size]
 
 
-def _trimmed(batches: list[Sequence[Any]], data_parts: int) -> list[Sequence[Any]]:
+def _trimmed(batches: Sequence[Sequence[Any]], data_parts: int) -> list[Sequence[Any]]:
     for index, batch in enumerate(batches[:-1]):
         if len(batch) % data_parts:
             raise ValueError(
                 f"batch {index} has {len(batch)} samples, which {data_parts} data parts do not divide: "
                 f"use a batch sampler whose batches are multiples of {data_parts}."
             )
-    if batches:
-        *batches, last = batches
-        if keep := len(last) - len(last) % data_parts:
-            batches.append(last[:keep])
-    return batches
+    trimmed = [batch[: len(batch) - len(batch) % data_parts] for batch in batches]
+    return trimmed if not trimmed or len(trimmed[-1]) else trimmed[:-1]
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 SEVERAL_OPTIMIZERS = (
-    "configure_optimizers returned several optimizers: coded exchange decodes one gradient for one optimizer, so return "
-    "one (its parameter groups may have settings of their own)."
+    "configure_optimizers returned several optimizers: coded exchange decodes one gradient for one optimizer, so "
+    "return one (its parameter groups may have settings of their own)."
 )
 
 
@@ -57,23 +57,24 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
     module = trainer.lightning_module
     if not module.automatic_optimization:
         raise MisconfigurationException(
-            "automatic_optimization=False is not supported by coded exchange: one coded batch is one optimizer step, so "
-            "let Lightning step the optimizer."
+            "automatic_optimization=False is not supported by coded exchange: one coded batch is one optimizer step, so"
+            " let Lightning step the optimizer."
         )
     if trainer.accumulate_grad_batches != 1:
         raise MisconfigurationException(
-            f"accumulate_grad_batches={trainer.accumulate_grad_batches} is not supported by coded exchange: use 1 and a "
-            "larger batch_size, which is the whole update's batch."
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches} is not supported by coded exchange: use 1 and "
+            "a larger batch_size, which is the whole update's batch."
         )
     if trainer._accelerator_connector._layer_sync is not None:
         raise MisconfigurationException(
             "sync_batchnorm=True is not supported by coded exchange: use False; running statistics are averaged over "
             "the codewords that count."
         )
-    if trainer.reload_dataloaders_every_n_epochs:
+    reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # set by a connector
+    if reload:
         raise MisconfigurationException(
-            f"reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs} is not supported by coded "
-            "exchange: use 0, since workers keep the loader that they started with."
+            f"reload_dataloaders_every_n_epochs={reload} is not supported by coded exchange: use 0, since workers keep "
+            "the loader that they started with."
         )
     if is_overridden("training_step", module) and is_param_in_hook_signature(
         module.training_step, "dataloader_iter", explicit=True

@@ -95,8 +95,8 @@ class ExchangeSettings:
         forkable = device.type == "cpu" and num_nodes == 1 and "fork" in multiprocessing.get_all_start_methods()
         if self.start_method == "fork" and not forkable:
             raise ValueError(
-                f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}: only a single machine's CPU "
-                "ranks can be forked, use 'rerun'."
+                f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}: only a single machine's "
+                "CPU ranks can be forked, use 'rerun'."
             )
         if self.start_method != "auto":
             return self

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
+from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
@@ -130,6 +131,16 @@ class LWPDStrategy(ParallelStrategy):
         """The workers that became erasures in the current or last fit."""
         return self._fit.failures if self._fit is not None else []
 
+    @property
+    def _trainer(self) -> pl.Trainer:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    @property
+    def _running(self) -> CodedFit:
+        assert self._fit is not None
+        return self._fit
+
     # Who and where this process is.
 
     @property
@@ -201,8 +212,7 @@ class LWPDStrategy(ParallelStrategy):
 
     def process_dataloader(self, dataloader: object) -> object:
         """Let the training loader name its batches; others stay as they are, since only rank 0 reads them."""
-        assert self.lightning_module is not None
-        trainer = self.lightning_module.trainer
+        trainer = self._trainer
         if not trainer.training:
             return dataloader
         progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -219,8 +229,8 @@ class LWPDStrategy(ParallelStrategy):
     def on_train_start(self) -> None:
         """Start the workers: everything that rank 0 could refuse has been checked."""
         refuse_process_group()
-        assert self.lightning_module is not None and self.cluster_environment is not None
-        trainer = self.lightning_module.trainer
+        assert self.cluster_environment is not None
+        trainer = self._trainer
         loaders = trainer.fit_loop._combined_loader.flattened  # type: ignore[union-attr]
         if len(loaders) != 1:
             raise ValueError(f"train_dataloader() gave {len(loaders)} loaders: coded exchange takes one.")
@@ -238,16 +248,15 @@ class LWPDStrategy(ParallelStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Rank 0's first data part; the version it belongs to is published before."""
-        assert self._fit is not None and self.lightning_module is not None
-        batch_index = self.lightning_module.trainer.fit_loop.epoch_loop.batch_idx
-        return self._fit.training_step(super().training_step, args, batch_index)
+        batch_index = self._trainer.fit_loop.epoch_loop.batch_idx
+        output: STEP_OUTPUT = self._running.training_step(super().training_step, args, batch_index)
+        return output
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Backward of rank 0's data parts, then the exchange, so that ``on_after_backward`` sees decoded gradients."""
-        assert self._fit is not None and self.lightning_module is not None
-        module, precision = self.lightning_module, self.precision_plugin
+        module, precision = self._trainer.lightning_module, self.precision_plugin
         closure_loss = precision.pre_backward(closure_loss, module)
-        self._fit.backward(closure_loss, lambda: precision.backward(closure_loss, module, optimizer, *args, **kwargs))
+        self._running.backward(closure_loss, lambda: precision.backward(closure_loss, module, optimizer, *args, **kwargs))
         return precision.post_backward(closure_loss, module)
 
     def optimizer_step(
@@ -258,9 +267,8 @@ class LWPDStrategy(ParallelStrategy):
         **kwargs: Any,
     ) -> Any:
         """Step, then publish the new version at once: workers compute while rank 0 logs and validates."""
-        assert self._fit is not None and self.lightning_module is not None
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
-        self._fit.publish_next(self.lightning_module.trainer.fit_loop.epoch_loop.batch_idx)
+        self._running.publish_next(self._trainer.fit_loop.epoch_loop.batch_idx)
         return result
 
     def on_train_end(self) -> None:

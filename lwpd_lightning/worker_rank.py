@@ -71,9 +71,7 @@ def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
     return state + blocks.block_size * blocks.dtype.itemsize + _HEADROOM_BYTES
 
 
-def serve(
-    trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader
-) -> None:
+def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader) -> None:
     """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
     assert settings.code is not None
     module = trainer.lightning_module
@@ -130,7 +128,7 @@ def _log_nothing(*args: Any, **kwargs: Any) -> None:
 def _take_position(trainer: pl.Trainer, assignment: Assignment) -> None:
     """Let ``current_epoch`` and ``global_step`` in the user's training_step be those of the version."""
     loop = trainer.fit_loop
-    loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = assignment.epoch
+    loop.epoch_progress.current.completed = assignment.epoch
     loop.epoch_loop.batch_progress.current.ready = assignment.batch_index + 1
     loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = assignment.version
 

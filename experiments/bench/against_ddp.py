@@ -10,6 +10,7 @@ which Lightning sets too when ranks outnumber half the cores.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -51,7 +52,7 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int) -> No
         def __init__(self) -> None:
             super().__init__()
             widths = [64, hidden, hidden - 64, 10]
-            layers = [torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+            layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
             self.net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:

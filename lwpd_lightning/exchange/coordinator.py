@@ -290,7 +290,7 @@ class Coordinator:
         sizes = [self._statistics.nbytes, len(self._blocks.parameters)]
         if payload.numel() != self._wire.nbytes(self._blocks.block_size) or rest.numel() != sum(sizes):
             raise ProtocolError(f"a codeword of {payload.numel()} bytes with {rest.numel()} bytes beside it")
-        statistics, touched = rest.split(sizes)
+        statistics, touched = torch.split(rest, sizes)
         return Contribution(
             codeword=self._wire.unpack(self._staging.to_device(payload), self._blocks.block_size),
             touched=touched.bool().tolist(),
@@ -357,7 +357,9 @@ class Coordinator:
         self._reading.pop(worker, None)
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))
-        log.warning("Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason)
+        log.warning(
+            "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
+        )
 
     def _check_enough_live(self) -> None:
         if len(self._rule.live) < self._min_workers:

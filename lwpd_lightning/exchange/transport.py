@@ -7,6 +7,7 @@ ends (process gone, host silent for longer than the heartbeat allows) is reporte
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,13 +69,17 @@ class Hub:
         keys = run_key.coordinator()
         self._router.curve_server = True
         self._router.curve_publickey, self._router.curve_secretkey = keys.public, keys.secret
-        self._monitor = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.port = self._router.bind_to_random_port(f"tcp://{host}")
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
         self._identity: dict[int, bytes] = {}
-        self._link: dict[int, int] = {}  # file descriptor of a link -> worker
+        # Links are numbered, since the file descriptor by which ZeroMQ names one is the next one's as soon as it ends.
+        self._accepted = 0
+        self._link: dict[int, int] = {}  # file descriptor -> newest link on it
+        self._owner: dict[int, tuple[int | None, bytes]] = {}  # link -> worker and its routing identity
+        self._ended: deque[int] = deque()  # links whose end is still to be reported
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether a CURVE client may connect (called by pyzmq's authenticator): only this run's workers may."""
@@ -97,17 +102,25 @@ class Hub:
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
         """Yield everything that is there, one at a time; wait for the first thing up to ``timeout_s`` seconds."""
         self._poller.poll(max(0, int(timeout_s * 1000)))
-        while True:
-            # Ended links come first: the next link may reuse the file descriptor by which an ended one is known.
-            while self._monitor.poll(0):
-                worker = self._link.pop(recv_monitor_message(self._monitor)["value"], None)
-                if worker is not None:
-                    self._identity.pop(worker, None)
-                    yield LinkLost(worker)
-            message = self._receive()
-            if message is None:
-                return
+        self._watch_links()
+        while (message := self._receive()) is not None:
             yield message
+        # Reported last, of links that had ended before: all that a dying worker managed to send still counts.
+        while self._ended:
+            worker, identity = self._owner.pop(self._ended.popleft(), (None, b""))
+            if worker is not None:
+                if self._identity.get(worker) == identity:
+                    del self._identity[worker]
+                yield LinkLost(worker)
+
+    def _watch_links(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._accepted += 1
+                self._link[event["value"]] = self._accepted
+            else:
+                self._ended.append(self._link[event["value"]])
 
     def _receive(self) -> Message | None:
         try:
@@ -115,8 +128,10 @@ class Hub:
         except zmq.Again:
             return None
         worker = self._by_key[str(frames[0].get("User-Id"))]
-        self._identity[worker] = identity.bytes
-        self._link[frames[0].get(zmq.SRCFD)] = worker
+        if self._identity.get(worker) != identity.bytes:  # the first message of a link
+            self._watch_links()
+            self._identity[worker] = identity.bytes
+            self._owner[self._link[frames[0].get(zmq.SRCFD)]] = worker, identity.bytes
         return Message(worker, [frame.buffer for frame in frames])
 
     def close(self) -> None:

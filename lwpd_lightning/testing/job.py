@@ -40,7 +40,9 @@ class Job:
         env: added to the environment.
     """
 
-    def __init__(self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             command, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,

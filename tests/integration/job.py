@@ -34,7 +34,9 @@ def main():
     model = Breaking(sgd)
     model.fail_at = options.fail_at
     strategy = LWPDStrategy(code=lwpd_code(4, 2, 2), wait_for=3, start_method=options.start)
-    trainer = quiet_trainer(devices=4, strategy=strategy, max_steps=options.updates, max_epochs=-1, callbacks=[Narrator()])
+    trainer = quiet_trainer(
+        devices=4, strategy=strategy, max_steps=options.updates, max_epochs=-1, callbacks=[Narrator()]
+    )
     trainer.fit(model, loader(shuffle=True, num_workers=options.loader_workers))
     print("DONE", flush=True)
 

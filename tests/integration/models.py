@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 class Classifier(pl.LightningModule):
     """An MLP on 12 features, 3 classes, with widths that no code's number of blocks divides everywhere."""
 
-    def __init__(self, optimizer: Callable[..., Any], scheduler: Callable[..., Any] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, optimizer: Callable[..., Any], scheduler: Callable[..., Any] | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -53,10 +55,10 @@ def loader(dataset: Dataset[Any] | None = None, batch_size: int = 72, **settings
 
 
 def quiet_trainer(**settings: Any) -> pl.Trainer:
-    defaults = dict(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+    defaults = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0,
+    }  # fmt: skip
     return pl.Trainer(**{**defaults, **settings})
 
 

@@ -47,7 +47,10 @@ class Comparison(pl.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         update = trainer.strategy.last_update
-        x, y = (tensor[72 * update.batch_index : 72 * (update.batch_index + 1)] for tensor in classification(dtype=torch.float64).tensors)
+        x, y = (
+            tensor[72 * update.batch_index : 72 * (update.batch_index + 1)]
+            for tensor in classification(dtype=torch.float64).tensors
+        )
         parameters = list(pl_module.parameters())
         with torch.enable_grad():
             exact = torch.autograd.grad(torch.nn.functional.cross_entropy(pl_module.net(x), y), parameters)

@@ -38,7 +38,9 @@ class Recorder(pl.Callback):
 
 def test_callbacks_see_ordinary_batches_and_steps():
     recorder = Recorder()
-    trainer = quiet_trainer(devices=4, strategy=strategy(), max_epochs=2, val_check_interval=5, callbacks=[recorder], num_sanity_val_steps=2)
+    trainer = quiet_trainer(
+        devices=4, strategy=strategy(), max_epochs=2, val_check_interval=5, callbacks=[recorder], num_sanity_val_steps=2
+    )
     trainer.fit(Classifier(sgd), loader(), loader())
     assert trainer.global_step == 20
     assert trainer.current_epoch == 2
@@ -49,7 +51,9 @@ def test_callbacks_see_ordinary_batches_and_steps():
 
 def test_limits():
     recorder = Recorder()
-    trainer = quiet_trainer(devices=4, strategy=strategy(), max_epochs=3, limit_train_batches=4, limit_val_batches=2, callbacks=[recorder])
+    trainer = quiet_trainer(
+        devices=4, strategy=strategy(), max_epochs=3, limit_train_batches=4, limit_val_batches=2, callbacks=[recorder]
+    )
     trainer.fit(Classifier(sgd), loader(), loader())
     assert trainer.global_step == 12
     assert [index for _, index, _ in recorder.train_batches] == [0, 1, 2, 3] * 3
@@ -69,7 +73,9 @@ def test_clipping_sees_the_decoded_gradient():
     x, y = (tensor[:72] for tensor in classification().tensors)
     fresh = Classifier(sgd)
     torch.nn.functional.cross_entropy(fresh.net(x), y).backward()
-    assert recorder.clipped == pytest.approx([torch.cat([p.grad.flatten() for p in fresh.parameters()]).norm().item()], rel=1e-5)
+    assert recorder.clipped == pytest.approx(
+        [torch.cat([p.grad.flatten() for p in fresh.parameters()]).norm().item()], rel=1e-5
+    )
 
 
 def test_early_stopping_checkpoints_and_plateau(tmp_path):
@@ -238,7 +244,9 @@ def test_tied_frozen_unused_and_mixed_parameters():
     assert torch.equal(model.unused, torch.full((5,), 3.0))  # no gradient, so no weight decay either
     assert torch.equal(model.frozen, torch.ones(12))
     for name, tensor in alone.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name].float(), tensor.float(), rtol=1e-4, atol=2e-2 if name == "coarse" else 1e-6)
+        torch.testing.assert_close(
+            model.state_dict()[name].float(), tensor.float(), rtol=1e-4, atol=2e-2 if name == "coarse" else 1e-6
+        )
 
 
 def test_a_dedicated_coordinator_computes_nothing():
@@ -281,14 +289,21 @@ def test_every_update_is_logged(tmp_path):
     logger = CSVLogger(tmp_path)
     monitor, lr = ExchangeMonitor(), LearningRateMonitor()
     trainer = quiet_trainer(
-        devices=4, strategy=strategy(wait_for=3), max_steps=12, logger=logger, callbacks=[monitor, lr], log_every_n_steps=50
+        devices=4,
+        strategy=strategy(wait_for=3),
+        max_steps=12,
+        logger=logger,
+        callbacks=[monitor, lr],
+        log_every_n_steps=50,
     )
     trainer.fit(Classifier(sgd), loader())
     lines = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     columns = lines[0].split(",")
     wanted = ["loss", "lr", "wait_s", "compute_s", "update_s", "bytes_up", "bytes_down", "arrivals", "decoded_share"]
     assert {f"exchange/{name}" for name in wanted} <= set(columns)
-    assert {f"exchange/{series}/{worker}" for series in ("arrived", "staleness", "inclusion") for worker in range(4)} <= set(columns)
+    assert {
+        f"exchange/{series}/{worker}" for series in ("arrived", "staleness", "inclusion") for worker in range(4)
+    } <= set(columns)
     at = columns.index("exchange/arrivals")
     assert len([line for line in lines[1:] if line.split(",")[at]]) == 12
     summary = monitor.summary()

@@ -49,7 +49,9 @@ CODES = {
 
 @pytest.mark.parametrize("name", CODES)
 @pytest.mark.parametrize("optimizer", [sgd, adam])
-@pytest.mark.parametrize(("dtype", "precision", "tolerance"), [(torch.float32, "32-true", 1e-5), (torch.float64, "64-true", 1e-11)])
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tolerance"), [(torch.float32, "32-true", 1e-5), (torch.float64, "64-true", 1e-11)]
+)
 def test_waiting_for_all_equals_a_single_process(name, optimizer, dtype, precision, tolerance):
     code = CODES[name]()
     data = classification(dtype=dtype)
@@ -59,7 +61,9 @@ def test_waiting_for_all_equals_a_single_process(name, optimizer, dtype, precisi
     trainer = quiet_trainer(devices=code.n, strategy=strategy, max_steps=UPDATES, **settings)
     batches = loader(data, shuffle=True)
     coded = parameters_after(trainer, model, batches)
-    reference_loader = CodedLoader(batches, data_parts=code.data_parts, parts=(0,), seed=trainer.fit_loop._combined_loader.flattened[0].seed)
+    reference_loader = CodedLoader(
+        batches, data_parts=code.data_parts, parts=(0,), seed=trainer.fit_loop._combined_loader.flattened[0].seed
+    )
     alone = single_process(optimizer, dtype, data, reference_loader, **settings)
     assert trainer.global_step == UPDATES
     assert coded.dtype == dtype

@@ -78,7 +78,10 @@ def test_trainer_settings(arguments, sentence):
     ("data", "sentence"),
     [
         (DataLoader(_Stream(), batch_size=4), "training set _Stream is iterable"),
-        (loader(batch_size=71), "batch_size=71 is the whole update's batch, which 2 data parts do not divide: use 70 or 72"),
+        (
+            loader(batch_size=71),
+            "batch_size=71 is the whole update's batch, which 2 data parts do not divide: use 70 or 72",
+        ),
         (_Batches(), "the training loader is a _Batches"),
         ([loader(), loader()], "gave 2 loaders: coded exchange takes one"),
     ],
@@ -92,7 +95,7 @@ def test_an_existing_process_group():
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        with pytest.raises(MisconfigurationException, match="default torch.distributed process group exists"):
+        with pytest.raises(MisconfigurationException, match=r"default torch\.distributed process group exists"):
             fit()
     finally:
         torch.distributed.destroy_process_group()
