@@ -24,7 +24,7 @@ from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
 from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_rank import ENV_FIT, ENV_KEY, Meeting, max_message_bytes, serve
+from lwpd_lightning.worker_rank import ENV_KEY, Meeting, max_message_bytes, serve
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -88,19 +88,18 @@ class CodedFit:
             WorkerFailed: a worker ended before it joined.
             TimeoutError: a worker did not join in ``timeout_s``.
         """
-        run_key = run_key_for(self._environment, self._num_nodes)
-        external = self._environment.creates_processes_externally
-        spans = self._num_nodes > 1
-        host = self._environment.main_address if spans or external else rendezvous.LOOPBACK
-        port = self._environment.main_port if spans or external else 0
+        environment, spans = self._environment, self._num_nodes > 1
+        external = environment.creates_processes_externally
+        host = rendezvous.resolve(environment.main_address) if spans or external else rendezvous.LOOPBACK
+        port = environment.main_port if spans or external else 0
         listener = None if _agent_serves_store() else rendezvous.listen(host, port)
         if listener is not None:
             port = listener.getsockname()[1]
-        meeting = Meeting(run_key, host, port, self._generation)
+        meeting = Meeting(run_key_for(environment, self._num_nodes), host, port, self._generation)
         torch.set_num_threads(suggested_threads(self._local_ranks))
         local = [] if external else range(1, self._local_ranks)
         if self._settings.start_method == "rerun":
-            self._workers = rerun_workers(local, self._rerun_environment(meeting))
+            self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
         else:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
             meeting = self._shared(meeting)
@@ -191,10 +190,11 @@ class CodedFit:
         settings, module = self._settings, self._trainer.lightning_module
         assert settings.code is not None and settings.wait_for is not None
         workers = [worker for worker in range(settings.code.n) if worker != self._own]
+        link_host = meeting.host if self._num_nodes > 1 else rendezvous.LOOPBACK
         hub = Hub(
             meeting.run_key,
             workers,
-            host=meeting.host,
+            host=link_host,
             heartbeat_s=settings.heartbeat_s,
             max_message_bytes=max_message_bytes(module, self._blocks),
         )
@@ -202,7 +202,7 @@ class CodedFit:
             store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)
         else:
             store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
-        store.announce(f"tcp://{meeting.host}:{hub.port}", self._loader.seed)
+        store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed)
         self._store = store  # served as long as the fit lasts
         rule = ArrivalRule(
             settings.code,
@@ -243,20 +243,6 @@ class CodedFit:
             serve(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader)
 
         return work
-
-    def _rerun_environment(self, meeting: Meeting) -> Callable[[int], dict[str, str]]:
-        def environment(rank: int) -> dict[str, str]:
-            return {
-                "MASTER_ADDR": meeting.host,
-                "MASTER_PORT": str(meeting.port),
-                "NODE_RANK": "0",
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self._num_nodes * self._local_ranks),
-                ENV_KEY: meeting.run_key.hex(),
-                ENV_FIT: str(self._generation),
-            }
-
-        return environment
 
 
 def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:

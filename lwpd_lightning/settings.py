@@ -86,13 +86,14 @@ class ExchangeSettings:
         settings._check_counts(code)
         return settings
 
-    def started_on(self, device: torch.device, num_nodes: int) -> ExchangeSettings:
-        """The settings with "auto" start resolved.
+    def started_on(self, device: torch.device, num_nodes: int, external: bool) -> ExchangeSettings:
+        """The settings with "auto" start resolved; ``external``: something else starts the processes.
 
         Raises:
             ValueError: when workers cannot be forked as asked.
         """
-        forkable = device.type == "cpu" and num_nodes == 1 and "fork" in multiprocessing.get_all_start_methods()
+        one_host = device.type == "cpu" and num_nodes == 1 and not external
+        forkable = one_host and "fork" in multiprocessing.get_all_start_methods()
         if self.start_method == "fork" and not forkable:
             raise ValueError(
                 f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}: only a single machine's "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from lwpd_lightning.coding import Code
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange.coordinator import Failure, Update
 from lwpd_lightning.exchange.rule import Decoder, Stale
+from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
 from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
 from lwpd_lightning.refusals import (
     SEVERAL_OPTIMIZERS,
@@ -31,7 +31,7 @@ from lwpd_lightning.refusals import (
     refuse_trainer,
 )
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WireDtype
-from lwpd_lightning.worker_rank import ENV_FIT, Meeting, WorkerRankLauncher
+from lwpd_lightning.worker_rank import Meeting, WorkerRankLauncher
 
 _Object = TypeVar("_Object")
 
@@ -163,22 +163,28 @@ class LWPDStrategy(ParallelStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         self.settings = self.settings.resolved(self.world_size)
-        self.settings = self.settings.started_on(self.root_device, self.num_nodes)
+        external = self.cluster_environment.creates_processes_externally
+        self.settings = self.settings.started_on(self.root_device, self.num_nodes, external)
         refuse_precision(self.precision_plugin)
         if not self.is_global_zero:
-            self._launcher = WorkerRankLauncher(self._meeting)
+            self._launcher = WorkerRankLauncher(self._begin_worker, self._start_siblings)
 
-    def _meeting(self) -> tuple[ExchangeSettings, Meeting, int, int]:
+    def _meeting(self, generation: int) -> Meeting:
         environment = self.cluster_environment
         assert environment is not None
-        meeting = Meeting(
-            run_key_for(environment, self.num_nodes),
-            environment.main_address,
-            environment.main_port,
-            int(os.environ.get(ENV_FIT, "0")),
-        )
-        worker = self.global_rank - self.settings.dedicated_coordinator
-        return self.settings, meeting, worker, self.num_processes
+        key = run_key_for(environment, self.num_nodes)
+        return Meeting(key, environment.main_address, environment.main_port, generation)
+
+    def _begin_worker(self, generation: int) -> tuple[ExchangeSettings, Meeting, int]:
+        torch.set_num_threads(suggested_threads(self.num_processes))
+        return self.settings, self._meeting(generation), self.global_rank - self.settings.dedicated_coordinator
+
+    def _start_siblings(self, generation: int) -> Workers:
+        assert self.cluster_environment is not None
+        if self.local_rank or self.cluster_environment.creates_processes_externally:
+            return Workers({})
+        meeting = self._meeting(generation)
+        return rerun_workers(range(1, self.num_processes), lambda rank: meeting.environment(self.node_rank, rank))
 
     # Setting up.
 
@@ -256,7 +262,9 @@ class LWPDStrategy(ParallelStrategy):
         """Backward of rank 0's data parts, then the exchange, so that ``on_after_backward`` sees decoded gradients."""
         module, precision = self._trainer.lightning_module, self.precision_plugin
         closure_loss = precision.pre_backward(closure_loss, module)
-        self._running.backward(closure_loss, lambda: precision.backward(closure_loss, module, optimizer, *args, **kwargs))
+        self._running.backward(
+            closure_loss, lambda: precision.backward(closure_loss, module, optimizer, *args, **kwargs)
+        )
         return precision.post_backward(closure_loss, module)
 
     def optimizer_step(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
@@ -27,7 +26,7 @@ from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Spoke
 from lwpd_lightning.exchange.worker import Assignment, Worker
-from lwpd_lightning.launcher import suggested_threads, watch_parent
+from lwpd_lightning.launcher import Workers, watch_parent
 from lwpd_lightning.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -63,6 +62,17 @@ class Meeting:
     def messages(self) -> Messages:
         """Packs and reads the messages of the fit."""
         return Messages(self.run_key.run_id(self.generation), self.arena)
+
+    def environment(self, node_rank: int, local_rank: int) -> dict[str, str]:
+        """What a process that reruns the job must find in its environment to become this worker."""
+        return {
+            "MASTER_ADDR": self.host,
+            "MASTER_PORT": str(self.port),
+            "NODE_RANK": str(node_rank),
+            "LOCAL_RANK": str(local_rank),
+            ENV_KEY: self.run_key.hex(),
+            ENV_FIT: str(self.generation),
+        }
 
 
 def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
@@ -138,11 +148,17 @@ class WorkerRankLauncher(_Launcher):
     everything else.
 
     The script of a worker process runs as rank 0's does until it reaches the fit that the worker was started for;
-    there it serves, and the process ends. Earlier fits, and validate, test and predict, do nothing here.
+    there it serves, and the process ends. Earlier fits, and validate, test and predict, do nothing here. A worker that
+    this package did not start (the first process of another machine, or all of them under torchrun or SLURM) serves
+    every fit in turn and goes on; the first process of a machine starts the others there.
     """
 
-    def __init__(self, begin: Callable[[], tuple[ExchangeSettings, Meeting, int, int]]) -> None:
-        self._begin = begin
+    def __init__(
+        self,
+        begin: Callable[[int], tuple[ExchangeSettings, Meeting, int]],
+        start_siblings: Callable[[int], Workers],
+    ) -> None:
+        self._begin, self._start_siblings = begin, start_siblings
         self._fits = 0
 
     @property
@@ -155,11 +171,14 @@ class WorkerRankLauncher(_Launcher):
         if trainer.state.fn is not TrainerFn.FITTING:
             return None
         generation, self._fits = self._fits, self._fits + 1
-        if generation != int(os.environ.get(ENV_FIT, "0")):
+        if ENV_FIT not in os.environ:
+            return self._serve(generation, trainer, *args, **kwargs)
+        if generation != int(os.environ[ENV_FIT]):
             return None
+        watch_parent()
         code = 0
         try:
-            self._serve(trainer, *args, **kwargs)
+            self._serve(generation, trainer, *args, **kwargs)
         except BaseException:
             code = 1
         sys.stdout.flush()
@@ -171,6 +190,7 @@ class WorkerRankLauncher(_Launcher):
 
     def _serve(
         self,
+        generation: int,
         trainer: pl.Trainer,
         model: pl.LightningModule,
         train_dataloaders: Any = None,
@@ -180,9 +200,7 @@ class WorkerRankLauncher(_Launcher):
         weights_only: bool | None = None,
     ) -> None:
         """What Lightning does between ``fit`` and the first batch, as far as a worker needs it."""
-        watch_parent()
-        settings, meeting, worker, local_ranks = self._begin()
-        torch.set_num_threads(suggested_threads(local_ranks))
+        settings, meeting, worker = self._begin(generation)
         strategy = trainer.strategy
         trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
         trainer.state.stage = RunningStage.TRAINING
@@ -202,4 +220,8 @@ class WorkerRankLauncher(_Launcher):
         trainer.fit_loop.setup_data()
         call._call_lightning_module_hook(trainer, "on_train_start")
         loader = trainer.fit_loop._combined_loader.flattened[0]  # type: ignore[union-attr]
-        serve(trainer, settings, meeting, worker, loader)
+        siblings = self._start_siblings(generation)
+        try:
+            serve(trainer, settings, meeting, worker, loader)
+        finally:
+            siblings.end()

@@ -24,6 +24,20 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def resolve(host: str) -> str:
+    """The numeric address of a host name, the first that the system knows."""
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+
+
+def endpoint(host: str, port: int | str) -> str:
+    """A numeric address and a port as ZeroMQ writes them.
+
+    >>> endpoint("::1", 5000)
+    'tcp://[::1]:5000'
+    """
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
 class Rendezvous:
     """One fit's meeting point.
 

@@ -11,6 +11,7 @@ from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
 class Narrator(pl.Callback):
     def on_train_batch_end(self, trainer, *args):
+        print(f"ARRIVED {len(trainer.strategy.last_update.arrivals)}", flush=True)
         print(f"UPDATE {trainer.global_step}", flush=True)
 
 
@@ -25,19 +26,27 @@ class Breaking(Classifier):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--start", default="fork")
+    parser.add_argument("--start", default="auto")
     parser.add_argument("--updates", type=int, default=1_000_000)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--fits", type=int, default=1)
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--loader-workers", type=int, default=0)
     options = parser.parse_args()
     pl.seed_everything(1)
     model = Breaking(sgd)
     model.fail_at = options.fail_at
-    strategy = LWPDStrategy(code=lwpd_code(4, 2, 2), wait_for=3, start_method=options.start)
+    strategy = LWPDStrategy(
+        code=lwpd_code(4, 2, 2), wait_for=3, start_method=options.start if options.nodes == 1 else "auto",
+        timeout_s=100,
+    )  # fmt: skip
     trainer = quiet_trainer(
-        devices=4, strategy=strategy, max_steps=options.updates, max_epochs=-1, callbacks=[Narrator()]
-    )
-    trainer.fit(model, loader(shuffle=True, num_workers=options.loader_workers))
+        devices=4 // options.nodes, num_nodes=options.nodes, strategy=strategy, max_steps=options.updates,
+        max_epochs=-1, callbacks=[Narrator()],
+    )  # fmt: skip
+    for fit in range(1, options.fits + 1):
+        trainer.fit_loop.epoch_loop.max_steps = fit * options.updates
+        trainer.fit(model, loader(shuffle=True, num_workers=options.loader_workers))
     print("DONE", flush=True)
 
 

@@ -1,0 +1,54 @@
+"""Two machines and outside launchers: the job is started once on each, as its user would, here all on one host."""
+
+import os
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.testing import Job
+
+JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
+ROOT = Path(__file__).parents[2]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def common(port, **environment):
+    return {
+        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "LWPD_RUN_KEY": RunKey.generate().hex(),
+        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), **environment,
+    }  # fmt: skip
+
+
+def test_two_nodes_with_two_ranks_each():
+    environment = common(free_port())
+    command = [*JOB, "--nodes", "2", "--updates", "5", "--fits", "2"]
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(Job(command, env={**environment, "NODE_RANK": str(rank)})) for rank in range(2)]
+        results = [node.wait(110) for node in nodes]
+        assert [result.exit_code for result in results] == [0, 0], results[0].output + results[1].output
+        assert results[0].output.count("ARRIVED 4") >= 1  # all four, over both nodes
+        assert "UPDATE 10" in results[0].output
+        assert "UPDATE" not in results[1].output
+        for node in nodes:
+            node.wait_until_nothing_is_left(10)
+
+
+def test_ranks_that_a_launcher_started():
+    environment = common(free_port(), NODE_RANK="0")
+    command = [*JOB, "--updates", "5"]
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(Job(command, env={**environment, "LOCAL_RANK": str(rank)})) for rank in range(4)]
+        results = [rank.wait(110) for rank in ranks]
+        assert [result.exit_code for result in results] == [0] * 4, "".join(result.output for result in results)
+        assert "ARRIVED" in results[0].output
+
+
+def test_the_environment_is_left_alone():
+    assert not {"LWPD_RUN_KEY", "LWPD_FIT", "MASTER_ADDR"} & set(os.environ)
