@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.utils import instantiate
-from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.data import Digits, StdlibText
 from experiments.targets import TargetTimer
 from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
@@ -22,7 +23,7 @@ class Job:
     """One run, ready to train; `code`, `wait_for` and `monitor` are None where the scheme is not one of ours."""
 
     model: LightningModule
-    data: LightningDataModule
+    data: Digits | StdlibText
     trainer: Trainer
     timer: TargetTimer | None
     monitor: ExchangeMonitor | None

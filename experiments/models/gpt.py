@@ -63,19 +63,20 @@ class GPT(nn.Module):
             raise ValueError(f"model.heads={heads} does not divide model.width={width}: use a divisor of the width.")
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.zeros(context, width))
-        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
+        blocks = [Block(width, heads, dropout) for _ in range(layers)]
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width)
-        self._initialise(layers)
+        self._initialise(blocks)
 
-    def _initialise(self, layers: int) -> None:
+    def _initialise(self, blocks: list[Block]) -> None:
         # GPT-2's: 0.02 everywhere, less by sqrt(2 * layers) where a layer adds to the residual stream.
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
-        for block in self.blocks:
+        for block in blocks:
             residual = {block.mix, block.feed_forward[-1]}
             for layer in block.modules():
                 if isinstance(layer, nn.Linear):
-                    std = 0.02 / math.sqrt(2 * layers) if layer in residual else 0.02
+                    std = 0.02 / math.sqrt(2 * len(blocks)) if layer in residual else 0.02
                     nn.init.normal_(layer.weight, std=std)
                     nn.init.zeros_(layer.bias)
 
