@@ -89,7 +89,8 @@ class ArrivalRule:
     @property
     def needed(self) -> int:
         """How many codewords the open update waits for."""
-        return min(self.wait_for, len(self.live))
+        counted = {arrival.worker for arrival in self.arrivals}  # one that died since stands in for nobody
+        return min(self.wait_for, len(self.live | counted))
 
     @property
     def complete(self) -> bool:

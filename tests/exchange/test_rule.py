@@ -1,0 +1,358 @@
+"""The K-of-n rule alone: what closes an update, what counts, and that the decoded gradient is unbiased.
+
+Unbiasedness is enumerated through the rule itself: a gradient is assembled as the coordinator does it, for every
+arrival set, and averaged.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lwpd_lightning.coding import local_code, lwpd_code, uncoded
+from lwpd_lightning.coding.decoders import decodable
+from lwpd_lightning.exchange.rule import _WEIGHT_CLIP, Arrival, ArrivalRule
+
+CODES = [
+    lwpd_code(8, 4, 2),
+    lwpd_code(6, 3, 3),
+    lwpd_code(4, 4, 2),
+    local_code(6, 2, 2),
+    local_code(8, 1, 4),
+    uncoded(5),
+]
+over_codes = pytest.mark.parametrize("code", CODES, ids=repr)
+over_always = pytest.mark.parametrize("always", [None, 0])
+quick = settings(deadline=None, max_examples=60)
+
+
+def tasks(code, seed=0):
+    return torch.randn(code.k, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def truth(code, theta):
+    return theta.view(code.data_parts, code.blocks, -1).mean(dim=0)
+
+
+def update(rule, version, arrived, theta, now=0.0):
+    """Open, let ``arrived`` count in that order, close, and assemble the gradient: (blocks, d)."""
+    rule.open(version, now)
+    total = torch.zeros(rule.code.blocks, theta.shape[1], dtype=theta.dtype)
+    held = {}
+    for worker in arrived:
+        assert rule.counts(worker, version, now)
+        codeword = rule.code.generator[worker] @ theta
+        coefficients = rule.coefficients(worker)
+        if coefficients is None:
+            held[worker] = codeword
+        else:
+            total += torch.outer(torch.tensor(coefficients, dtype=theta.dtype), codeword)
+    assert rule.complete
+    decoding = rule.close()
+    assert decoding.held.keys() == held.keys()
+    for worker, codeword in held.items():
+        total += torch.outer(torch.tensor(decoding.held[worker], dtype=theta.dtype), codeword)
+    return decoding.scale * total
+
+
+def arrival_sets(n, count, always):
+    """All sets of ``count`` workers that contain ``always``."""
+    return [s for s in itertools.combinations(range(n), count) if always is None or always in s]
+
+
+# What closes an update.
+
+
+@quick
+@given(st.permutations(range(8)), st.integers(1, 8), st.sampled_from([None, 0, 5]))
+def test_an_update_closes_with_the_kth_arrival_and_with_always(order, wait_for, always):
+    rule = ArrivalRule(lwpd_code(8, 4, 2), wait_for, always=always)
+    rule.open(0, 0.0)
+    for count, worker in enumerate(order):
+        done = count >= wait_for and (always is None or always in order[:count])
+        assert rule.complete == done
+        assert rule.awaited == sorted(order[count:])
+        assert rule.counts(worker, 0, 1.0 + count)
+    assert rule.complete
+    assert [a.worker for a in rule.arrivals] == order
+    assert rule.awaited == []
+
+
+def test_delays_run_from_the_opening_and_are_never_negative():
+    rule = ArrivalRule(uncoded(3), 3)
+    rule.open(4, 10.0)
+    for worker, now in enumerate((9.5, 10.0, 12.5)):
+        rule.counts(worker, 4, now)
+    assert rule.arrivals == [Arrival(0, 0, 0.0), Arrival(1, 0, 0.0), Arrival(2, 0, 2.5)]
+
+
+def test_a_worker_counts_once_in_an_update_and_again_in_the_next():
+    rule = ArrivalRule(uncoded(3), 2)
+    rule.open(0, 0.0)
+    assert rule.counts(1, 0, 0.0)
+    assert not rule.counts(1, 0, 0.0)
+    assert len(rule.arrivals) == 1
+    assert not rule.complete
+    rule.counts(2, 0, 0.0)
+    rule.close()
+    rule.open(1, 0.0)
+    assert rule.counts(1, 0, 0.0)
+
+
+@given(worker=st.integers(3, 2**32 - 1) | st.just(-1))
+def test_a_worker_that_the_code_lacks_never_counts(worker):
+    rule = ArrivalRule(uncoded(3), 2)
+    rule.open(0, 0.0)
+    assert not rule.counts(worker, 0, 0.0)
+
+
+# What is too stale.
+
+
+@pytest.mark.parametrize(
+    ("stale", "max_staleness", "allowed"),
+    [("drop", None, 0), ("apply", 0, 0), ("apply", 2, 2), ("apply", None, 9)],
+)
+def test_staleness_is_bounded_as_asked(stale, max_staleness, allowed):
+    rule = ArrivalRule(uncoded(12), 12, stale=stale, max_staleness=max_staleness)
+    rule.open(9, 0.0)
+    counted = {s for s in range(10) if rule.counts(s, 9 - s, 0.0)}
+    assert counted == set(range(allowed + 1))
+    assert [a.staleness for a in rule.arrivals] == list(range(allowed + 1))
+
+
+def test_nothing_counts_from_the_future():
+    rule = ArrivalRule(uncoded(3), 2)
+    rule.open(4, 0.0)
+    assert not rule.counts(0, 5, 0.0)
+
+
+def test_voided_versions_stay_void():
+    rule = ArrivalRule(uncoded(3), 1)
+    rule.open(4, 0.0)
+    rule.open(5, 0.0, void_older=True)
+    assert not rule.counts(0, 4, 0.0)
+    assert rule.counts(0, 5, 0.0)
+    rule.close()
+    rule.open(6, 0.0)
+    assert not rule.counts(1, 4, 0.0)
+    assert rule.counts(1, 5, 0.0)
+
+
+# Losses.
+
+
+def test_an_update_waits_for_all_that_live_when_fewer_than_k_do():
+    rule = ArrivalRule(uncoded(4), 3)
+    rule.lose(0)
+    rule.lose(1)
+    rule.open(0, 0.0)
+    assert rule.needed == 2
+    assert rule.awaited == [2, 3]
+    rule.counts(2, 0, 0.0)
+    assert not rule.complete
+    rule.counts(3, 0, 0.0)
+    assert rule.complete
+
+
+def test_a_loss_in_an_open_update_is_no_longer_waited_for():
+    rule = ArrivalRule(uncoded(3), 3)
+    rule.open(0, 0.0)
+    rule.counts(0, 0, 0.0)
+    rule.counts(1, 0, 0.0)
+    assert not rule.complete
+    rule.lose(2)
+    assert rule.complete
+
+
+def test_what_a_dead_worker_sent_counts_in_the_open_update_only():
+    rule = ArrivalRule(uncoded(3), 2)
+    rule.open(0, 0.0)
+    rule.lose(2)
+    assert rule.counts(2, 0, 0.0)
+    rule.open(1, 0.0)
+    assert not rule.counts(2, 0, 0.0)
+
+
+def test_a_contributor_that_died_does_not_stand_in_for_one_that_lives():
+    """K = n waits for everyone who lives; one that counted and then died is not one of those."""
+    rule = ArrivalRule(uncoded(4), 4)
+    rule.open(0, 0.0)
+    rule.counts(1, 0, 0.0)
+    rule.lose(1)
+    rule.counts(0, 0, 0.0)
+    rule.counts(2, 0, 0.0)
+    assert rule.awaited == [3]
+    assert not rule.complete
+    rule.counts(3, 0, 0.0)
+    assert rule.complete
+
+
+@over_codes
+@over_always
+def test_with_one_dead_worker_the_others_decode_exactly_where_they_span(code, always):
+    theta, exact = tasks(code), 0
+    for dead in range(1, code.n):
+        rule = ArrivalRule(code, code.n, always=always)
+        update(rule, 0, range(code.n), theta)
+        rule.lose(dead)
+        live = sorted(rule.live)
+        gradient = update(rule, 1, live, theta)
+        if decodable(code, live):
+            exact += 1
+            torch.testing.assert_close(gradient, truth(code, theta), rtol=0, atol=1e-12)
+    assert exact == (code.n - 1 if code.k < code.n else 0)
+
+
+@over_always
+def test_everyone_but_one_may_die(always):
+    code = lwpd_code(4, 4, 2)
+    rule = ArrivalRule(code, 4, always=always)
+    for worker in (1, 2, 3):
+        rule.lose(worker)
+    gradient = update(rule, 0, [0], tasks(code))
+    assert torch.isfinite(gradient).all()
+
+
+# Weights.
+
+
+@over_codes
+@over_always
+@pytest.mark.parametrize("decoder", ["projective", "least_squares"])
+def test_all_arrivals_give_the_exact_gradient(code, always, decoder):
+    theta = tasks(code)
+    for order in (range(code.n), reversed(range(code.n))):
+        gradient = update(ArrivalRule(code, code.n, decoder, always=always), 0, order, theta)
+        torch.testing.assert_close(gradient, truth(code, theta), rtol=0, atol=1e-12)
+
+
+@over_codes
+@over_always
+def test_the_mean_over_all_arrival_sets_is_the_gradient(code, always):
+    """Even inclusion: every K-set that contains ``always`` is as likely as any other."""
+    theta = tasks(code)
+    for wait_for in range(2, code.n + 1):
+        gradients = [
+            update(ArrivalRule(code, wait_for, always=always), 0, arrived, theta)
+            for arrived in arrival_sets(code.n, wait_for, always)
+        ]
+        mean = torch.stack(gradients).mean(dim=0)
+        torch.testing.assert_close(mean, truth(code, theta), rtol=0, atol=1e-12)
+
+
+@over_always
+def test_the_mean_is_the_gradient_when_more_than_k_are_there_at_the_close(always):
+    code = lwpd_code(8, 4, 2)
+    theta = tasks(code)
+    for count in range(3, 9):
+        gradients = [
+            update(ArrivalRule(code, 3, always=always), 0, arrived, theta) for arrived in arrival_sets(8, count, always)
+        ]
+        torch.testing.assert_close(torch.stack(gradients).mean(dim=0), truth(code, theta), rtol=0, atol=1e-12)
+
+
+@over_always
+def test_the_mean_over_the_survivors_sets_is_the_gradient(always):
+    code = lwpd_code(8, 4, 2)
+    theta, dead = tasks(code), {3, 6}
+    live = [w for w in range(8) if w not in dead]
+    assert decodable(code, live)
+    for wait_for in range(2, 7):
+        gradients = []
+        for chosen in arrival_sets(len(live), wait_for, always):
+            rule = ArrivalRule(code, wait_for, always=always)
+            for worker in dead:
+                rule.lose(worker)
+            gradients.append(update(rule, 0, [live[i] for i in chosen], theta))
+        torch.testing.assert_close(torch.stack(gradients).mean(dim=0), truth(code, theta), rtol=0, atol=1e-12)
+
+
+@over_always
+def test_least_squares_is_exact_wherever_the_arrivals_span(always):
+    code, exact = lwpd_code(8, 4, 2), 0
+    theta = tasks(code)
+    for arrived in arrival_sets(8, 4, always):
+        gradient = update(ArrivalRule(code, 4, "least_squares", always=always), 0, arrived, theta)
+        if decodable(code, arrived):
+            exact += 1
+            torch.testing.assert_close(gradient, truth(code, theta), rtol=0, atol=1e-12)
+    assert exact > 20
+
+
+@quick
+@given(st.sampled_from(CODES), st.data())
+def test_the_decoded_share_is_the_rank_of_the_arrivals(code, data):
+    arrived = data.draw(st.lists(st.integers(0, code.n - 1), min_size=1, unique=True))
+    rule = ArrivalRule(code, len(arrived))
+    rule.open(0, 0.0)
+    for worker in arrived:
+        rule.counts(worker, 0, 0.0)
+    rank = int(torch.linalg.matrix_rank(code.generator[arrived]))
+    assert rule.close().decoded_share == pytest.approx(rank / code.k)
+
+
+# Uneven arrival.
+
+
+def long_run(code, wait_for, always, speeds, updates, tilted, theta, seed=0):
+    """Mean decoded gradient when faster workers arrive more often, and the rule that decoded it."""
+    random = torch.Generator().manual_seed(seed)
+    rule = ArrivalRule(code, wait_for, always=always)
+    total = torch.zeros(code.blocks, theta.shape[1], dtype=torch.float64)
+    others = [w for w in range(code.n) if w != always]
+    weights = torch.tensor([speeds[w] for w in others], dtype=torch.float64)
+    for version in range(updates):
+        drawn = torch.multinomial(weights, wait_for - (always is not None), generator=random)
+        arrived = [others[i] for i in drawn.tolist()] + ([always] if always is not None else [])
+        if not tilted:
+            rule.inclusions.clear()
+            rule.updates = 0
+        total += update(rule, version, arrived, theta)
+    return total / updates, rule
+
+
+@over_always
+@pytest.mark.parametrize("code", [lwpd_code(8, 4, 2), uncoded(8)], ids=repr)
+def test_the_tilt_brings_uneven_arrivals_nearer_to_the_truth(code, always):
+    theta = tasks(code)
+    speeds = [1.0, 1.0, 1.0, 1.0, 0.3, 1.0, 1.0, 0.3]
+    errors = {}
+    for tilted in (False, True):
+        mean, _ = long_run(code, 5, always, speeds, 800, tilted, theta)
+        errors[tilted] = float((mean - truth(code, theta)).norm() / truth(code, theta).norm())
+    assert errors[True] < errors[False] / 2
+
+
+def test_a_rare_worker_is_weighted_up_by_the_clip_at_most():
+    code = uncoded(8)
+    theta = tasks(code)
+    _, rule = long_run(code, 5, None, [1.0] * 7 + [1e-9], 400, True, theta)
+    rule.open(400, 0.0)
+    even = ArrivalRule(code, 8)
+    even.open(0, 0.0)
+    ratios = [rule.coefficients(w)[0] / even.coefficients(w)[0] for w in range(8)]
+    assert ratios[7] == pytest.approx(_WEIGHT_CLIP)
+    assert all(1 / _WEIGHT_CLIP <= ratio < 1 for ratio in ratios[:7])
+
+
+def test_nothing_is_tilted_when_everyone_is_waited_for():
+    code = lwpd_code(8, 4, 2)
+    theta = tasks(code)
+    _, rule = long_run(code, 5, None, [1.0] * 7 + [1e-9], 50, True, theta)
+    rule.wait_for = 8
+    gradient = update(rule, 50, range(8), theta)
+    torch.testing.assert_close(gradient, truth(code, theta), rtol=0, atol=1e-12)
+
+
+def test_inclusion_rates_are_shares_of_all_updates():
+    rule = ArrivalRule(uncoded(3), 2)
+    assert rule.inclusion_rate(0) == 0.0
+    theta = tasks(rule.code)
+    for version, arrived in enumerate(([0, 1], [0, 2], [0, 1, 2], [0, 1])):
+        update(rule, version, arrived, theta)
+    assert [rule.inclusion_rate(w) for w in range(3)] == [1.0, 0.75, 0.5]
+    assert math.isclose(rule.updates, 4)
