@@ -112,7 +112,7 @@ class CodedLoader:
     ``batch_size`` is the whole update's: a batch is cut, in the loader's order, into ``data_parts`` equal runs of
     samples. With ``drop_last=False`` a short last batch is trimmed to a multiple of ``data_parts`` and left out when it
     has fewer samples than that; ``drop_last=True`` leaves it out as always. The order of an epoch is what the loader's
-    own (batch) sampler yields when every random generator is seeded with (seed, epoch).
+    own (batch) sampler yields when it is told the epoch and every random generator is seeded with (seed, epoch).
 
     Iterating yields, as on a single device, one ordinary batch for each update: the first of the worker's own data
     parts. All of them are in `current`.
@@ -203,15 +203,28 @@ class CodedLoader:
         stop = getattr(self._stream, "_shutdown_workers", None)
         if stop is not None:
             stop()
-        self._stream = None
+        self._stream = self._fetcher._iterator = None  # the latter: persistent ones, which have ended too
 
     def _order(self, epoch: int) -> list[Sequence[Any]]:
         if self._ordered is None or self._ordered[0] != epoch:
-            with isolated_rng(), _own_generators(self.loader, derive_seed(self.seed, epoch)):
-                seed_everything_locally(derive_seed(self.seed, epoch))
-                batches = list(self.loader.batch_sampler)  # type: ignore[arg-type]
+            batches = self._drawn(epoch)
+            if self._ordered is None and batches != self._drawn(epoch):
+                raise ValueError(
+                    f"the training loader's {type(_samplers(self.loader)[-1]).__name__} orders the same epoch anew each "
+                    "time: draw from the global generators of Python, NumPy or torch, from a torch.Generator in its "
+                    "attribute 'generator', or from what its set_epoch(epoch) was told."
+                )
             self._ordered = (epoch, _trimmed(batches, self.data_parts))
         return self._ordered[1]
+
+    def _drawn(self, epoch: int) -> list[Sequence[Any]]:
+        seed, samplers = derive_seed(self.seed, epoch), _samplers(self.loader)
+        with isolated_rng(), _own_generators(samplers, seed):
+            for sampler in samplers:
+                if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                    set_epoch(epoch)
+            seed_everything_locally(seed)
+            return [list(batch) for batch in self.loader.batch_sampler]  # type: ignore[union-attr]
 
 
 def _part(indices: Sequence[Any], part: int, data_parts: int) -> Sequence[Any]:
@@ -230,11 +243,15 @@ def _trimmed(batches: Sequence[Sequence[Any]], data_parts: int) -> list[Sequence
     return trimmed if not trimmed or len(trimmed[-1]) else trimmed[:-1]
 
 
-@contextmanager
-def _own_generators(loader: DataLoader[Any], seed: int) -> Iterator[None]:
-    """Seed the torch generators that samplers carry themselves, and put them back."""
+def _samplers(loader: DataLoader[Any]) -> list[object]:
     owners = [loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
-    generators = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
+    return [owner for owner in owners if owner is not None]
+
+
+@contextmanager
+def _own_generators(samplers: list[object], seed: int) -> Iterator[None]:
+    """Seed the torch generators that samplers carry themselves, and put them back."""
+    generators = [g for owner in samplers if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
     states = [generator.get_state() for generator in generators]
     for generator in generators:
         generator.manual_seed(seed)

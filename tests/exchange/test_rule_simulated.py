@@ -9,7 +9,7 @@ import torch
 from lwpd_lightning.coding import local_code
 from lwpd_lightning.exchange.rule import ArrivalRule
 
-WORKERS, WAIT_FOR, UPDATES, STEP = 200, 140, 80, 0.2
+WORKERS, WAIT_FOR, UPDATES, STEP = 200, 140, 40, 0.2
 SLOW = range(180, WORKERS)
 
 
@@ -69,7 +69,7 @@ class Simulation:
 
 @pytest.mark.parametrize("stale", ["apply", "drop"])
 def test_hundreds_of_simulated_workers_descend(stale):
-    rule = ArrivalRule(local_code(WORKERS, data_parts=50, blocks=2), WAIT_FOR, stale=stale)
+    rule = ArrivalRule(local_code(WORKERS, data_parts=25, blocks=2), WAIT_FOR, stale=stale)
     simulation = Simulation(rule, deaths=[(5.0, 7), (5.5, 190)])
     before = simulation.distance()
     simulation.run(UPDATES)
@@ -93,7 +93,7 @@ def test_hundreds_of_simulated_workers_descend(stale):
 
 
 def test_waiting_for_everyone_is_synchronous_descent():
-    rule = ArrivalRule(local_code(WORKERS, data_parts=50, blocks=2), WORKERS)
+    rule = ArrivalRule(local_code(WORKERS, data_parts=25, blocks=2), WORKERS)
     simulation = Simulation(rule)
     simulation.run(10)
     expected = simulation.versions[0]
