@@ -210,7 +210,7 @@ class CodedLoader:
             batches = self._drawn(epoch)
             if self._ordered is None and batches != self._drawn(epoch):
                 raise ValueError(
-                    f"the training loader's {type(_samplers(self.loader)[-1]).__name__} orders the same epoch anew each "
+                    f"the training loader's {type(_samplers(self.loader)[-1]).__name__} orders an epoch anew each "
                     "time: draw from the global generators of Python, NumPy or torch, from a torch.Generator in its "
                     "attribute 'generator', or from what its set_epoch(epoch) was told."
                 )
