@@ -6,10 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
 
 if TYPE_CHECKING:
     from lwpd_lightning.exchange.coordinator import Failure, Update
@@ -76,47 +76,35 @@ class ExchangeMonitor(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._updates: list[Update] = []
-        self._failures: list[Failure] = []
-        self._update_s: list[float] = []
-        self._setup_at = time.monotonic()
-        self._last_at = 0.0
-        self._first_update_at: float | None = None
-        self._parameters = 0
+        self._totals = _Totals()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start the clock of ``startup_s``."""
+        """A new fit: forget the last one."""
         if stage == "fit":
-            self.__init__()  # type: ignore[misc]
+            self._totals = _Totals()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of the first update."""
-        self._parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        self._last_at = time.monotonic()
+        self._totals.parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        self._totals.last_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the update that has just been applied."""
         update: Update | None = getattr(trainer.strategy, "last_update", None)
-        if update is None or (self._updates and self._updates[-1] is update):
+        if update is None:
             return
-        now = time.monotonic()
-        if self._first_update_at is None:
-            self._first_update_at = now
-        self._updates.append(update)
-        self._update_s.append(now - self._last_at)
-        self._failures = list(trainer.strategy.failures)  # type: ignore[attr-defined]
-        self._last_at = now
+        update_s = self._totals.add(update, time.monotonic())
         metrics = self._series(update)
-        metrics["exchange/update_s"] = self._update_s[-1]
+        metrics["exchange/update_s"] = update_s
         metrics["exchange/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the last failures."""
-        self._failures = list(getattr(trainer.strategy, "failures", []))
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take over who was lost."""
+        self._totals.failures = list(getattr(trainer.strategy, "failures", []))
 
     @staticmethod
     def _series(update: Update) -> dict[str, float]:
@@ -140,32 +128,77 @@ class ExchangeMonitor(pl.Callback):
         return metrics
 
     def summary(self) -> dict[str, Any]:
-        """The fit in figures: counts, bytes over all links, seconds, staleness in versions, and who was lost."""
-        updates = self._updates
-        staleness = [arrival.staleness for update in updates for arrival in update.arrivals]
-        uploads = sum(sum(a.worker != 0 for a in u.arrivals) + u.dropped for u in updates)
-
-        def mean(values: list[float]) -> float:
-            return float(torch.tensor(values, dtype=torch.float64).mean()) if values else 0.0
-
+        """The last fit in figures: counts, bytes over all links, seconds, staleness in versions, and who was lost."""
+        totals = self._totals
+        updates = max(1, totals.updates)
+        first = totals.first_at if totals.first_at is not None else totals.last_at
         return {
-            "parameters": self._parameters,
-            "updates": len(updates),
-            "samples": sum(update.samples for update in updates),
-            "startup_s": (self._first_update_at or time.monotonic()) - self._setup_at,
-            "fit_s": self._last_at - self._setup_at,
-            "update_s_mean": mean(self._update_s),
-            "wait_s_mean": mean([update.wait_s for update in updates]),
-            "compute_s_mean": mean([update.compute_s for update in updates]),
-            "bytes_up": sum(update.bytes_up for update in updates),
-            "bytes_down": sum(update.bytes_down for update in updates),
-            "bytes_up_per_update_per_worker": sum(u.bytes_up for u in updates) / uploads if uploads else 0.0,
-            "arrivals_mean": mean([float(len(update.arrivals)) for update in updates]),
-            "late_codewords": sum(value > 0 for value in staleness),
-            "dropped_codewords": sum(update.dropped for update in updates),
-            "decoded_share_mean": mean([update.decoded_share for update in updates]),
-            "staleness_mean": mean([float(value) for value in staleness]),
-            "staleness_max": max(staleness, default=0),
-            "inclusion_rate": updates[-1].inclusion if updates else [],
-            "failures": [vars(failure) for failure in self._failures],
+            "parameters": totals.parameters,
+            "updates": totals.updates,
+            "samples": totals.samples,
+            "startup_s": first - totals.setup_at,
+            "fit_s": totals.last_at - totals.setup_at,
+            "update_s_mean": totals.update_s / updates,
+            "wait_s_mean": totals.wait_s / updates,
+            "compute_s_mean": totals.compute_s / updates,
+            "bytes_up": totals.bytes_up,
+            "bytes_down": totals.bytes_down,
+            "bytes_up_per_update_per_worker": totals.bytes_up / max(1, totals.uploads),
+            "arrivals_mean": totals.arrivals / updates,
+            "late_codewords": totals.late,
+            "dropped_codewords": totals.dropped,
+            "decoded_share_mean": totals.decoded_share / updates,
+            "staleness_mean": totals.staleness / max(1, totals.arrivals),
+            "staleness_max": totals.staleness_max,
+            "inclusion_rate": totals.inclusion,
+            "failures": [vars(failure) for failure in totals.failures],
         }
+
+
+@dataclass
+class _Totals:
+    """Sums over the updates of one fit, so that a long fit needs no more memory than a short one."""
+
+    setup_at: float = field(default_factory=time.monotonic)
+    last_at: float = field(default_factory=time.monotonic)
+    first_at: float | None = None
+    parameters: int = 0
+    updates: int = 0
+    samples: int = 0
+    update_s: float = 0.0
+    wait_s: float = 0.0
+    compute_s: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    uploads: int = 0
+    arrivals: int = 0
+    late: int = 0
+    dropped: int = 0
+    decoded_share: float = 0.0
+    staleness: int = 0
+    staleness_max: int = 0
+    inclusion: list[float] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, update: Update, now: float) -> float:
+        """Add an update that was applied at ``now``; returns its wall time in seconds."""
+        update_s, self.last_at = now - self.last_at, now
+        if self.first_at is None:
+            self.first_at = now
+        staleness = [arrival.staleness for arrival in update.arrivals]
+        self.updates += 1
+        self.samples += update.samples
+        self.update_s += update_s
+        self.wait_s += update.wait_s
+        self.compute_s += update.compute_s
+        self.bytes_up += update.bytes_up
+        self.bytes_down += update.bytes_down
+        self.uploads += update.uploads
+        self.arrivals += len(staleness)
+        self.late += sum(value > 0 for value in staleness)
+        self.dropped += update.dropped
+        self.decoded_share += update.decoded_share
+        self.staleness += sum(staleness)
+        self.staleness_max = max(self.staleness_max, *staleness)
+        self.inclusion = update.inclusion
+        return update_s

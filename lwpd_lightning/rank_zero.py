@@ -62,7 +62,7 @@ class CodedFit:
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
         self._own = None if settings.dedicated_coordinator else 0
         self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
-        self._wire = settings.wire(self._blocks.dtype, loader.seed)
+        self._wire = settings.wire(self._blocks.dtype, self._blocks.device, loader.seed)
         self._computation = (
             CodewordComputation(trainer, settings.code, self._own, self._blocks, loader.seed)
             if self._own is not None

@@ -103,11 +103,11 @@ class ExchangeSettings:
             return self
         return replace(self, start_method="fork" if forkable else "rerun")
 
-    def wire(self, dtype: torch.dtype, seed: int) -> WireFormat:
-        """How codewords of ``dtype`` travel; int8 is rounded without bias where nothing feeds its error back."""
+    def wire(self, dtype: torch.dtype, device: torch.device, seed: int) -> WireFormat:
+        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias where nothing feeds its error back."""
         name = self.wire_dtype or str(dtype).removeprefix("torch.")
         if name == "int8" and not self.error_feedback:
-            return wire_format(name, "stochastic", torch.Generator().manual_seed(seed))
+            return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
         return wire_format(name)
 
 

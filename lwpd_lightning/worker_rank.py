@@ -90,7 +90,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
         address, seed = store.coordinator()
         blocks = BlockMap(module.parameters(), settings.code.blocks)
         loader = loader.for_worker(settings.code.parts(worker), seed)
-        wire = settings.wire(blocks.dtype, derive_seed(seed, worker))
+        wire = settings.wire(blocks.dtype, blocks.device, derive_seed(seed, worker))
         slot = meeting.slots.get(worker)
         in_place = slot is not None and wire.name == str(blocks.dtype).removeprefix("torch.")
         codeword = slot.view(blocks.dtype) if slot is not None and in_place else None

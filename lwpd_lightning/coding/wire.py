@@ -32,9 +32,9 @@ class WireFormat(ABC):
 
     @abstractmethod
     def pack(self, codeword: Tensor) -> Tensor:
-        """(d,) of any float dtype and device -> (nbytes(d),) contiguous uint8 on the CPU.
+        """(d,) of any float dtype -> (nbytes(d),) contiguous uint8, on the codeword's device.
 
-        A codeword that already has the format's dtype, on the CPU, is not copied: the bytes are a view of it.
+        A codeword that already has the format's dtype is not copied: the bytes are a view of it.
         """
 
     def unpack(self, payload: Tensor, size: int) -> Tensor:
@@ -63,7 +63,7 @@ class _Float(WireFormat):
         return size * self._dtype.itemsize
 
     def pack(self, codeword: Tensor) -> Tensor:
-        return codeword.detach().to("cpu", self._dtype).contiguous().view(torch.uint8)
+        return codeword.detach().to(self._dtype).contiguous().view(torch.uint8)
 
     def _read(self, payload: Tensor, size: int) -> Tensor:
         # A slice behind an odd header cannot be viewed as wider values.
@@ -103,7 +103,7 @@ class _Int8(WireFormat):
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
         payload[:header].view(torch.float32).copy_(scales)
         payload[header:].view(torch.int8).copy_(levels.view(-1)[:size])
-        return payload.cpu()
+        return payload
 
     def _read(self, payload: Tensor, size: int) -> Tensor:
         header = self.nbytes(size) - size

@@ -85,6 +85,7 @@ class Update:
         compute_s: mean computing time of the contributors.
         bytes_up: received since the last update closed.
         bytes_down: sent since then.
+        uploads: codewords received since then, counted or not.
         decoded_share: share of the k task directions that the arrivals span.
         dropped: codewords that came too stale to count.
         live: workers that live.
@@ -101,6 +102,7 @@ class Update:
     compute_s: float
     bytes_up: int
     bytes_down: int
+    uploads: int
     decoded_share: float
     dropped: int
     live: int
@@ -169,7 +171,7 @@ class Coordinator:
         self._published: tuple[Header, Tensor] | None = None
         self._open: _Open | None = None
         self._decoded: tuple[float, list[bool]] = (1.0, [])
-        self._bytes_up = self._bytes_down = 0
+        self._bytes_up = self._bytes_down = self._uploads = 0
 
     def admit(self) -> None:
         """Start-up barrier: wait until every live worker has joined, and send each the whole state."""
@@ -276,6 +278,7 @@ class Coordinator:
             self._lose(event.worker, str(error))
             return
         self._bytes_up += event.frames[0].nbytes + payload.numel() + rest.numel()
+        self._uploads += 1
         self._reading.pop(event.worker, None)
         self._idle.add(event.worker)
         if not self._count(event.worker, header.version, contribution):
@@ -340,13 +343,14 @@ class Coordinator:
             compute_s=sum(update.compute_s) / len(update.compute_s),
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
+            uploads=self._uploads,
             decoded_share=decoding.decoded_share,
             dropped=update.dropped,
             live=len(rule.live),
             inclusion=[rule.inclusion_rate(worker) for worker in range(rule.code.n)],
         )
-        self._open, self._bytes_up, self._bytes_down = None, 0, 0
-        # Counted workers wait for the next version; until it is published nobody else can be counted.
+        self._open = None
+        self._bytes_up = self._bytes_down = self._uploads = 0
         return closed
 
     def _lose(self, worker: int, reason: str | None = None) -> None:

@@ -192,4 +192,4 @@ def test_one_codeword_that_is_not_finite_does_not_spoil_the_next():
 def test_a_codeword_on_cuda_packs_to_the_same_bytes(name):
     codeword = torch.randn(3000, generator=seeded())
     wire = wire_format(name)
-    assert torch.equal(wire.pack(codeword.cuda()), wire.pack(codeword))
+    assert torch.equal(wire.pack(codeword.cuda()).cpu(), wire.pack(codeword))

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 import lightning.pytorch as pl
+import torch
 
 from lwpd_lightning import LWPDStrategy, lwpd_code
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
@@ -30,6 +31,8 @@ def main():
     parser.add_argument("--updates", type=int, default=1_000_000)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--fits", type=int, default=1)
+    parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--wait-for", type=int, default=3)
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--loader-workers", type=int, default=0)
     options = parser.parse_args()
@@ -37,17 +40,26 @@ def main():
     model = Breaking(sgd)
     model.fail_at = options.fail_at
     strategy = LWPDStrategy(
-        code=lwpd_code(4, 2, 2), wait_for=3, start_method=options.start if options.nodes == 1 else "auto",
+        code=lwpd_code(4, 2, 2),
+        wait_for=options.wait_for,
+        start_method=options.start if options.nodes == 1 else "auto",
         timeout_s=100,
-    )  # fmt: skip
+        parallel_devices=[torch.device("cuda", 0)] * 4 if options.accelerator == "gpu" else None,
+    )
+    devices = {} if options.accelerator == "gpu" else {"devices": 4 // options.nodes}
     trainer = quiet_trainer(
-        devices=4 // options.nodes, num_nodes=options.nodes, strategy=strategy, max_steps=options.updates,
-        max_epochs=-1, callbacks=[Narrator()],
-    )  # fmt: skip
+        accelerator=options.accelerator,
+        num_nodes=options.nodes,
+        strategy=strategy,
+        max_steps=options.updates,
+        max_epochs=-1,
+        callbacks=[Narrator()],
+        **devices,
+    )
     for fit in range(1, options.fits + 1):
         trainer.fit_loop.epoch_loop.max_steps = fit * options.updates
         trainer.fit(model, loader(shuffle=True, num_workers=options.loader_workers))
-    print("DONE", flush=True)
+    print(f"DONE {sum(p.double().norm().item() for p in model.parameters()):.12f}", flush=True)
 
 
 if __name__ == "__main__":

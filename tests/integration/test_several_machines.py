@@ -6,6 +6,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.testing import Job
 
@@ -48,6 +50,17 @@ def test_ranks_that_a_launcher_started():
         results = [rank.wait(110) for rank in ranks]
         assert [result.exit_code for result in results] == [0] * 4, "".join(result.output for result in results)
         assert "ARRIVED" in results[0].output
+
+
+def test_rerun_and_forked_ranks_end_with_the_same_weights():
+    norms = []
+    for start in ("rerun", "fork"):
+        command = [*JOB, "--start", start, "--updates", "10", "--wait-for", "4"]
+        with Job(command, env={"PYTHONPATH": str(ROOT)}) as job:
+            result = job.wait(110)
+            assert result.exit_code == 0, result.output
+            norms.append(float(result.output.rsplit("DONE ", 1)[1]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
 def test_the_environment_is_left_alone():
