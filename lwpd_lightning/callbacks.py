@@ -55,10 +55,16 @@ class FaultInjector(WorkerCallback):
 
     Args:
         kills: worker -> the first version (update) that it does not live to compute.
+
+    Raises:
+        ValueError: for a negative worker or version.
     """
 
     def __init__(self, kills: Mapping[int, int]) -> None:
         self._kills = dict(kills)
+        for worker, version in self._kills.items():
+            if worker < 0 or version < 0:
+                raise ValueError(f"kills[{worker}]={version} names no worker or no version: use numbers >= 0.")
 
     def on_codeword_start(self, trainer: pl.Trainer, worker: int, version: int) -> None:
         """Die where it is this worker's turn; rank 0 lives, since nothing survives its coordinator."""

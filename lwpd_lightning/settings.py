@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -43,7 +44,7 @@ class ExchangeSettings:
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}.")
         for name, seconds in (("heartbeat_s", self.heartbeat_s), ("timeout_s", self.timeout_s)):
-            if seconds <= 0:
+            if not 0 < seconds < math.inf:
                 raise ValueError(f"{name}={seconds} is no duration: use a positive number of seconds.")
         if self.max_staleness is not None and (self.stale == "drop" or self.max_staleness < 0):
             raise ValueError(
@@ -71,16 +72,16 @@ class ExchangeSettings:
         """
         workers = world_size - self.dedicated_coordinator
         code = self.code
+        if workers < 1:
+            needed = "2 or more" if code is None else f"{code.n + 1}"
+            raise ValueError(f"devices=1 with dedicated_coordinator=True leaves no worker: use devices={needed}.")
         if code is None:
-            if workers < 1:
-                raise ValueError("devices=1 with dedicated_coordinator=True leaves no worker: use devices=2 or more.")
             code = default_code(workers)
         if code.n != workers:
-            needed = code.n + self.dedicated_coordinator
             beside = " and a dedicated coordinator" if self.dedicated_coordinator else ""
             raise ValueError(
                 f"the world size is {world_size} (devices x num_nodes) but the code has n={code.n} workers{beside}: "
-                f"use devices={needed} on one node, or a code with n={max(1, workers)}."
+                f"use devices={code.n + self.dedicated_coordinator} on one node, or a code with n={workers}."
             )
         settings = replace(self, code=code, wait_for=self.wait_for if self.wait_for is not None else code.n)
         settings._check_counts(code)
@@ -95,16 +96,17 @@ class ExchangeSettings:
         one_host = device.type == "cpu" and num_nodes == 1 and not external
         forkable = one_host and "fork" in multiprocessing.get_all_start_methods()
         if self.start_method == "fork" and not forkable:
+            beside = " under an outside launcher" if external else ""
             raise ValueError(
-                f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}: only a single machine's "
-                "CPU ranks can be forked, use 'rerun'."
+                f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}{beside}: only a single "
+                "machine's CPU ranks that rank 0 starts itself can be forked, use 'rerun'."
             )
         if self.start_method != "auto":
             return self
         return replace(self, start_method="fork" if forkable else "rerun")
 
     def wire(self, dtype: torch.dtype, device: torch.device, seed: int) -> WireFormat:
-        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias where nothing feeds its error back."""
+        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
         name = self.wire_dtype or str(dtype).removeprefix("torch.")
         if name == "int8" and not self.error_feedback:
             return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
@@ -117,7 +119,7 @@ def default_code(workers: int) -> Code:
     Below that the paper's weight range t <= n/4 leaves no room for redundancy.
 
     >>> default_code(8)
-    lwpd_code(n=8, k=4, t=2)
+    Code(family='lwpd', n=8, k=4, t=2, data_parts=2, blocks=2)
     """
     if workers % 4 == 0 and workers >= 8:
         return lwpd_code(workers, workers // 2, 2)

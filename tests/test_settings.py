@@ -1,0 +1,158 @@
+"""Settings that cannot work are refused in one sentence before any process starts; the others are completed."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lwpd_lightning.coding import local_code, lwpd_code, uncoded
+from lwpd_lightning.settings import ExchangeSettings, default_code
+
+CODE = lwpd_code(8, 4, 2)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def refusal(act, *args, **kwargs):
+    """The sentence with which ``act`` refuses."""
+    with pytest.raises(ValueError, match=r"\.$") as caught:
+        act(*args, **kwargs)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("decoder", ["projective", "least_squares"]),
+        ("stale", ["apply", "drop"]),
+        ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8"]),
+        ("start_method", ["auto", "fork", "rerun"]),
+    ],
+)
+def test_unknown_words_are_refused_with_the_known_ones(name, choices):
+    sentence = refusal(ExchangeSettings, **{name: "exact"})
+    assert sentence == f"{name}='exact' is unknown: use one of {', '.join(map(repr, choices))}."
+    for choice in choices:
+        assert getattr(ExchangeSettings(**{name: choice}), name) == choice
+
+
+@pytest.mark.parametrize("name", ["heartbeat_s", "timeout_s"])
+@pytest.mark.parametrize("seconds", [0, -1.5, math.nan, math.inf])
+def test_what_is_no_duration_is_refused(name, seconds):
+    assert refusal(ExchangeSettings, **{name: seconds}).startswith(f"{name}={seconds} is no duration: use a positive")
+
+
+@pytest.mark.parametrize("given", [{"max_staleness": 3, "stale": "drop"}, {"max_staleness": -1}])
+def test_a_staleness_bound_that_cannot_be_is_refused(given):
+    assert f"max_staleness={given['max_staleness']} with stale=" in refusal(ExchangeSettings, **given)
+    assert ExchangeSettings(max_staleness=0).max_staleness == 0
+
+
+def test_error_feedback_needs_something_lost():
+    for wire_dtype in (None, "float32", "float64"):
+        assert "'bfloat16' or 'int8'" in refusal(ExchangeSettings, error_feedback=True, wire_dtype=wire_dtype)
+    for wire_dtype in ("bfloat16", "int8"):
+        assert ExchangeSettings(error_feedback=True, wire_dtype=wire_dtype).error_feedback
+
+
+@pytest.mark.parametrize("name", ["wait_for", "min_workers"])
+@pytest.mark.parametrize("count", [0, 9, -1])
+def test_counts_outside_the_code_are_refused(name, count):
+    sentence = f"{name}={count} is outside 1..8: the code has n=8 workers."
+    assert refusal(ExchangeSettings, code=CODE, **{name: count}) == sentence
+    late = ExchangeSettings(**{name: count})  # no code yet: known when the world size is
+    assert refusal(late.resolved, 8) == sentence
+
+
+def test_a_world_of_another_size_is_refused_with_both_numbers():
+    sentence = refusal(ExchangeSettings(code=CODE).resolved, 6)
+    assert "the world size is 6" in sentence
+    assert "n=8 workers" in sentence
+    assert "use devices=8 on one node, or a code with n=6." in sentence
+
+
+def test_a_dedicated_coordinator_is_counted():
+    settings = ExchangeSettings(code=CODE, dedicated_coordinator=True)
+    assert settings.resolved(9).wait_for == 8
+    sentence = refusal(settings.resolved, 8)
+    assert "a dedicated coordinator" in sentence
+    assert "use devices=9 on one node, or a code with n=7." in sentence
+    assert replace(settings, code=None).resolved(9).code.n == 8
+
+
+@pytest.mark.parametrize("code", [None, CODE])
+def test_a_dedicated_coordinator_alone_is_refused(code):
+    sentence = refusal(ExchangeSettings(code=code, dedicated_coordinator=True).resolved, 1)
+    assert sentence.startswith("devices=1 with dedicated_coordinator=True leaves no worker: use devices=")
+    devices = int(sentence.split("devices=")[-1].split()[0].rstrip("."))
+    assert ExchangeSettings(code=code, dedicated_coordinator=True).resolved(devices).code.n == devices - 1
+
+
+def test_resolving_completes_a_copy():
+    settings = ExchangeSettings()
+    resolved = settings.resolved(8)
+    assert (settings.code, settings.wait_for) == (None, None)
+    assert torch.equal(resolved.code.generator, CODE.generator)
+    assert resolved.wait_for == 8
+    assert ExchangeSettings(code=CODE, wait_for=3).resolved(8).wait_for == 3
+    assert resolved.resolved(8) == resolved
+
+
+@pytest.mark.parametrize("n", range(1, 41))
+def test_there_is_a_default_code_for_every_world(n):
+    code = default_code(n)
+    assert code.n == n
+    assert code.n % code.k == 0
+    assert code.is_tight
+    assert code.recovery_profile(max_sets=1)[n] == 1.0
+    assert (code.k == n // 2) == (n % 4 == 0 and n >= 8)
+    assert n == 1 or code.t >= 2
+    assert ExchangeSettings().resolved(n).wait_for == n
+
+
+@pytest.mark.parametrize("code", [local_code(8, 4, 2), uncoded(8)], ids=repr)
+def test_any_code_of_the_right_size_serves(code):
+    assert ExchangeSettings(code=code).resolved(8).code is code
+
+
+PLACES = [(CPU, 1, False), (CPU, 2, False), (CUDA, 1, False), (CPU, 1, True)]  # device, nodes, outside launcher
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_workers_are_forked_on_one_machine_without_a_gpu(place):
+    forkable = place == PLACES[0]
+    assert ExchangeSettings().started_on(*place).start_method == ("fork" if forkable else "rerun")
+    assert ExchangeSettings(start_method="rerun").started_on(*place).start_method == "rerun"
+    forced = ExchangeSettings(start_method="fork")
+    if forkable:
+        assert forced.started_on(*place) == forced
+        return
+    device, nodes, external = place
+    sentence = refusal(forced.started_on, *place)
+    assert f"start_method='fork' with device {device.type!r} and num_nodes={nodes}" in sentence
+    assert ("under an outside launcher" in sentence) == external
+    assert sentence.endswith("use 'rerun'.")
+
+
+def test_codewords_travel_as_the_gradient_is_unless_told_otherwise():
+    assert ExchangeSettings().wire(torch.float64, CPU, seed=1).name == "float64"
+    assert ExchangeSettings().wire(torch.float32, CPU, seed=1).name == "float32"
+    assert ExchangeSettings(wire_dtype="bfloat16").wire(torch.float32, CPU, seed=1).name == "bfloat16"
+
+
+def test_int8_is_unbiased_exactly_where_nothing_feeds_its_error_back():
+    codeword = torch.full((4096,), 0.3)
+    codeword[0] = 127.0
+
+    def sent(seed, error_feedback):
+        wire = ExchangeSettings(wire_dtype="int8", error_feedback=error_feedback).wire(torch.float32, CPU, seed)
+        return wire.unpack(wire.pack(codeword), 4096)
+
+    assert torch.equal(sent(1, True)[1:1024], torch.zeros(1023))
+    drawn = sent(1, False)
+    assert set(drawn[1:1024].tolist()) == {0.0, 1.0}
+    assert drawn[1:1024].mean() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(drawn, sent(1, False))
+    assert not torch.equal(drawn, sent(2, False))
