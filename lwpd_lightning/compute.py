@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lwpd_lightning.callbacks import WorkerCallback
 from lwpd_lightning.coding import BlockMap, Code
-from lwpd_lightning.data import CodedBatch, derive_seed
+from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_everything_locally
 from lwpd_lightning.exchange.coordinator import Contribution
 from lwpd_lightning.exchange.state import StateLayout
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class CodewordComputation:
     """One worker's codewords, one after the other, in one buffer that is written anew for each version.
 
-    Every data part of every version draws its randomness (dropout) from a stream of its own, so that two workers that
-    compute the same task compute the same numbers.
+    Every data part of every batch draws its randomness (dropout, augmentation on the device) from a stream of its own,
+    so that two workers that compute the same task compute the same numbers.
 
     Args:
         trainer: the trainer, whose module and precision compute the gradients.
@@ -67,11 +67,17 @@ class CodewordComputation:
             callback.on_codeword_start(self._trainer, self._worker, version)
 
     @contextmanager
-    def randomness(self, part: int) -> Iterator[None]:
-        """Run a training_step under the data part's own random stream; rank 0's own goes on untouched."""
+    def randomness(self, batch: CodedBatch, part: int, *, transfer: bool = False) -> Iterator[None]:
+        """Run the transfer hooks or the training_step of a data part under its own random stream.
+
+        Python's, NumPy's and torch's generators go on afterwards as if nothing had happened.
+        """
         device = self.blocks.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self._seed, self._version, part))
+        seed = derive_seed(self._seed, batch.epoch, batch.index, part, int(transfer))
+        with isolated_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_everything_locally(seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
             yield
 
     def clear_gradients(self) -> None:
@@ -88,7 +94,7 @@ class CodewordComputation:
         """Compute and encode ``parts`` of the batch; returns which parameters (by position) got gradients."""
         touched: set[int] = set()
         for part in parts:
-            loss = self._loss(batch.parts[part], batch.index, part)
+            loss = self._loss(batch, part)
             self.clear_gradients()
             self._precision.backward(loss, self._module, None)
             self.encode(part, loss)
@@ -110,14 +116,15 @@ class CodewordComputation:
             statistics=statistics,
         )
 
-    def _loss(self, batch: Any, batch_index: int, part: int) -> Tensor:
-        trainer, module = self._trainer, self._module
+    def _loss(self, batch: CodedBatch, part: int) -> Tensor:
+        module = self._module
         module._current_fx_name = "training_step"
-        batch = self._precision.convert_input(batch)
-        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, batch_index)
-        with self.randomness(part), self._precision.train_step_context():
+        with self.randomness(batch, part, transfer=True):
+            data = self._precision.convert_input(batch.parts[part])
+            data = module._on_before_batch_transfer(data, dataloader_idx=0)
+            data = module._apply_batch_transfer_handler(data, device=self.blocks.device, dataloader_idx=0)
+        arguments = self._trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), data, batch.index)
+        with self.randomness(batch, part), self._precision.train_step_context():
             output = module.training_step(*arguments.values())
         return closure_loss(output)
 

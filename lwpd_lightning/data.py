@@ -164,7 +164,10 @@ class CodedLoader:
 
     def for_worker(self, parts: Sequence[int], seed: int) -> CodedLoader:
         """The same loader with another worker's data parts, under the seed that rank 0 announced."""
-        return CodedLoader(self.loader, data_parts=self.data_parts, parts=parts, seed=seed)
+        other = CodedLoader(self.loader, data_parts=self.data_parts, parts=parts, seed=seed)
+        if seed == self.seed:
+            other._ordered = self._ordered
+        return other
 
     @property
     def sampler(self) -> CodedLoader:
@@ -197,6 +200,11 @@ class CodedLoader:
             parts = {part: next(self._stream) for part in self.parts}
         self._next = (epoch, index + 1)
         return CodedBatch(epoch, index, parts, len(order[index]) // self.data_parts)
+
+    def fingerprint(self) -> bytes:
+        """Bytes that two loaders share when seed, data parts and batches (of epoch 0) agree."""
+        order = self._order(0)
+        return repr((self.seed, self.data_parts, len(order), order[:1], order[-1:])).encode()
 
     def close(self) -> None:
         """End the processes that fetch ahead."""

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -101,10 +101,11 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
     with warnings.catch_warnings():
         # Python warns that locks of other threads stay locked in the child; it runs none of their code.
         warnings.simplefilter("ignore", DeprecationWarning)
-        for rank in ranks:
-            process = context.Process(target=_forked_main, args=(rank, work, parent), name=f"lwpd-worker-{rank}")
-            process.start()
-            processes[rank] = _Forked(process)
+        with _all_or_none(processes):
+            for rank in ranks:
+                process = context.Process(target=_forked_main, args=(rank, work, parent), name=f"lwpd-worker-{rank}")
+                process.start()
+                processes[rank] = _Forked(process)
     return Workers(processes)
 
 
@@ -138,9 +139,21 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
 def rerun_workers(ranks: Iterable[int], environment: Callable[[int], Mapping[str, str]]) -> Workers:
     """Run this job's command again for each rank, with ``environment(rank)`` added to the environment."""
     command, cwd = job_command()
-    return Workers({
-        rank: _Rerun(subprocess.Popen(command, cwd=cwd, env={**os.environ, **environment(rank)})) for rank in ranks
-    })  # fmt: skip
+    processes: dict[int, WorkerProcess] = {}
+    with _all_or_none(processes):
+        for rank in ranks:
+            processes[rank] = _Rerun(subprocess.Popen(command, cwd=cwd, env={**os.environ, **environment(rank)}))
+    return Workers(processes)
+
+
+@contextlib.contextmanager
+def _all_or_none(processes: Mapping[int, WorkerProcess]) -> Iterator[None]:
+    """End the processes that were started when starting the next one fails or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        Workers(processes).end()
+        raise
 
 
 def job_command() -> tuple[list[str], str]:
@@ -176,9 +189,8 @@ def _hydra_job() -> tuple[list[str], str] | None:
     ], config.runtime.cwd
 
 
-def watch_parent() -> None:
-    """End this process, from a thread, when the process that started it is gone."""
-    parent = os.getppid()
+def watch_parent(parent: int) -> None:
+    """End this process, from a thread, when ``parent``, which started it, is gone."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -23,8 +23,9 @@ from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
+from lwpd_lightning.refusals import refuse_accumulation
 from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_rank import ENV_KEY, Meeting, max_message_bytes, serve
+from lwpd_lightning.worker_rank import ENV_KEY, Meeting, fingerprint, max_message_bytes, serve
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -72,6 +73,7 @@ class CodedFit:
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
         self._published: tuple[int, int, list[int]] | None = None
+        self._ahead = True
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
         self.last_update: Update | None = None
@@ -115,9 +117,18 @@ class CodedFit:
             assert self._coordinator is not None
             self.last_update = self._coordinator.collect()
             return torch.tensor(self.last_update.loss, device=self._blocks.device)
-        self._computation.begin(self._version)
-        with self._computation.randomness(self._computation.parts[0]):
+        batch = self._loader.current
+        assert batch is not None and self._coordinator is not None
+        self._computation.begin(self._coordinator.version)
+        with self._computation.randomness(batch, self._computation.parts[0]):
             return step(*arguments)
+
+    def transfer(self, to_device: Callable[[], Any]) -> Any:
+        """Move rank 0's first data part to the device under the randomness that any worker has there."""
+        if self._computation is None or self._loader.current is None:
+            return to_device()
+        with self._computation.randomness(self._loader.current, self._computation.parts[0], transfer=True):
+            return to_device()
 
     def backward(self, loss: Tensor, backward: Callable[[], None]) -> None:
         """Finish rank 0's codeword, wait for the others and leave the decoded gradient in ``.grad``."""
@@ -135,7 +146,13 @@ class CodedFit:
         coordinator.deliver()
 
     def publish_next(self, batch_index: int) -> None:
-        """After an optimizer step: send the new version with the batch that comes next, whoever validates meanwhile."""
+        """After an optimizer step: send the new version with the batch that comes next, whoever validates meanwhile.
+
+        Where a callback was seen to change the weights after the step, the version waits for the next training_step.
+        """
+        if not self._ahead:
+            self._published = None
+            return
         epoch, following = self._trainer.current_epoch, batch_index + 1
         if following >= self._trainer.num_training_batches:
             epoch, following = epoch + 1, 0
@@ -146,22 +163,21 @@ class CodedFit:
         if self._stopped:
             return
         self._stopped = True
-        if self._coordinator is not None:
-            self._coordinator.stop()
-        self._store = None
-        self._workers.end()
-        torch.set_num_threads(self._threads)
-
-    @property
-    def _version(self) -> int:
-        assert self._coordinator is not None
-        return self._coordinator.version
+        try:
+            if self._coordinator is not None:
+                self._coordinator.stop()
+        finally:
+            self._store = None
+            self._workers.end()
+            self._loader.close()
+            torch.set_num_threads(self._threads)
 
     def _publish_if_needed(self, epoch: int, batch_index: int) -> None:
         """Publish unless this very batch and model were published after the last step.
 
         A callback may have changed the weights since (clipping, averaging), or the loop may have gone elsewhere.
         """
+        refuse_accumulation(self._trainer)
         trainable = [parameter.requires_grad for parameter in self._trainer.lightning_module.parameters()]
         if sum(trainable) != len(self._blocks.parameters) or not all(p.requires_grad for p in self._blocks.parameters):
             raise RuntimeError(
@@ -174,12 +190,13 @@ class CodedFit:
         assert self._coordinator is not None
         at_epoch, at_index, versions = self._published
         moved = versions != self._tensor_versions() and not self._coordinator.unchanged_since_publication()
+        self._ahead = not moved
         if moved or (at_epoch, at_index) != (epoch, batch_index):
             self._publish(epoch, batch_index, void_older=True)
 
     def _publish(self, epoch: int, batch_index: int, *, void_older: bool) -> None:
         assert self._coordinator is not None
-        self._coordinator.publish(epoch, batch_index, void_older=void_older)
+        self._coordinator.publish(epoch, batch_index, self._trainer.global_step, void_older=void_older)
         self._published = (epoch, batch_index, self._tensor_versions())
 
     def _tensor_versions(self) -> list[int]:
@@ -219,6 +236,7 @@ class CodedFit:
             model=module,
             wire=self._wire,
             messages=meeting.messages,
+            fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
             first_version=self._trainer.global_step,
             min_workers=settings.min_workers if settings.min_workers is not None else min(2, settings.code.n),
             timeout_s=settings.timeout_s,

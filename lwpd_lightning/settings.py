@@ -64,6 +64,12 @@ class ExchangeSettings:
             if count is not None and not 1 <= count <= code.n:
                 raise ValueError(f"{name}={count} is outside 1..{code.n}: the code has n={code.n} workers.")
 
+        if self.wait_for == 1 < code.n and not self.dedicated_coordinator:
+            raise ValueError(
+                "wait_for=1 would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
+                f"2..{code.n}, or dedicated_coordinator=True."
+            )
+
     def resolved(self, world_size: int) -> ExchangeSettings:
         """The settings for ``world_size`` processes: a code where none was given, K = n where K was not.
 
@@ -93,7 +99,8 @@ class ExchangeSettings:
         Raises:
             ValueError: when workers cannot be forked as asked.
         """
-        one_host = device.type == "cpu" and num_nodes == 1 and not external
+        # Where a GPU is visible, torch's autograd starts threads that a fork of the process would miss.
+        one_host = device.type == "cpu" and num_nodes == 1 and not external and not torch.cuda.is_available()
         forkable = one_host and "fork" in multiprocessing.get_all_start_methods()
         if self.start_method == "fork" and not forkable:
             beside = " under an outside launcher" if external else ""

@@ -31,7 +31,7 @@ from lwpd_lightning.refusals import (
     refuse_trainer,
 )
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WireDtype
-from lwpd_lightning.worker_rank import Meeting, WorkerRankLauncher
+from lwpd_lightning.worker_rank import Meeting, WorkerRankLauncher, next_generation
 
 _Object = TypeVar("_Object")
 
@@ -47,7 +47,8 @@ class LWPDStrategy(ParallelStrategy):
 
     Args:
         code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
-        wait_for: K, how many codewords an update waits for; default n, which equals single-process training.
+        wait_for: K, how many codewords an update waits for (2..n, 1 only with a dedicated coordinator); default n,
+            which equals single-process training.
         decoder: "projective" (add what arrives, no solve) or "least_squares" (solve for the arrival set; for
             stale="drop").
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
@@ -55,7 +56,7 @@ class LWPDStrategy(ParallelStrategy):
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
         wire_dtype: codewords travel as "float32", "bfloat16", "int8" or "float64"; None: as the gradient is (float32,
             or float64 at 64-true).
-        error_feedback: add what bfloat16 or int8 lost to the worker's next codeword.
+        error_feedback: add what bfloat16 or int8 lost to the worker's next codeword (not what a dropped one carried).
         min_workers: the run fails when fewer workers (rank 0 counted) live; default 2.
         heartbeat_s: seconds of silence after which a worker's link is taken for broken.
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
@@ -110,7 +111,7 @@ class LWPDStrategy(ParallelStrategy):
         )
         self.num_nodes = 1
         self._fit: CodedFit | None = None
-        self._fits = 0
+        self._generation = 0
 
     # What the fit has done so far.
 
@@ -191,6 +192,8 @@ class LWPDStrategy(ParallelStrategy):
     def setup_environment(self) -> None:
         """Refuse what would synchronise behind the strategy's back."""
         refuse_process_group()
+        if self._trainer.state.fn is TrainerFn.FITTING and self.is_global_zero:
+            self._generation = next_generation()
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
@@ -246,11 +249,16 @@ class LWPDStrategy(ParallelStrategy):
             self.cluster_environment,
             local_ranks=self.num_processes,
             num_nodes=self.num_nodes,
-            generation=self._fits,
+            generation=self._generation,
             loader=loaders[0],
         )
-        self._fits += 1
         self._fit.start()
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Move a batch; a training batch's transfer hooks draw the same random numbers on every rank."""
+        if self._fit is None or not self._trainer.training:
+            return super().batch_to_device(batch, device, dataloader_idx)
+        return self._fit.transfer(lambda: super(LWPDStrategy, self).batch_to_device(batch, device, dataloader_idx))
 
     def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Rank 0's first data part; the version it belongs to is published before."""

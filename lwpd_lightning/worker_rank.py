@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 from torch import Tensor, nn
 
-from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.wire import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
@@ -26,7 +28,7 @@ from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Spoke
 from lwpd_lightning.exchange.worker import Assignment, Worker
-from lwpd_lightning.launcher import Workers, watch_parent
+from lwpd_lightning.launcher import Workers, job_command, watch_parent
 from lwpd_lightning.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 ENV_KEY = "LWPD_RUN_KEY"
 ENV_FIT = "LWPD_FIT"
+ENV_PARENT = "LWPD_PARENT"
 
 _HEADROOM_BYTES = 1 << 20  # header, layout digests, tracebacks
 
@@ -72,7 +75,24 @@ class Meeting:
             "LOCAL_RANK": str(local_rank),
             ENV_KEY: self.run_key.hex(),
             ENV_FIT: str(self.generation),
+            ENV_PARENT: str(os.getpid()),
         }
+
+
+_fits: Counter[tuple[str, ...]] = Counter()
+
+
+def next_generation() -> int:
+    """Count the fits of this job in this process, whatever trainer they belong to: every rank counts the same."""
+    job = tuple(job_command()[0])
+    _fits[job] += 1
+    return _fits[job] - 1
+
+
+def fingerprint(module: nn.Module, blocks: BlockMap, code: Code, loader: CodedLoader) -> bytes:
+    """32 bytes that the ranks of one fit share and other fits do not: shapes, code, batches and seed."""
+    layout = StateLayout.everything(module, blocks.device).digest()
+    return hashlib.sha256(layout + code.generator.numpy().tobytes() + loader.fingerprint()).digest()
 
 
 def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
@@ -109,8 +129,8 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
 
     def compute(assignment: Assignment) -> Contribution:
         _take_position(trainer, assignment)
-        computation.begin(assignment.version)
         batch = loader.batch(assignment.epoch, assignment.batch_index)
+        computation.begin(assignment.version)
         touched = computation.add_parts(batch, computation.parts)
         return computation.finish(batch, touched)
 
@@ -124,6 +144,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
             feedback=ErrorFeedback(wire) if settings.error_feedback else None,
             messages=meeting.messages,
             slot=slot,
+            fingerprint=fingerprint(module, blocks, settings.code, loader),
             timeout_s=settings.timeout_s,
         ).run(compute)
     finally:
@@ -140,7 +161,7 @@ def _take_position(trainer: pl.Trainer, assignment: Assignment) -> None:
     loop = trainer.fit_loop
     loop.epoch_progress.current.completed = assignment.epoch
     loop.epoch_loop.batch_progress.current.ready = assignment.batch_index + 1
-    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = assignment.version
+    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = assignment.global_step
 
 
 class WorkerRankLauncher(_Launcher):
@@ -159,7 +180,8 @@ class WorkerRankLauncher(_Launcher):
         start_siblings: Callable[[int], Workers],
     ) -> None:
         self._begin, self._start_siblings = begin, start_siblings
-        self._fits = 0
+        if ENV_PARENT in os.environ:
+            watch_parent(int(os.environ[ENV_PARENT]))
 
     @property
     def is_interactive_compatible(self) -> bool:
@@ -170,12 +192,11 @@ class WorkerRankLauncher(_Launcher):
         """Serve when ``function`` is the fit that this process was started for."""
         if trainer.state.fn is not TrainerFn.FITTING:
             return None
-        generation, self._fits = self._fits, self._fits + 1
+        generation = next_generation()
         if ENV_FIT not in os.environ:
             return self._serve(generation, trainer, *args, **kwargs)
         if generation != int(os.environ[ENV_FIT]):
             return None
-        watch_parent()
         code = 0
         try:
             self._serve(generation, trainer, *args, **kwargs)

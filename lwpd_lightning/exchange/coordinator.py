@@ -134,6 +134,7 @@ class Coordinator:
         model: the module that is trained.
         wire: how codewords are packed.
         messages: packs and reads this fit's messages.
+        fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         first_version: number of the first version that is published.
         min_workers: fewer live workers than this, the coordinator's own included, end the run.
         timeout_s: longest wait for one update.
@@ -149,6 +150,7 @@ class Coordinator:
         model: nn.Module,
         wire: WireFormat,
         messages: Messages,
+        fingerprint: bytes,
         first_version: int,
         min_workers: int,
         timeout_s: float,
@@ -157,6 +159,7 @@ class Coordinator:
         self.failures: list[Failure] = []
         self._hub, self._rule, self._blocks, self._wire, self._messages = hub, rule, blocks, wire, messages
         self.version = first_version - 1
+        self._fingerprint = fingerprint
         self._min_workers, self._timeout_s, self._exited = min_workers, timeout_s, exited
         device = blocks.device
         self._everything = StateLayout.everything(model, device)
@@ -192,25 +195,29 @@ class Coordinator:
                 header, payload, _ = self._messages.read(event.frames)
                 if header.op is Op.FAILURE:
                     raise WorkerFailed(words(payload))
-                if header.op is not Op.JOIN or bytes(payload.tolist()) != self._everything.digest():
-                    raise WorkerFailed(f"worker {event.worker} built another model: parameter shapes or dtypes differ.")
+                if header.op is not Op.JOIN or bytes(payload.tolist()) != self._fingerprint:
+                    raise WorkerFailed(
+                        f"worker {event.worker} came to another fit than rank 0: its model's shapes, its code, its "
+                        "batches or its seed differ."
+                    )
                 self._send(event.worker, Op.STATE, everything)
                 self._idle.add(event.worker)
             self._check_enough_live()
 
-    def publish(self, epoch: int, batch_index: int, *, void_older: bool = False) -> None:
+    def publish(self, epoch: int, batch_index: int, global_step: int, *, void_older: bool = False) -> None:
         """Open the next update: take a snapshot of the model and send it to every worker that waits for one.
 
         Args:
             epoch: epoch of the update's batch.
             batch_index: its index in the epoch.
+            global_step: optimizer steps taken so far.
             void_older: nothing computed on older versions may count (the model changed outside the optimizer step).
         """
         self.version += 1
         snapshot = self._free_snapshot()
         self._per_version.pack(snapshot)
         header = Header(
-            Op.PARAMETERS, self._messages.run_id, COORDINATOR, self.version, epoch=epoch, batch_index=batch_index
+            Op.PARAMETERS, self._messages.run_id, COORDINATOR, self.version, epoch, batch_index, global_step=global_step
         )
         self._published = header, snapshot
         self._flat.zero_()
@@ -222,7 +229,7 @@ class Coordinator:
     def unchanged_since_publication(self) -> bool:
         """Whether the model still holds the values that were published last."""
         assert self._published is not None
-        now = torch.empty_like(self._published[1])
+        now = torch.zeros_like(self._published[1])
         self._per_version.pack(now)
         return torch.equal(now, self._published[1])
 

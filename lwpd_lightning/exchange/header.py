@@ -11,9 +11,9 @@ PROTOCOL_VERSION = 1
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 
-# magic, protocol, op, wire dtype, run id, worker, version, epoch, batch index, loss, compute seconds,
-# samples, codeword elements, payload's offset in the arena, bytes of the first payload, bytes of the second.
-_LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqQQ")
+# magic, protocol, op, wire dtype, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
+# codeword elements, global step, the payload's offset in the arena, bytes of the first and of the second payload.
+_LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqqQQ")
 
 
 class ProtocolError(RuntimeError):
@@ -47,6 +47,7 @@ class Header:
         samples: samples in one of its data parts.
         wire: wire dtype of the codeword (`WireFormat.code`).
         elements: elements of the codeword.
+        global_step: optimizer steps taken when the version was published.
         offset: where the first payload lies in the arena that the peers share; INLINE: in its frame.
         sizes: bytes of the two payloads.
     """
@@ -62,6 +63,7 @@ class Header:
     samples: int = 0
     wire: int = 0
     elements: int = 0
+    global_step: int = 0
     offset: int = INLINE
     sizes: tuple[int, int] = (0, 0)
 
@@ -74,7 +76,8 @@ class Header:
         """
         return _LAYOUT.pack(
             MAGIC, PROTOCOL_VERSION, self.op, self.wire, self.run_id, self.worker, self.version, self.epoch,
-            self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.offset, *self.sizes,
+            self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.global_step, self.offset,
+            *self.sizes,
         )  # fmt: skip
 
     @classmethod
@@ -91,8 +94,8 @@ class Header:
             known = Op(op)
         except ValueError:
             raise ProtocolError(f"unknown op {op}") from None
-        worker, version, epoch, batch_index, loss, compute_s, samples, elements, offset = fields
+        worker, version, epoch, batch_index, loss, compute_s, samples, elements, global_step, offset = fields
         return cls(
-            known, run, worker, version, epoch, batch_index, loss, compute_s, samples, wire, elements, offset,
-            sizes=(first, second),
+            known, run, worker, version, epoch, batch_index, loss, compute_s, samples, wire, elements, global_step,
+            offset, sizes=(first, second),
         )  # fmt: skip

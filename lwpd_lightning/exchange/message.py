@@ -1,4 +1,8 @@
-"""Messages as frames: a header and two payloads of raw bytes, the first one by reference where peers share memory."""
+"""Messages as frames: a header and two payloads of raw bytes, the first one by reference where peers share memory.
+
+A large payload travels as several frames. ZeroMQ takes a link for alive when a whole frame came, and sends its own
+heartbeats between frames, so that a slow link is not mistaken for a broken one while one codeword crosses it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,11 @@ from lwpd_lightning.exchange.header import INLINE, Header, ProtocolError
 from lwpd_lightning.exchange.transport import Payload
 
 _EMPTY = torch.empty(0, dtype=torch.uint8)
+_FRAME_BYTES = 1 << 17
 
 
 class Messages:
-    """Packs and reads the messages of one fit; nothing is copied on the way.
+    """Packs and reads the messages of one fit; only a payload of several frames is copied, once, where it arrives.
 
     Args:
         run_id: 16 bytes that every header of this fit carries.
@@ -31,7 +36,8 @@ class Messages:
         """Frames for a header with two uint8 payloads, which must stay as they are until the peer has read them."""
         offset = self.arena.offset(payload) if self.arena is not None and payload.numel() else None
         header = replace(header, offset=INLINE if offset is None else offset, sizes=(payload.numel(), rest.numel()))
-        return [header.pack(), b"" if offset is not None else payload.numpy().data, rest.numpy().data]
+        frames = [b""] if offset is not None else _pieces(payload)
+        return [header.pack(), *frames, rest.numpy().data]
 
     def read(self, frames: Sequence[memoryview]) -> tuple[Header, Tensor, Tensor]:
         """A message's header and its two payloads as uint8 tensors over the received memory.
@@ -39,16 +45,20 @@ class Messages:
         Raises:
             ProtocolError: where frames and header disagree, or the header is not of this fit.
         """
-        if len(frames) != 3:
-            raise ProtocolError(f"{len(frames)} frames instead of 3")
+        if len(frames) < 3:
+            raise ProtocolError(f"{len(frames)} frames, a message has at least 3")
         header = Header.unpack(bytes(frames[0]), run_id=self.run_id)
-        if header.offset == INLINE:
-            payload = _tensor(frames[1])
+        inline = header.offset == INLINE
+        expected = 2 + (max(1, -(-header.sizes[0] // _FRAME_BYTES)) if inline else 1)
+        if len(frames) != expected:
+            raise ProtocolError(f"{len(frames)} frames instead of {expected}")
+        if inline:
+            payload = torch.cat([_tensor(frame) for frame in frames[1:-1]]) if expected > 3 else _tensor(frames[1])
         elif self.arena is None:
             raise ProtocolError("payload by reference where no memory is shared")
         else:
             payload = self.arena.at(header.offset, header.sizes[0])
-        rest = _tensor(frames[2])
+        rest = _tensor(frames[-1])
         if header.sizes != (payload.numel(), rest.numel()):
             raise ProtocolError(f"payloads of {payload.numel()} and {rest.numel()} bytes, not {header.sizes}")
         return header, payload, rest
@@ -62,6 +72,10 @@ def text(message: str) -> Tensor:
 def words(payload: Tensor) -> str:
     """The words of a payload."""
     return bytes(payload.tolist()).decode(errors="replace")
+
+
+def _pieces(payload: Tensor) -> list[Payload]:
+    return [piece.numpy().data for piece in torch.split(payload, _FRAME_BYTES)] if payload.numel() else [b""]
 
 
 def _tensor(frame: memoryview) -> Tensor:

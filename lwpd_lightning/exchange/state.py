@@ -56,8 +56,8 @@ class StateLayout:
         )
 
     def buffer(self) -> Tensor:
-        """An uninitialised host buffer of ``nbytes`` bytes, pinned when the tensors are on a GPU."""
-        return torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        """A host buffer of ``nbytes`` zeros, so that equal states are equal bytes; pinned for a GPU's tensors."""
+        return torch.zeros(self.nbytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 
     def pack(self, buffer: Tensor) -> None:
         """Copy the tensors' values into ``buffer``."""

@@ -166,9 +166,12 @@ class Spoke:
         """Queue a message without copying large frames, which must stay as they are until it has left."""
         self._dealer.send_multipart(frames, copy=False)
 
-    def receive(self, timeout_s: float) -> list[memoryview]:
-        """The next message's frames; raises CoordinatorLost when the link ended or nothing came in time."""
-        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+    def receive(self, timeout_s: float | None) -> list[memoryview]:
+        """The next message's frames; raises CoordinatorLost when the link ended or nothing came in time.
+
+        None: wait as long as the link lives, which the heartbeat watches.
+        """
+        ready = dict(self._poller.poll(None if timeout_s is None else int(timeout_s * 1000)))
         if self._dealer in ready:
             return [frame.buffer for frame in self._dealer.recv_multipart(copy=False)]
         if self._monitor in ready:

@@ -30,6 +30,7 @@ class Assignment:
     version: int
     epoch: int
     batch_index: int
+    global_step: int
 
 
 class Worker:
@@ -44,7 +45,8 @@ class Worker:
         feedback: carries what packing lost into the next codeword; None: it stays lost.
         messages: packs and reads this fit's messages.
         slot: where in shared memory the packed codeword goes; None: it is sent through the link.
-        timeout_s: longest silence of the coordinator (it validates between updates).
+        fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
+        timeout_s: longest wait for the coordinator's answer when joining; later only the link's heartbeat ends it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Worker:
         feedback: ErrorFeedback | None,
         messages: Messages,
         slot: Tensor | None,
+        fingerprint: bytes,
         timeout_s: float,
     ) -> None:
         self._spoke, self._worker, self._blocks, self._wire = spoke, worker, blocks, wire
@@ -65,6 +68,7 @@ class Worker:
         self._everything = StateLayout.everything(model, blocks.device)
         self._per_version = StateLayout.per_version(model, blocks.device)
         self._staging = Staging(blocks.device)
+        self._fingerprint = fingerprint
 
     def run(self, compute: Callable[[Assignment], Contribution]) -> None:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
@@ -72,9 +76,10 @@ class Worker:
         Raises:
             CoordinatorLost: the link ended without a word.
         """
-        self._post(Op.JOIN, torch.tensor(list(self._everything.digest()), dtype=torch.uint8))
+        self._post(Op.JOIN, torch.tensor(list(self._fingerprint), dtype=torch.uint8))
+        timeout_s: float | None = self._timeout_s
         while True:
-            frames = self._spoke.receive(self._timeout_s)
+            frames, timeout_s = self._spoke.receive(timeout_s), None
             try:
                 header, payload, _ = self._messages.read(frames)
                 if header.op is Op.STOP:
@@ -83,7 +88,8 @@ class Worker:
                     self._everything.unpack(payload)
                     continue
                 self._per_version.unpack(payload)
-                self._answer(header, compute(Assignment(header.version, header.epoch, header.batch_index)))
+                assigned = Assignment(header.version, header.epoch, header.batch_index, header.global_step)
+                self._answer(header, compute(assigned))
             except BaseException:
                 self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
                 raise

@@ -52,7 +52,7 @@ def test_fewer_than_k_live():
 
 def test_losing_all_workers_fails_the_run():
     with pytest.raises(TooFewWorkers, match=r"1 live workers are fewer than min_workers=2; lost: \[1\]"):
-        fit(LWPDStrategy(code=uncoded(2), wait_for=1), FaultInjector({1: 2}), devices=2)
+        fit(LWPDStrategy(code=uncoded(2)), FaultInjector({1: 2}), devices=2)
 
 
 def test_min_workers():
