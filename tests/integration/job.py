@@ -39,25 +39,24 @@ def main():
     pl.seed_everything(1)
     model = Breaking(sgd)
     model.fail_at = options.fail_at
-    strategy = LWPDStrategy(
-        code=lwpd_code(4, 2, 2),
-        wait_for=options.wait_for,
-        start_method=options.start if options.nodes == 1 else "auto",
-        timeout_s=100,
-        parallel_devices=[torch.device("cuda", 0)] * 4 if options.accelerator == "gpu" else None,
-    )
-    devices = {} if options.accelerator == "gpu" else {"devices": 4 // options.nodes}
-    trainer = quiet_trainer(
-        accelerator=options.accelerator,
-        num_nodes=options.nodes,
-        strategy=strategy,
-        max_steps=options.updates,
-        max_epochs=-1,
-        callbacks=[Narrator()],
-        **devices,
-    )
-    for fit in range(1, options.fits + 1):
-        trainer.fit_loop.epoch_loop.max_steps = fit * options.updates
+    for _ in range(options.fits):  # each with a trainer of its own
+        strategy = LWPDStrategy(
+            code=lwpd_code(4, 2, 2),
+            wait_for=options.wait_for,
+            start_method=options.start if options.nodes == 1 else "auto",
+            timeout_s=100,
+            parallel_devices=[torch.device("cuda", 0)] * 4 if options.accelerator == "gpu" else None,
+        )
+        devices = {} if options.accelerator == "gpu" else {"devices": 4 // options.nodes}
+        trainer = quiet_trainer(
+            accelerator=options.accelerator,
+            num_nodes=options.nodes,
+            strategy=strategy,
+            max_steps=options.updates,
+            max_epochs=-1,
+            callbacks=[Narrator()],
+            **devices,
+        )
         trainer.fit(model, loader(shuffle=True, num_workers=options.loader_workers))
     print(f"DONE {sum(p.double().norm().item() for p in model.parameters()):.12f}", flush=True)
 

@@ -1,8 +1,10 @@
 """What a Lightning user takes for granted still works: one coded batch is one update is one global_step."""
 
+import random
 import warnings
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -185,11 +187,14 @@ class _WithDropout(Classifier):
     def __init__(self):
         super().__init__(sgd)
         self.drop = torch.nn.Dropout(0.5)
-        self.seen = []
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return x + 0.3 * torch.randn_like(x) + 0.3 * np.random.rand() + 0.3 * random.random(), y
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        return torch.nn.functional.cross_entropy(self.net(self.drop(x)), y)
+        return torch.nn.functional.cross_entropy(self.net(self.drop(x) + np.random.rand()), y)
 
 
 class _Gradients(pl.Callback):
@@ -200,7 +205,7 @@ class _Gradients(pl.Callback):
         self.seen.append(torch.cat([p.grad.flatten() for p in pl_module.parameters()]))
 
 
-def test_redundant_workers_draw_the_same_dropout(monkeypatch):
+def test_redundant_workers_draw_the_same_dropout_and_augmentation(monkeypatch):
     """Two codes of the same data parts decode the same gradient only if every copy of a task is the same numbers."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     seen = []
@@ -271,6 +276,22 @@ def test_weights_changed_after_the_step_reach_the_workers():
     model, alone = Classifier(sgd), Classifier(sgd)
     quiet_trainer(devices=4, strategy=strategy(), max_steps=8, callbacks=[_ClipWeights()]).fit(model, loader())
     quiet_trainer(devices=1, max_steps=8, callbacks=[_ClipWeights()]).fit(alone, loader())
+    torch.testing.assert_close(weights(model), weights(alone), rtol=1e-4, atol=1e-6)
+
+
+class _Steps(Classifier):
+    """Its loss depends on where the worker believes the fit to be."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + self.global_step + 10 * self.current_epoch + batch_idx)
+
+
+def test_workers_know_step_and_epoch_though_weights_change_after_the_step():
+    slow = lambda parameters: torch.optim.SGD(parameters, lr=1e-4)  # noqa: E731
+    model, alone = _Steps(slow), _Steps(slow)
+    settings = {"max_epochs": 2, "limit_train_batches": 3}
+    quiet_trainer(devices=4, strategy=strategy(), callbacks=[_ClipWeights()], **settings).fit(model, loader())
+    quiet_trainer(devices=1, callbacks=[_ClipWeights()], **settings).fit(alone, loader())
     torch.testing.assert_close(weights(model), weights(alone), rtol=1e-4, atol=1e-6)
 
 

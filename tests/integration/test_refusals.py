@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -61,6 +62,7 @@ def fit(model=None, data=None, code=None, **settings):
         ({"model": _Manual()}, "automatic_optimization=False is not supported"),
         ({"model": _TwoOptimizers(sgd)}, "returned several optimizers: coded exchange decodes one gradient"),
         ({"model": _Lbfgs(sgd)}, "LBFGS evaluates several gradients"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 1, 3: 2})]}, "callback GradientAccumulationScheduler accum"),
         ({"sync_batchnorm": True}, "sync_batchnorm=True is not supported"),
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2 is not supported"),
         ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs=1 is not supported"),
@@ -113,6 +115,12 @@ def test_k_outside_1_to_n(wait_for):
         LWPDStrategy(code=lwpd_code(8, 4, 2), wait_for=wait_for)
     with pytest.raises(ValueError, match=rf"wait_for={wait_for} is outside 1\.\.8"):
         quiet_trainer(devices=8, strategy=LWPDStrategy(wait_for=wait_for))
+
+
+def test_k_of_1_with_a_computing_coordinator():
+    with pytest.raises(ValueError, match=r"wait_for=1 would let rank 0 step .* use 2\.\.8, or dedicated_coordinator"):
+        LWPDStrategy(code=lwpd_code(8, 4, 2), wait_for=1)
+    LWPDStrategy(code=lwpd_code(8, 4, 2), wait_for=1, dedicated_coordinator=True)
 
 
 @pytest.mark.parametrize(
