@@ -323,3 +323,12 @@ def test_a_closed_hub_leaves_no_thread(run_key):
     before = set(threading.enumerate())
     make_hub(run_key).close()
     assert set(threading.enumerate()) <= before
+
+
+def test_closing_ends_even_where_libzmq_does_not(run_key):
+    hub = make_hub(run_key)
+    with closing(hub._context.socket(zmq.PAIR)):  # libzmq waits for ever while a socket is open
+        closed = threading.Thread(target=hub.close, daemon=True)
+        closed.start()
+        closed.join(DEADLINE_S)
+        assert not closed.is_alive()
