@@ -153,6 +153,8 @@ class Spoke:
         self._context = zmq.Context()
         self._dealer = self._context.socket(zmq.DEALER)
         _configure(self._dealer, heartbeat_s)
+        # The queue has room for all that a worker ever has on its way: only a refused link, which has none, waits.
+        self._dealer.setsockopt(zmq.SNDTIMEO, int(heartbeat_s * 1000))
         self._dealer.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         keys = run_key.worker(worker)
         self._dealer.curve_serverkey = run_key.coordinator().public
@@ -164,8 +166,15 @@ class Spoke:
         self._poller.register(self._monitor, zmq.POLLIN)
 
     def send(self, frames: Sequence[Payload]) -> None:
-        """Queue a message without copying large frames, which must stay as they are until it has left."""
-        self._dealer.send_multipart(frames, copy=False)
+        """Queue a message without copying large frames, which must stay as they are until it has left.
+
+        Raises:
+            CoordinatorLost: the coordinator refused this worker's key, and there is no link to queue for.
+        """
+        try:
+            self._dealer.send_multipart(frames, copy=False)
+        except zmq.Again as error:
+            raise CoordinatorLost("the coordinator refused the link") from error
 
     def receive(self, timeout_s: float | None) -> list[memoryview]:
         """The next message's frames; raises CoordinatorLost when the link ended or nothing came in time.
