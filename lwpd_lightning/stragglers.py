@@ -135,7 +135,7 @@ class Pareto(StragglerModel):
 
     def delay_s(self, worker: int, step: int, compute_s: float) -> float:
         """Drawn for (worker, step), whatever ``compute_s`` is."""
-        return self.least_s * uniform(self.seed, worker, step) ** (-1.0 / self.shape)
+        return self.least_s * math.pow(uniform(self.seed, worker, step), -1.0 / self.shape)
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,64 @@
 """PowerSGD: gradient matrices averaged over all ranks at low rank (Vogels, Karimireddy & Jaggi, NeurIPS 2019).
 
 The algorithm is that of its authors' maintained implementation (github.com/epfml/powersgd): warm start, error
-feedback, and in each update one power iteration from the left and one from the right, both of which are used. Its bytes
-are those of the paper, rank * (rows + columns) numbers a matrix and update.
+feedback, and in each update one power iteration from the left and one from the right on what the first left over, both
+of which are used. Its bytes are those of the paper: rank * (rows + columns) numbers a matrix and update.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class _Matrices:
-    """All compressed gradients of one shape, g of them.
+    """The compressed gradients of one shape, g of them, of which each rank has a batch M, (g, rows, columns).
+
+    Left iteration: P orthonormal, Q = M^T P, averaged; right iteration: Q' = orth(Q), P' = (M - P Q^T) Q', averaged.
+    The average of M is taken for P Q^T + P' Q'^T; what a rank's own M has beyond that is its error.
+
+    Args:
+        positions: theirs among all gradients.
+        left: (g, rows, r), where P comes from and P' goes.
+        right: (g, columns, r), where Q goes.
 
     Attributes:
-        positions: theirs among all gradients.
-        error: (g, rows, columns), what this rank has not yet sent of them.
-        left: (g, rows, r), and
-        right: (g, columns, r), whose product is the approximation.
+        error: (g, rows, columns).
     """
 
-    positions: list[int]
-    error: Tensor
-    left: Tensor
-    right: Tensor
+    def __init__(self, positions: list[int], left: Tensor, right: Tensor) -> None:
+        self.positions, self._left, self._right = positions, left, right
+        self.error = torch.zeros(len(positions), left.shape[1], right.shape[1], dtype=left.dtype)
+        self._basis = self._own = left  # set in each update
 
-    def take(self, gradients: Sequence[Tensor]) -> None:
-        """Move the gradients to what is to be sent."""
-        for error, position in zip(self.error, self.positions, strict=True):
-            error.add_(gradients[position].view_as(error))
-            gradients[position].zero_()
+    def iterate_left(self, gradients: Sequence[Tensor]) -> None:
+        """Add the gradients to the error, which makes it M; leaves this rank's Q in ``right``."""
+        for matrix, position in zip(self.error, self.positions, strict=True):
+            matrix.add_(gradients[position].view_as(matrix))
+        self._basis = torch.linalg.qr(self._left).Q
+        torch.bmm(self.error.mT, self._basis, out=self._right)
+        self._own = self._right.clone()
 
-    def project(self, basis: Tensor, coordinates: Tensor, error: Tensor) -> None:
-        """Make ``basis`` orthonormal, write the error's ``coordinates`` in it, and keep what it does not reach."""
-        basis.copy_(torch.linalg.qr(basis).Q)
-        torch.bmm(error.mT, basis, out=coordinates)
-        error.baddbmm_(basis, coordinates.mT, alpha=-1)
+    def iterate_right(self) -> None:
+        """From the averaged Q; leaves this rank's P' in ``left``."""
+        self._average, basis = self._right.clone(), torch.linalg.qr(self._right).Q
+        self._right.copy_(basis)
+        torch.bmm(self.error, basis, out=self._left)
+        self._left.baddbmm_(self._basis, self._own.mT @ basis, alpha=-1)
+        # One pass over the matrices for both products.
+        sent = torch.cat([self._own, basis], dim=-1)
+        self.error.baddbmm_(torch.cat([self._basis, self._left], dim=-1), sent.mT, alpha=-1)
 
-    def add_product(self, gradients: Sequence[Tensor]) -> None:
-        """Add the approximation to the gradients."""
-        for position, left, right in zip(self.positions, self.left, self.right, strict=True):
-            gradients[position].view(len(left), len(right)).addmm_(left, right.T)
+    def write(self, gradients: Sequence[Tensor]) -> None:
+        """From the averaged P': the average gradients."""
+        lefts = torch.cat([self._basis, self._left], dim=-1)
+        rights = torch.cat([self._average, self._right], dim=-1)
+        for position, left, right in zip(self.positions, lefts, rights, strict=True):
+            torch.mm(left, right.T, out=gradients[position].view(len(left), len(right)))
 
 
 class PowerSGD:
@@ -77,21 +88,19 @@ class PowerSGD:
             r = min(rank, rows, columns)
             compressed = parameter.numel() > min_compression_rate * r * (rows + columns)
             (at_shape[rows, columns, r] if compressed else self._plain).append(position)
-        dtype = parameters[0].dtype
-        # One buffer for all matrices' left factors and one for the right, so that each is one all-reduce.
-        self._left = torch.empty(sum(len(at) * rows * r for (rows, _, r), at in at_shape.items()), dtype=dtype)
-        self._right = torch.empty(sum(len(at) * columns * r for (_, columns, r), at in at_shape.items()), dtype=dtype)
-        self._left.normal_(generator=torch.Generator().manual_seed(0))  # the same on every rank
-        lefts = self._left.split([len(at) * rows * r for (rows, _, r), at in at_shape.items()])
-        rights = self._right.split([len(at) * columns * r for (_, columns, r), at in at_shape.items()])
+        # Two all-reduces an update: right factors and whatever is not compressed, then left factors.
+        dtype, plain = parameters[0].dtype, [parameters[position].numel() for position in self._plain]
+        lefts = [len(at) * rows * r for (rows, _, r), at in at_shape.items()]
+        rights = [len(at) * columns * r for (_, columns, r), at in at_shape.items()]
+        self._second = torch.empty(sum(lefts), dtype=dtype)
+        self._second.normal_(generator=torch.Generator().manual_seed(0))  # the same on every rank
+        self._first = torch.empty(sum(rights) + sum(plain), dtype=dtype)
+        right_values, self._plain_values = self._first.split([sum(rights), sum(plain)])
         self._groups = [
-            _Matrices(
-                at,
-                torch.zeros(len(at), rows, columns, dtype=dtype),
-                left.view(len(at), rows, r),
-                right.view(len(at), columns, r),
+            _Matrices(at, left.view(len(at), rows, r), right.view(len(at), columns, r))
+            for ((rows, columns, r), at), left, right in zip(
+                at_shape.items(), self._second.split(lefts), right_values.split(rights), strict=True
             )
-            for ((rows, columns, r), at), left, right in zip(at_shape.items(), lefts, rights, strict=True)
         ]
         self._uncompressed_updates = uncompressed_updates
         self.payload_bytes = 0
@@ -106,43 +115,30 @@ class PowerSGD:
         self.payload_bytes = 0
         if self._uncompressed_updates > 0:
             self._uncompressed_updates -= 1
-            self._average(gradients)()
+            whole = torch.cat([gradient.flatten() for gradient in gradients])
+            self._average(whole)
+            _unpack(whole, gradients)
             return
-        finish = self._average([gradients[position] for position in self._plain])
-        if self._groups:
-            for group in self._groups:
-                group.take(gradients)
-                group.project(group.left, group.right, group.error)
-            self._all_reduce(self._right)()
-            for group in self._groups:
-                group.add_product(gradients)
-                group.project(group.right, group.left, group.error.mT)
-            self._all_reduce(self._left)()
-            for group in self._groups:
-                group.add_product(gradients)
-        finish()
+        plain = [gradients[position] for position in self._plain]
+        if plain:
+            torch.cat([gradient.flatten() for gradient in plain], out=self._plain_values)
+        for group in self._groups:
+            group.iterate_left(gradients)
+        self._average(self._first)
+        for group in self._groups:
+            group.iterate_right()
+        self._average(self._second)
+        for group in self._groups:
+            group.write(gradients)
+        _unpack(self._plain_values, plain)
 
-    def _average(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
-        """Start averaging tensors in one all-reduce; calling the result waits and writes the averages back."""
-        if not tensors:
-            return lambda: None
-        packed = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        wait = self._all_reduce(packed)
-
-        def finish() -> None:
-            wait()
-            for tensor, average in zip(tensors, packed.split([t.numel() for t in tensors]), strict=True):
-                tensor.copy_(average.view_as(tensor))
-
-        return finish
-
-    def _all_reduce(self, buffer: Tensor) -> Callable[[], None]:
-        """Start averaging a buffer; calling the result waits."""
-        self.payload_bytes += buffer.nbytes
-        work = dist.all_reduce(buffer, async_op=True)
-
-        def finish() -> None:
-            work.wait()
+    def _average(self, buffer: Tensor) -> None:
+        if buffer.numel():
+            self.payload_bytes += buffer.nbytes
+            dist.all_reduce(buffer)
             buffer.div_(dist.get_world_size())
 
-        return finish
+
+def _unpack(packed: Tensor, tensors: Sequence[Tensor]) -> None:
+    for tensor, values in zip(tensors, packed.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
