@@ -25,15 +25,16 @@ def refusal(act, *args, **kwargs):
 @pytest.mark.parametrize(
     ("name", "choices"),
     [
-        ("decoder", ["projective", "least_squares"]),
+        ("decoder", ["projective", "least_squares", "exact"]),
         ("stale", ["apply", "drop"]),
         ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8"]),
+        ("parameter_dtype", [None, "float32", "bfloat16", "int8"]),
         ("start_method", ["auto", "fork", "rerun"]),
     ],
 )
 def test_unknown_words_are_refused_with_the_known_ones(name, choices):
-    sentence = refusal(ExchangeSettings, **{name: "exact"})
-    assert sentence == f"{name}='exact' is unknown: use one of {', '.join(map(repr, choices))}."
+    sentence = refusal(ExchangeSettings, **{name: "other"})
+    assert sentence == f"{name}='other' is unknown: use one of {', '.join(map(repr, choices))}."
     for choice in choices:
         assert getattr(ExchangeSettings(**{name: choice}), name) == choice
 
