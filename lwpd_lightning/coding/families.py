@@ -106,10 +106,10 @@ def gradient_code(n: int, stragglers: int, repetition: Repetition = "cyclic") ->
       n; that sum is one data part here, so A = n/(s+1). A tight frame; decoding averages the arrivals of a group.
 
     Rows are scaled to unit norm, which changes no span. Decoding cyclic repetition multiplies the rounding of codewords
-    by its weights, against plain averaging about 3-fold at n = 8 for most arrival sets and 10 to 50-fold for the worst,
-    10 and 1,000-fold at n = 16, 30 and 100,000-fold at n = 32: harmless for float32 codewords but for the last; for
-    bfloat16 and int8 ones use "fractional", which averages. H is the best by that measure of several draws, all
-    functions of (n, s) alone.
+    by its weights, against plain averaging about 3-fold at n = 8 for most arrival sets and up to 50-fold for the worst,
+    at n = 16 to 32 about 30-fold and 10,000-fold: little to float32 codewords, too much to bfloat16 and int8 ones, for
+    which "fractional" is there, which averages. H is the best by that measure of several draws, all functions of (n, s)
+    alone.
 
     Raises:
         ValueError: where stragglers is not in 0..n-1, repetition is unknown, or "fractional" with (s+1) not dividing n.

@@ -31,8 +31,8 @@ class SketchCode(Code):
     >>> code = local_code(2, data_parts=2, blocks=2)
     >>> [(code.at(v).generator[0, :2] * 2**0.5).round().int().tolist() for v in range(6)]
     [[1, 1], [1, -1], [1, 1], [1, -1], [1, -1], [1, 1]]
-    >>> code.frame_bounds, code.at(0).recovery_profile()
-    ((0.5, 0.5), {1: 0.0, 2: 0.0})
+    >>> code.is_tight, code.at(0).recovery_profile()
+    (True, {1: 0.0, 2: 0.0})
     """
 
     rows: Tensor
