@@ -61,7 +61,7 @@ class LWPDStrategy(ParallelStrategy):
             or float64 at 64-true).
         parameter_dtype: parameters travel to the workers as "float32", "bfloat16" or "int8"; None: as they are. Every
             version is rounded afresh from rank 0's parameters, which stay exact, as do buffers: no error adds up, but
-            workers' gradients belong to a point that is one rounding away (a relative 2^-9, or 1/254 of the largest of
+            workers' gradients belong to a point that is one rounding away (a relative 1/256, or 1/254 of the largest of
             1024 neighbours), so K = n is no longer equal to single-process training.
         error_feedback: what bfloat16 or int8 lost, and what a sketch's row left out, goes into the worker's next
             codewords (not what a dropped one carried).

@@ -63,10 +63,10 @@ def test_it_trains_with_int8_and_feedback(wait_for, stale):
         code=local_code(8, data_parts=8, blocks=4), wait_for=wait_for, stale=stale, wire_dtype="int8",
         parameter_dtype="int8", error_feedback=True,
     )  # fmt: skip
-    model = Classifier(lambda parameters: torch.optim.SGD(parameters, lr=0.3))
+    model = Classifier(lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     trainer = quiet_trainer(devices=8, strategy=strategy, max_steps=120, max_epochs=-1, callbacks=[monitor])
     trainer.fit(model, loader(shuffle=True), loader())
-    assert trainer.callback_metrics["val_acc"] > 0.85
+    assert trainer.callback_metrics["val_acc"] > 0.93  # a single process comes to 0.96
     # Down, too: a byte a parameter and its scale, against four.
     summary = monitor.summary()
     parameters = sum(p.numel() for p in model.parameters())
