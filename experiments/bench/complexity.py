@@ -1,15 +1,16 @@
 """The paper's complexity table, measured: ``python -m experiments.bench.complexity [--quick]``.
 
-What one update costs each scheme, for a sweep over n, k, t and the number P of parameters, and how it grows: exponents
+What one update costs each scheme, over a sweep of n, k, t and the number P of parameters, and how it grows: exponents
 fitted (least squares in logarithms) beside the O() of Soto et al. (ICML 2022). Where each figure comes from:
 
 - encode and accumulate operations: counted while the real kernels run (`BlockMap`, `ErrorFeedback`), one multiply-add
-  for every element that an add, addmv or addr reads, by a torch dispatch mode that knows every operator or fails. Encode
-  is given beyond the one pass over the gradient that any scheme needs to put it into its send buffer: P for a worker.
-- solve operations: of the K x n singular value decomposition behind the decoding weights, 14 m n^2 + 8 n^3 for m >= n
-  (Golub & Van Loan, 4th ed., section 8.6); its growth is fitted to measured times, since LAPACK does not count.
-- upload: the bytes of the message that a worker sends, header included, float32 codewords on the wire (int8 for the
-  sketch, which is run so).
+  for every element that an arithmetic operator reads, by a torch dispatch mode that knows every operator or fails.
+  Encode is given beyond the one pass over the gradient that any scheme needs to fill its send buffer: P for a worker.
+- solve operations: of the singular value decomposition behind the decoding weights of K codewords, 14 m q^2 + 8 q^3
+  for an m x q matrix, m >= q (Golub & Van Loan, 4th ed., section 8.6). The growth is that of measured times, over codes
+  of up to 512 workers (s = n/4), since at a few dozen workers the call costs more than its arithmetic.
+- upload: the bytes of the message that a worker sends, header included, with float32 codewords (int8 for the sketch,
+  which is run so).
 - asynchronous: whether the settings accept stale="apply"; compression: whether an upload is below a whole gradient's.
 """
 
@@ -22,10 +23,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -43,13 +45,25 @@ from lwpd_lightning.settings import ExchangeSettings
 
 aten = torch.ops.aten
 
+LEGEND = """\
+P parameters, n workers, k tasks, t tasks in a codeword; K codewords are waited
+for, s = n - K. In the first table encode and send are one worker's. The paper
+counts a gradient as k numbers where this counts P, and takes s for a share of
+k = n: its O(k/t) is P/t here, its O(nk) is P n s. Every scheme passes over the
+gradient once to fill its send buffer, which is not counted; error feedback
+(sketch) passes over its memory three times more. Adding codewords up, the rest
+of decoding, is the same for all: {added} multiply-adds."""
+_LOOK: dict[str, Any] = {
+    "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Scheme:
-    """A scheme of the table: how it is run, what it is fitted in, and what the paper says of it."""
+    """A scheme of the table: how it is run, and what the paper says of it."""
 
     name: str
-    variables: tuple[str, ...]
+    variables: tuple[str, ...]  # that encode and upload are fitted in
     paper: tuple[str, str, str]  # encode, upload, decode
     decoder: Decoder = "projective"
     wire: str = "float32"
@@ -60,8 +74,8 @@ SCHEMES = [
     Scheme("lwpd", ("P", "n", "k", "t"), ("0", "O(k/t)", "0")),
     Scheme("gradient_coding", ("P", "n", "s"), ("O(nk)", "O(k)", "O(k^w)"), decoder="exact"),
     Scheme("k_async", ("P", "n"), ("0", "O(k)", "0")),
-    Scheme("local", ("P", "n", "k", "t"), ("-", "-", "-")),
-    Scheme("sketch", ("P", "n", "t"), ("-", "-", "-"), wire="int8", feedback=True),
+    Scheme("local", ("P", "n", "k", "t"), ("", "", "")),
+    Scheme("sketch", ("P", "n", "t"), ("", "", ""), wire="int8", feedback=True),
 ]
 
 
@@ -90,14 +104,15 @@ class Case:
 
     def value(self, variable: str) -> int:
         """The size that a fit's variable stands for."""
-        sizes = {"P": _parameters(self.width), "n": self.code.n, "k": self.code.k, "t": self.code.t}
-        return {**sizes, "s": self.code.n - self.wait_for}[variable]
+        code, waits = self.code, self.wait_for
+        sizes = {"n": code.n, "k": code.k, "t": code.t, "K": waits, "s": code.n - waits}
+        return {**sizes, "P": _parameters(self.width)}[variable]
 
 
 class Operations(TorchDispatchMode):
     """Counts multiply-adds, one for every element that an arithmetic operator reads."""
 
-    _COUNTED: dict[Any, Callable[..., int]] = {
+    _COUNTED: ClassVar[dict[Any, Callable[..., int]]] = {
         aten.add_.Tensor: lambda out, *_: out.numel(),
         aten.addmv_.default: lambda out, matrix, *_: matrix.numel(),
         aten.addmv.out: lambda self, matrix, *_: matrix.numel(),
@@ -105,7 +120,7 @@ class Operations(TorchDispatchMode):
         aten.addr_.default: lambda out, *_: out.numel(),
         aten.nan_to_num_.default: lambda out, *_: out.numel(),
     }
-    _FREE = {
+    _FREE: ClassVar[set[Any]] = {
         aten.zeros.default, aten.empty.memory_format, aten.zero_.default, aten.copy_.default, aten._to_copy.default,
         aten.eye.default, aten.lift_fresh.default, aten.clone.default,
     }  # fmt: skip
@@ -166,18 +181,30 @@ def measure(scheme: Scheme, code: Code, wait_for: int, width: int, rounds: int) 
     )
 
 
-def exponents(cases: list[Case], quantity: Callable[[Cost], float]) -> str:
-    """``quantity`` as a product of powers of the scheme's variables; those that do not move it are left out."""
+def exponents(cases: list[Case], variables: tuple[str, ...], quantity: Callable[[Cost], float]) -> str:
+    """``quantity`` as a product of powers of the variables; those that do not move it are left out."""
     values = [quantity(case.cost) for case in cases]
     if not any(values):
         return "0"
-    variables = cases[0].scheme.variables
-    logs = [[1.0, *(math.log(case.value(variable)) for variable in variables)] for case in cases]
-    (_, *powers), *_ = np.linalg.lstsq(np.array(logs), np.log(np.array(values)), rcond=None)
-    factors = [
-        f"{variable}^{power:.2f}" for variable, power in zip(variables, powers, strict=True) if abs(power) > 0.05
-    ]
-    return " ".join(factors)
+    powers = _powers([[case.value(variable) for variable in variables] for case in cases], values)
+    moved = [(v, f"{power:.2f}") for v, power in zip(variables, powers, strict=True) if abs(power) > 0.05]
+    return " ".join(v if power == "1.00" else f"{v}^{power}" for v, power in moved)
+
+
+def solve_growth(quick: bool) -> str:
+    """How the time of a gradient code's solve grows with n, at s = n/4."""
+    workers = [64, 128, 256] if quick else [64, 128, 256, 512]
+    seconds = []
+    for n in workers:
+        code = gradient_code(n, n // 4)
+        seconds.append(_seconds(lambda code=code, K=3 * n // 4: least_squares_coefficients(code, range(K)), rounds=5))
+    return f"n^{_powers([[n] for n in workers], seconds)[0]:.2f}"
+
+
+def _powers(sizes: list[list[int]], values: list[float]) -> list[float]:
+    logs = np.column_stack((np.ones(len(sizes)), np.log(np.array(sizes, dtype=float))))
+    solution, *_ = np.linalg.lstsq(logs, np.log(np.array(values)), rcond=None)
+    return [float(power) for power in solution[1:]]
 
 
 def _encoding(scheme: Scheme, code: Code, worker: int, block_map: BlockMap) -> Callable[[], None]:
@@ -236,58 +263,53 @@ def _model(width: int, blocks: int) -> BlockMap:
     return BlockMap(parameters, blocks)
 
 
-def growth_table(cases: dict[str, list[Case]]) -> Table:
+def growth_table(cases: dict[str, list[Case]], solve: str) -> Table:
     """How each cost grows, beside the paper's O()."""
-    table = Table(title="How it grows: fitted exponents, and the paper's O() in italics", title_justify="left")
-    for column in ("scheme", "encode, all workers", "upload, a worker", "solve (time)", "accumulate"):
-        table.add_column(column)
-    for column in ("weight t", "asynchronous", "compression"):
-        table.add_column(column, justify="center")
+    table = Table(title="How it grows: powers as fitted (1.00 is not written), below them the paper's O()", **_LOOK)
+    table.add_column("scheme", no_wrap=True)
+    for column in ("encode,\nall workers", "upload,\na worker", "solve,\ntime", "t", "async", "compr."):
+        table.add_column(column, no_wrap=True)
     for scheme in SCHEMES:
         swept = cases[scheme.name]
-        fits = [exponents(swept, q) for q in (lambda c: c.encode, lambda c: c.upload, lambda c: c.solve_s)]
         weights = sorted({case.code.t for case in swept})
-        whole = [4 * case.value("P") for case in swept]
-        below = all(case.cost.upload < 0.9 * bytes_ for case, bytes_ in zip(swept, whole, strict=True))
+        below = all(case.cost.upload < 0.9 * 4 * case.value("P") for case in swept)
+        fits = [
+            exponents(swept, scheme.variables, lambda cost: cost.encode),
+            exponents(swept, scheme.variables, lambda cost: cost.upload),
+            solve if scheme.decoder != "projective" else "0",
+        ]
         table.add_row(
             scheme.name,
-            *(f"{fit}\n[italic]{said}[/italic]" for fit, said in zip(fits, scheme.paper, strict=True)),
-            exponents(swept, lambda c: c.accumulate),
+            *(f"{fit}\n[dim]{said}[/dim]" for fit, said in zip(fits, scheme.paper, strict=True)),
             f"{weights[0]}..{weights[-1]}" if len(weights) > 1 else str(weights[0]),
             "yes" if _asynchronous(scheme, swept[0].code) else "no",
             "yes" if below else "no",
-            end_section=True,
         )
     return table
 
 
-def cost_table(cases: dict[str, list[Case]], width: int) -> Table:
-    """What one update costs, in figures, for the sweep's sizes at one number of parameters."""
+def cost_table(cases: dict[str, list[Case]], width: int, workers: tuple[int, ...]) -> Table:
+    """What one update costs, in figures, at one number of parameters and some numbers of workers."""
     parameters = _parameters(width)
-    table = Table(title=f"One update at P = {parameters:,} parameters", title_justify="left")
-    table.add_column("scheme")
-    for column in ("n", "k", "t", "K"):
-        table.add_column(column, justify="right")
-    for column in ("encode\nP/worker", "encode\nms/worker", "upload\nkB", "upload\nof 4P", "solve\nMflop", "solve\nms"):
-        table.add_column(column, justify="right")
-    for column in ("accumulate\nP", "accumulate\nms"):
-        table.add_column(column, justify="right")
+    table = Table(title=f"One update at P = {parameters:,} parameters", **_LOOK)
+    table.add_column("scheme", no_wrap=True)
+    for column in ("n", "k", "t", "K", "encode\nP", "\nms", "send\nkB", "\n/4P", "solve\nMflop", "\nms", "add\nms"):
+        table.add_column(column, justify="right", no_wrap=True)
     for scheme in SCHEMES:
-        shown = [case for case in cases[scheme.name] if case.width == width]
-        for last, case in ((case is shown[-1], case) for case in shown):
+        shown = [case for case in cases[scheme.name] if case.width == width and case.code.n in workers]
+        for case in shown:
             cost, code = case.cost, case.code
             table.add_row(
                 scheme.name,
                 *map(str, (code.n, code.k, code.t, case.wait_for)),
                 f"{cost.encode / parameters / code.n:.2f}",
                 f"{1e3 * cost.encode_s:.2f}",
-                f"{cost.upload / 1e3:.1f}",
-                f"{cost.upload / parameters / 4:.1%}",
-                f"{cost.solve / 1e6:.3f}" if cost.solve else "0",
+                f"{cost.upload / 1e3:.0f}",
+                f"{cost.upload / parameters / 4:.0%}",
+                f"{cost.solve / 1e6:.2f}" if cost.solve else "0",
                 f"{1e3 * cost.solve_s:.2f}" if cost.solve else "0",
-                f"{cost.accumulate / parameters:.1f}",
-                f"{1e3 * cost.accumulate_s:.2f}",
-                end_section=last,
+                f"{1e3 * cost.accumulate_s:.1f}",
+                end_section=case is shown[-1],
             )
     return table
 
@@ -303,7 +325,7 @@ def _asynchronous(scheme: Scheme, code: Code) -> bool:
 def main() -> None:
     """Sweep, fit and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: about ten seconds")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
     console = Console()
@@ -313,14 +335,10 @@ def main() -> None:
     for scheme, (code, wait_for), width in track(points, "Measuring", console=console, transient=True):
         cost = measure(scheme, code, wait_for, width, rounds=3 if quick else 15)
         cases[scheme.name].append(Case(scheme, code, wait_for, width, cost))
-    console.print(cost_table(cases, widths[-1]))
-    console.print(growth_table(cases))
-    console.print(
-        "P parameters, n workers, k tasks, t tasks in a codeword, K codewords waited for, s = n - K stragglers. The paper "
-        "counts a gradient as k numbers where we count P, and s < k = n: its O(k/t) is P/t here, its O(nk) is P n s.\n"
-        "Encode is beyond the one pass over the gradient that every scheme makes; with error feedback (sketch) the memory "
-        "is read three times more. Accumulating K codewords is the same work for all: P K."
-    )
+    console.print(cost_table(cases, widths[-1], workers=(8, 32)))
+    console.print(growth_table(cases, solve_growth(quick)))
+    added = exponents(list(itertools.chain(*cases.values())), ("P", "K"), lambda cost: cost.accumulate)
+    console.print(LEGEND.format(added=added), highlight=False)
 
 
 if __name__ == "__main__":
