@@ -336,7 +336,9 @@ def main() -> None:
         cost = measure(scheme, code, wait_for, width, rounds=3 if quick else 15)
         cases[scheme.name].append(Case(scheme, code, wait_for, width, cost))
     console.print(cost_table(cases, widths[-1], workers=(8, 32)))
+    console.print()
     console.print(growth_table(cases, solve_growth(quick)))
+    console.print()
     added = exponents(list(itertools.chain(*cases.values())), ("P", "K"), lambda cost: cost.accumulate)
     console.print(LEGEND.format(added=added), highlight=False)
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import Parameter
 
 from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.decoders import live_coefficients
 from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import wire_format
@@ -50,6 +51,26 @@ def test_a_sketch_delivers_the_sum_of_gradients_but_for_the_memory(blocks, wire)
     # A cycle shows every direction, so the memory stays at a few gradients while the sum grows.
     assert max(norms[100:]) < 2 * max(norms[:100])
     assert feedback.memory.norm() < meant.norm() / 2
+
+
+@pytest.mark.parametrize("live", [(0, 1, 2), (0, 2)])
+def test_the_decoded_sum_is_the_sum_of_mean_gradients_but_for_the_mean_memory(live):
+    """n workers, int8 and the rule's own weights; with a worker dead, the mean over those that live."""
+    code, wire, layout, random = local_code(3, data_parts=3, blocks=4), wire_format("int8"), block_map(4), seeded(4)
+    feedback = {worker: ErrorFeedback(code, worker, layout) for worker in live}
+    meant, decoded, codeword = layout.zeros(), layout.zeros(), layout.codeword()
+    for version in range(30):
+        weights = live_coefficients(code.at(version), live, feedback=True)
+        for worker in live:
+            meant += set_gradients(layout, random) / len(live)
+            feedback[worker].add(worker)
+            feedback[worker].codeword(version, codeword)
+            sent = wire.unpack(wire.pack(codeword), layout.block_size)
+            feedback[worker].settle(sent)
+            layout.accumulate(decoded, weights[worker], sent)
+    memory = torch.stack([of.memory for of in feedback.values()]).mean(dim=0)
+    torch.testing.assert_close(decoded, meant - memory, rtol=1e-9, atol=1e-9)
+    assert memory.abs().max() > 0.1
 
 
 def test_a_sketch_without_wire_loss_is_the_dense_recursion():
