@@ -220,7 +220,7 @@ class CodedFit:
             workers,
             host=link_host,
             heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, self._blocks),
+            max_message_bytes=max_message_bytes(module, self._blocks, settings),
         )
         if listener is None:
             store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)

@@ -97,9 +97,10 @@ def fingerprint(module: nn.Module, blocks: BlockMap, code: Code, loader: CodedLo
     return hashlib.sha256(layout + generator + loader.fingerprint()).digest()
 
 
-def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
+def max_message_bytes(module: nn.Module, blocks: BlockMap, settings: ExchangeSettings) -> int:
     """No honest message of this run is longer, in either direction."""
-    state = StateLayout.everything(module, blocks.device).nbytes
+    everything = StateLayout.everything(module, blocks.device).nbytes
+    state = max(everything, StateLayout.per_version(module, blocks.device, settings.parameter_wire()).nbytes)
     return state + blocks.block_size * blocks.dtype.itemsize + _HEADROOM_BYTES
 
 
@@ -123,7 +124,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
             worker,
             address,
             heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, blocks),
+            max_message_bytes=max_message_bytes(module, blocks, settings),
         )
     except BaseException:
         traceback.print_exc()  # there is no link yet that could carry it to rank 0

@@ -1,4 +1,4 @@
-"""The constructions. All but cyclic repetition return unit-norm tight frames, ``C^T C = (n/k) I``."""
+"""The constructions: unit-norm tight frames, ``C^T C = (n/k) I``, but for a gradient code by cyclic repetition."""
 
 from __future__ import annotations
 

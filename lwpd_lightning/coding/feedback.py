@@ -47,9 +47,10 @@ class ErrorFeedback:
 
     def add(self, part: int) -> None:
         """Add a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
-        meant = torch.eye(self._code.blocks) if self._varies else self._code.coefficients(self._worker)[part][None]
-        for row, coefficients in zip(self.memory, meant, strict=True):
-            self._blocks.encode(coefficients, row)
+        if self._varies:
+            self._blocks.add_gradients(self.memory)
+        else:
+            self._blocks.encode(self._code.coefficients(self._worker)[part], self.memory[0])
 
     @torch.no_grad()
     def codeword(self, version: int, out: Tensor) -> None:
