@@ -77,8 +77,9 @@ def _title(runs: Sequence[Run], groups: Sequence[Group], against: Mapping[int, G
     targets = dict.fromkeys(
         f"{run.metric} {'<=' if run.minimised else '>='} {run.summary['target']['value']:g}" for run in runs
     )
-    bases = dict.fromkeys(base.label for base in against.values())
-    measured = f"; ratio of {axis} to {', '.join(bases)}" if bases else "; no baseline"
+    bases = list(dict.fromkeys(base.label for base in against.values()))
+    to = bases[0] if len(bases) == 1 else f"the baseline of the same setting ({len(bases)} of them)"
+    measured = f"; ratio of {axis} to {to}" if bases else "; no baseline"
     return f"{len(runs)} runs in {len(groups)} groups; target {', '.join(targets)}{measured}"
 
 
@@ -99,8 +100,8 @@ def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
     if not runs:
         where = " ".join([*map(str, options.paths), *([options.online] if options.online else [])])
         raise ValueError(
-            f"No finished run in {where} ({len(left_out)} unfinished): train one with python -m experiments.train, "
-            "which leaves summary.json when it ends."
+            f"No finished run in {where}: train one with python -m experiments.train, "
+            f"which leaves summary.json when it ends. {' '.join(_unfinished(left_out))}".rstrip()
         )
     return runs, left_out
 

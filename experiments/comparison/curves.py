@@ -64,12 +64,12 @@ def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
         for one, look, (spent, median, lower, upper) in drawn:
             axes.fill_between(spent / scale, lower, upper, color=look.colour, alpha=0.15, linewidth=0)
             lines += axes.plot(
-                spent / scale, median, color=look.colour, linestyle=look.dashes, marker=look.marker,
-                markevery=max(1, len(spent) // 10), label=one.label,
+                spent / scale, median, label=one.label, color=look.colour, linestyle=look.dashes,
+                marker=look.marker, fillstyle=look.fill, markevery=max(1, len(spent) // 10),
             )  # fmt: skip
         for value in sorted(targets):
             axes.axhline(value, color="0.55", linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
-            _say_target(axes, value, best, first.minimised)
+            _say_target(axes, value, best)
         axes.set_ylim(low, high)
         log_where_asked(axes, float(visible.min()) / scale, float(visible.max()) / scale)
         _reach(axes, visible / scale)
@@ -94,9 +94,9 @@ def focus(values: Column, targets: set[float], minimised: bool) -> tuple[float, 
     return low, high
 
 
-def _say_target(axes: Axes, value: float, best: float, minimised: bool) -> None:
+def _say_target(axes: Axes, value: float, best: float) -> None:
     # On the right, where curves end, on the side of the line that they are not on.
-    below = (best >= value) != minimised
+    below = best >= value
     axes.annotate(
         f"target {value:g}", (1.0, value), xycoords=("axes fraction", "data"),
         xytext=(0, -2 if below else 2), textcoords="offset points",

@@ -32,8 +32,8 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for directory in directories.values():
         try:
             run = _read(directory)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            left_out.append(f"{directory} (cannot be read: {type(error).__name__}: {error})")
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            left_out.append(f"{directory} (cannot be read: {error})")
             continue
         if run is None:
             left_out.append(f"{directory} (unfinished)")
@@ -61,7 +61,6 @@ def _read(directory: Path) -> Run | None:
 
 def _finished(directory: Path) -> Run:
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    summary["target"]["metric"], summary["seed"]  # a summary of ours has both
     hparams = directory / "csv/hparams.yaml"
     config = yaml.load(hparams.read_text(encoding="utf-8"), Loader=_Loader) if hparams.is_file() else None
     return Run(

@@ -12,7 +12,7 @@ from experiments.comparison.run import MISSING, Run
 # What a summary says of the method, in the order in which a reader asks.
 _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", "wait_for")
 # Parts of a configuration that change no result, or that the summary tells better.
-_IDLE = {"code", "seed", "paths", "logger", "task_name", "tags", "ckpt_path", "sweep"}
+_IDLE = {"code", "seed", "paths", "logger", "task_name", "tags", "ckpt_path", "choices"}
 # The order in which schemes are listed and drawn, others after them.
 SCHEMES = (
     "lwpd", "local", "sketch", "gradient_coding", "k_async", "k_sync", "sync", "ddp", "ddp_bf16", "powersgd"
@@ -121,12 +121,27 @@ def _conditions(wanted: str) -> dict[str, str]:
 
 
 def _fits(candidate: Group, conditions: Mapping[str, str]) -> bool:
-    return all(_text(_value(run, key)) == value for run in candidate.runs for key, value in conditions.items())
+    return all(
+        value in (_text(_value(run, key)), _choice(run, key))
+        for run in candidate.runs
+        for key, value in conditions.items()
+    )
 
 
 def _values(groups: Sequence[Group], key: str) -> list[str]:
-    values = {_text(value) for one in groups for run in one.runs if (value := _value(run, key)) is not MISSING}
+    values = {
+        _choice(run, key) or _text(value)
+        for one in groups
+        for run in one.runs
+        if (value := _value(run, key)) is not MISSING
+    }
     return sorted(values)
+
+
+def _choice(run: Run, key: str) -> str | None:
+    """The word that chose a whole group of the configuration, such as straggler=one_slow."""
+    choices = run.config.get("choices")
+    return choices.get(key) if isinstance(choices, dict) else None
 
 
 def _value(run: Run, key: str) -> Any:
@@ -192,7 +207,7 @@ def _text(value: Any) -> str:
     >>> _text({"_target_": "lwpd.StragglerInjector", "slowdown": {1: 5.0}}), _text(None), _text(True), _text("lwpd")
     ('StragglerInjector(slowdown={1: 5.0})', 'none', 'true', 'lwpd')
     """
-    if value is None:
+    if value is None or value == {}:
         return "none"
     if isinstance(value, dict):
         settings = {name: below for name, below in value.items() if name not in ("_target_", "_partial_")}
@@ -206,37 +221,24 @@ def _text(value: Any) -> str:
 
 
 def _labels(members: Mapping[tuple[str, ...], Run], keys: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """One label for each group: the scheme by its word, other keys by their last part, long objects by their class."""
-    columns = list(zip(*members, strict=True))
-    short = {key: _short_names(column) for key, column in zip(keys, columns, strict=True)}
-    names = {key: _short_key(key, keys) for key in keys}
-    labels = {}
-    for values in members:
-        parts = []
-        for key, value in zip(keys, values, strict=True):
-            text = short[key][value]
+    """One label for each group: the scheme by its word, other keys by their last part, objects by word or class."""
+    labels: dict[tuple[str, ...], list[str]] = {values: [] for values in members}
+    for place, key in enumerate(keys):
+        words = {values[place]: _choice(run, key) or values[place].partition("(")[0] for values, run in members.items()}
+        telling = len(set(words.values())) == len(words)
+        for values, parts in labels.items():
             # A scheme without a code has no k; saying so would only lengthen its name.
-            if value == "none" and key.startswith(("code.", "wait_for")):
+            if values[place] == "none" and key.startswith(("code.", "wait_for")):
                 continue
-            parts.append(text if key == "scheme" else f"{names[key]}={text}")
-        labels[values] = " ".join(parts) or "all runs"
-    return labels
+            text = words[values[place]] if telling else values[place]
+            parts.append(text if key == "scheme" else f"{_short_key(key, keys)}={text}")
+    return {values: " ".join(parts) or "all runs" for values, parts in labels.items()}
 
 
 def _short_key(key: str, keys: Sequence[str]) -> str:
     last = key.rpartition(".")[2]
     name = last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
     return {"wait_for": "K", "world_size": "workers"}.get(name, name)
-
-
-def _short_names(values: Sequence[str]) -> dict[str, str]:
-    """Objects by their class where that tells them apart.
-
-    >>> _short_names(["none", "Pareto(alpha=2)", "OneSlow(factor=5)"])["Pareto(alpha=2)"]
-    'Pareto'
-    """
-    short = {value: value.partition("(")[0] for value in values}
-    return short if len(set(short.values())) == len(set(values)) else {value: value for value in values}
 
 
 def _natural(values: Sequence[str]) -> list[tuple[float, str]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from experiments.comparison.groups import Group
 from experiments.comparison.style import DPI
@@ -29,7 +28,8 @@ th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-ali
 th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 td small { display: block; color: var(--quiet); white-space: nowrap; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-figure { box-sizing: content-box; max-width: calc(100% - 2rem); margin: 0; padding: 0.8rem; background: var(--raised); border: 1px solid var(--line); border-radius: 6px; }
+figure { box-sizing: content-box; max-width: calc(100% - 2rem); margin: 0; padding: 0.8rem;
+  background: var(--raised); border: 1px solid var(--line); border-radius: 6px; }
 figure img { display: block; width: 100%; background: #ffffff; border-radius: 3px; }
 figcaption { font-size: 0.85rem; margin-top: 0.5rem; }
 details { border-bottom: 1px solid var(--line); padding: 0.3rem 0; }
@@ -101,6 +101,6 @@ def _figure(picture: Picture) -> str:
 def _run(one: Group, index: int) -> str:
     run = one.runs[index]
     name = html.escape(f"{one.label}, seed {run.get('seed')}")
-    config = html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    config = html.escape(json.dumps(run.config, indent=2, ensure_ascii=False))
     source = f'<span class="quiet">{html.escape(run.source)}</span>'
     return f"<details><summary>{name} {source}</summary><pre>{config}</pre></details>"

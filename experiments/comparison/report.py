@@ -19,7 +19,8 @@ def build(project: str, title: str, table: tuple[list[str], list[list[str]]], gr
 
     entity, _, name = project.partition("/")
     keys = [key for key in groups[0].values if not key.startswith("target.")]
-    runset = wr.Runset(entity=entity, project=name, name="runs", groupby=[_config_key(key) for key in keys])
+    # A run set that names no project is of the report's own.
+    runset = wr.Runset(name="finished runs", filters="State = 'finished'", groupby=[_config_key(key) for key in keys])
     spread: dict[str, Any] = {"groupby_aggfunc": "median", "groupby_rangefunc": "minmax"}
     metrics = dict.fromkeys(one.metric for one in groups)
     panels = [

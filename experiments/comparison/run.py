@@ -31,12 +31,20 @@ class Run:
         summary: figures of the finished run (`experiments.summary.summarise`).
         config: its resolved configuration.
         read: reads series whose names are wanted; called when a table or a figure needs them.
+
+    Raises:
+        ValueError: the summary has no target.
     """
 
     source: str
     summary: dict[str, Any]
     config: dict[str, Any]
     read: Callable[[Wanted], Series] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        target = self.summary.get("target")
+        if not isinstance(target, dict) or not {"metric", "value"} <= target.keys():
+            raise ValueError("it has no target metric, so it is no run of experiments.train")
 
     @property
     def scheme(self) -> str:
@@ -89,7 +97,8 @@ class Run:
 
         What a run says of itself goes first: `code.t` of a scheme without a code is not the one that was configured.
 
-        >>> run = Run("here", {"scheme": "ddp", "code": None}, {"code": {"t": 2}, "data": {"batch_size": 128}}, dict)
+        >>> summary = {"scheme": "ddp", "code": None, "target": {"metric": "val_acc", "value": 0.9}}
+        >>> run = Run("here", summary, {"code": {"t": 2}, "data": {"batch_size": 128}}, dict)
         >>> run.get("scheme"), run.get("data.batch_size"), run.get("code.t"), run.get("nothing.there")
         ('ddp', 128, None, unset)
         """

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -31,6 +32,7 @@ COLOURS = dict(
 MARKERS = dict(zip(SCHEMES, "osDv^<>XPp", strict=True))
 OTHER = "#4D4D4D"
 _DASHES: Sequence[str | tuple[int, tuple[int, ...]]] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)))
+_FILLS: Sequence[Literal["full", "none", "left", "right", "top"]] = ("full", "none", "left", "right", "top")
 
 SETTINGS = {
     "font.size": 8,
@@ -60,16 +62,17 @@ class Look:
     colour: str
     marker: str
     dashes: str | tuple[int, tuple[int, ...]]
+    fill: Literal["full", "none", "left", "right", "top"]
 
 
 def looks(groups: Sequence[Group]) -> list[Look]:
-    """A look for each group: colour and marker by scheme, dashes for the groups of one scheme."""
+    """A look for each group: colour and marker by scheme; dashes and the marker's filling within one scheme."""
     seen: dict[str, int] = {}
     result = []
     for one in groups:
         turn = seen[one.scheme] = seen.get(one.scheme, -1) + 1
-        look = Look(COLOURS.get(one.scheme, OTHER), MARKERS.get(one.scheme, "o"), _DASHES[turn % len(_DASHES)])
-        result.append(look)
+        colour, marker = COLOURS.get(one.scheme, OTHER), MARKERS.get(one.scheme, "o")
+        result.append(Look(colour, marker, _DASHES[turn % len(_DASHES)], _FILLS[turn % len(_FILLS)]))
     return result
 
 

@@ -131,11 +131,13 @@ def write_csv(path: Path, groups: Sequence[Group]) -> None:
                     *(run.summary.get(name) for name in names),
                 ]
                 labels = [run.source, one.label, *one.values.values(), run.get("seed"), run.metric]
-                writer.writerow([*labels, *("" if _absent(figure) else figure for figure in figures)])
+                writer.writerow([*labels, *map(_plain, figures)])
 
 
-def _absent(figure: float | None) -> bool:
-    return figure is None or math.isnan(figure)
+def _plain(figure: float | None) -> float | int | str:
+    if figure is None or math.isnan(figure):
+        return ""
+    return int(figure) if float(figure).is_integer() else figure
 
 
 def _costs(one: Group, axis: str) -> list[tuple[object, float]]:

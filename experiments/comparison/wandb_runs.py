@@ -32,7 +32,7 @@ def offline_run(directory: Path) -> Run | None:
 
 
 def online_runs(project: str) -> tuple[list[Run], list[str]]:
-    """Finished runs of `entity/project`, and the names of those that are not.
+    """Finished runs of `entity/project`, and a line for each that is left out.
 
     Raises:
         ValueError: the project cannot be read; the reason is W&B's.
@@ -42,9 +42,17 @@ def online_runs(project: str) -> tuple[list[Run], list[str]]:
     try:
         listed = list(wandb.Api(timeout=60).runs(project))
     except (wandb.errors.Error, ValueError) as error:
-        raise ValueError(f"--online {project} cannot be read: {error}") from error
-    finished = [run for run in listed if run.state == "finished"]
-    return [_online_run(run) for run in finished], [run.name for run in listed if run.state != "finished"]
+        raise ValueError(f"--online {project} cannot be read: {error}") from None
+    runs, left_out = [], []
+    for run in listed:
+        if run.state != "finished":
+            left_out.append(f"{run.name} (unfinished)")
+            continue
+        try:
+            runs.append(_online_run(run))
+        except ValueError as error:
+            left_out.append(f"{run.name} (cannot be read: {error})")
+    return runs, left_out
 
 
 def _online_run(run: Any) -> Run:

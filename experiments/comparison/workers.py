@@ -12,20 +12,25 @@ from numpy.typing import NDArray
 
 from experiments.comparison.groups import Group
 from experiments.comparison.run import Run
+from experiments.comparison.series import Column
 from experiments.comparison.style import COLUMN, Look, drawing, legend, legend_height, looks
 
 
 def inclusion(run: Run) -> list[float]:
     """For each worker the share of all updates in which it counted; empty where no exchange was monitored."""
-    return list(run.summary.get("inclusion_rate") or [])
+    return [float(column.mean()) for column in _by_worker(run, "arrived")]
 
 
 def staleness(run: Run) -> list[float]:
     """For each worker the mean staleness in updates where it counted, NaN where it never did."""
+    columns = _by_worker(run, "staleness")
+    return [float("nan") if np.isnan(column).all() else float(np.nanmean(column)) for column in columns]
+
+
+def _by_worker(run: Run, name: str) -> list[Column]:
     series = run.arrivals
-    n = sum(name.startswith("exchange/arrived/") for name in series)
-    columns = [series[f"exchange/staleness/{worker}"] for worker in range(n)]
-    return [float(np.nanmean(column)) if not np.isnan(column).all() else float("nan") for column in columns]
+    n = sum(key.startswith(f"exchange/{name}/") for key in series)
+    return [series[f"exchange/{name}/{worker}"] for worker in range(n)]
 
 
 def monitored(groups: Sequence[Group]) -> list[Group]:
@@ -63,6 +68,7 @@ def _bars(axes: Axes, one: Group, look: Look, offset: float, of: Callable[[Run],
     table = table[:, counted]
     middle, low, high = np.nanmedian(table, axis=0), np.nanmin(table, axis=0), np.nanmax(table, axis=0)
     axes.errorbar(
-        counted + offset, middle, yerr=[middle - low, high - middle],
-        color=look.colour, marker=look.marker, linestyle="none", elinewidth=0.8, label=one.label,
+        counted + offset, middle, yerr=[middle - low, high - middle], label=one.label,
+        color=look.colour, marker=look.marker, fillstyle=look.fill, linestyle="none",
+        markersize=4, markeredgewidth=0.8, elinewidth=0.8,
     )  # fmt: skip
