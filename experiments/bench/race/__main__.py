@@ -34,7 +34,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     # Imported here, once, for all ranks of all races.
-    import experiments.job  # noqa: F401
+    import experiments.job
     import experiments.report  # noqa: F401
     from experiments.bench.race.figures import draw
     from experiments.bench.race.results import Results, standings
