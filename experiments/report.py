@@ -76,6 +76,8 @@ def _time(summary: dict[str, Any]) -> str:
 
 
 def _arrivals(code: Code, wait_for: int | None) -> str:
+    if len(code.cycle) > 1:
+        return f"a sketch: an update shows one direction of {code.blocks}, any {code.blocks} updates in a row show all"
     profile = code.recovery_profile(max_sets=_MAX_SETS)
     always = min((arrived for arrived, share in profile.items() if share == 1.0), default=None)
     if always is None:

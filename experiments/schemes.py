@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lwpd_lightning import Code, local_code
+from lwpd_lightning import Code, gradient_code, local_code
+from lwpd_lightning.coding.families import Repetition
 
 
 def local_code_of_size(n: int, k: int, t: int) -> Code:
@@ -21,3 +22,17 @@ def local_code_of_size(n: int, k: int, t: int) -> Code:
         divisors = ", ".join(str(divisor) for divisor in range(1, k + 1) if k % divisor == 0)
         raise ValueError(f"t={t} does not divide k={k}: use t in {divisors}.")
     return local_code(n, data_parts=k // t, blocks=t)
+
+
+def gradient_code_for(n: int, wait_for: int, repetition: Repetition = "cyclic") -> Code:
+    """The gradient code that is exact from any K = wait_for of n codewords: s = n - K stragglers.
+
+    Raises:
+        ValueError: wait_for is not in 1..n, or there is no such code.
+
+    >>> gradient_code_for(8, wait_for=6)
+    Code(family='gradient', n=8, k=8, t=3, data_parts=8, blocks=1)
+    """
+    if not 1 <= wait_for <= n:
+        raise ValueError(f"wait_for={wait_for} is outside 1..{n}, the number of workers.")
+    return gradient_code(n, stragglers=n - wait_for, repetition=repetition)

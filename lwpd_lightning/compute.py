@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lwpd_lightning.callbacks import WorkerCallback
 from lwpd_lightning.coding import BlockMap, Code
+from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_everything_locally
 from lwpd_lightning.exchange.coordinator import Contribution
 from lwpd_lightning.exchange.state import StateLayout
@@ -35,15 +36,23 @@ class CodewordComputation:
         blocks: layout of the trainable parameters.
         seed: keys the randomness of all data parts of the run.
         codeword: (d,) buffer to encode into; None: one of its own.
+        feedback: what earlier codewords left out; None: that is lost. Whoever sends a codeword settles it.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, code: Code, worker: int, blocks: BlockMap, seed: int, codeword: Tensor | None = None
+        self,
+        trainer: pl.Trainer,
+        code: Code,
+        worker: int,
+        blocks: BlockMap,
+        seed: int,
+        codeword: Tensor | None = None,
+        feedback: ErrorFeedback | None = None,
     ) -> None:
         self.blocks = blocks
         self.parts = code.parts(worker)
-        self._trainer, self._worker, self._seed = trainer, worker, seed
-        self._rows = {part: code.coefficients(worker)[part].tolist() for part in self.parts}
+        self._trainer, self._code, self._worker, self._seed = trainer, code, worker, seed
+        self._feedback = feedback
         self._codeword = blocks.codeword() if codeword is None else codeword
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
@@ -86,8 +95,11 @@ class CodewordComputation:
             parameter.grad = None
 
     def encode(self, part: int, loss: Tensor) -> None:
-        """Add the data part's gradients, which a backward has just left in ``.grad``, to the codeword."""
-        self.blocks.encode(self._rows[part], self._codeword)
+        """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent."""
+        if self._feedback is None:
+            self.blocks.encode(self._code.at(self._version).coefficients(self._worker)[part], self._codeword)
+        else:
+            self._feedback.add(part)
         self._losses.append(float(loss.detach()))
 
     def add_parts(self, batch: CodedBatch, parts: tuple[int, ...]) -> set[int]:
@@ -103,6 +115,8 @@ class CodewordComputation:
 
     def finish(self, batch: CodedBatch, touched: set[int]) -> Contribution:
         """The finished codeword; its buffer is written again by the next `begin`."""
+        if self._feedback is not None:
+            self._feedback.codeword(self._version, out=self._codeword)
         for callback in self._callbacks:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange import rendezvous
@@ -64,11 +65,14 @@ class CodedFit:
         self._own = None if settings.dedicated_coordinator else 0
         self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
         self._wire = settings.wire(self._blocks.dtype, self._blocks.device, loader.seed)
-        self._computation = (
-            CodewordComputation(trainer, settings.code, self._own, self._blocks, loader.seed)
-            if self._own is not None
-            else None
-        )
+        self._feedback: ErrorFeedback | None = None
+        self._computation: CodewordComputation | None = None
+        if self._own is not None:
+            if settings.error_feedback:
+                self._feedback = ErrorFeedback(settings.code, self._own, self._blocks)
+            self._computation = CodewordComputation(
+                trainer, settings.code, self._own, self._blocks, loader.seed, feedback=self._feedback
+            )
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
@@ -141,7 +145,10 @@ class CodedFit:
             computation.encode(first, loss)
             touched = {position for position, has in enumerate(self._blocks.touched()) if has}
             touched |= computation.add_parts(batch, tuple(rest))
-            coordinator.contribute(computation.finish(batch, touched))
+            contribution = computation.finish(batch, touched)
+            coordinator.contribute(contribution)
+            if self._feedback is not None:
+                self._feedback.settle(contribution.codeword)  # which crosses no wire
             self.last_update = coordinator.collect()
         coordinator.deliver()
 
@@ -213,7 +220,7 @@ class CodedFit:
             workers,
             host=link_host,
             heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, self._blocks),
+            max_message_bytes=max_message_bytes(module, self._blocks, settings),
         )
         if listener is None:
             store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)
@@ -228,6 +235,7 @@ class CodedFit:
             stale=settings.stale,
             max_staleness=settings.max_staleness,
             always=self._own,
+            feedback=settings.error_feedback,
         )
         return Coordinator(
             hub=hub,
@@ -235,10 +243,11 @@ class CodedFit:
             blocks=self._blocks,
             model=module,
             wire=self._wire,
+            parameter_wire=settings.parameter_wire(),
             messages=meeting.messages,
             fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
             first_version=self._trainer.global_step,
-            min_workers=settings.min_workers if settings.min_workers is not None else min(2, settings.code.n),
+            min_workers=settings.fewest_workers,
             timeout_s=settings.timeout_s,
             exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
         )
@@ -248,7 +257,7 @@ class CodedFit:
         code, module, device = self._settings.code, self._trainer.lightning_module, self._blocks.device
         assert code is not None
         codeword = self._wire.nbytes(self._blocks.block_size)
-        state = StateLayout.per_version(module, device).nbytes
+        state = StateLayout.per_version(module, device, self._settings.parameter_wire()).nbytes
         everything = StateLayout.everything(module, device).nbytes
         arena = Arena([codeword] * code.n + [everything] + [state] * (code.n + 2))
         return replace(meeting, arena=arena, slots={worker: arena.take(codeword) for worker in range(code.n)})

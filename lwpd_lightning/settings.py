@@ -10,11 +10,13 @@ from typing import Literal, get_args
 import torch
 
 from lwpd_lightning.coding import Code, lwpd_code
+from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
 from lwpd_lightning.coding.wire import WireFormat, wire_format
-from lwpd_lightning.exchange.rule import Decoder, Stale
+from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WireDtype = Literal["float64", "float32", "bfloat16", "int8"]
+ParameterDtype = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class ExchangeSettings:
     stale: Stale = "apply"
     max_staleness: int | None = None
     wire_dtype: WireDtype | None = None
+    parameter_dtype: ParameterDtype | None = None
     error_feedback: bool = False
     min_workers: int | None = None
     heartbeat_s: float = 5.0
@@ -39,6 +42,7 @@ class ExchangeSettings:
             ("decoder", self.decoder, get_args(Decoder)),
             ("stale", self.stale, get_args(Stale)),
             ("wire_dtype", self.wire_dtype, (None, *get_args(WireDtype))),
+            ("parameter_dtype", self.parameter_dtype, (None, *get_args(ParameterDtype))),
             ("start_method", self.start_method, get_args(StartMethod)),
         ):
             if value not in choices:
@@ -51,10 +55,11 @@ class ExchangeSettings:
                 f"max_staleness={self.max_staleness} with stale={self.stale!r}: use a number of versions >= 0 with "
                 "stale='apply'; stale='drop' already bounds it at 0."
             )
-        if self.error_feedback and self.wire_dtype in (None, "float64", "float32"):
+        lossless = self.wire_dtype in (None, "float64", "float32")
+        if self.error_feedback and lossless and (self.code is None or len(self.code.cycle) == 1):
             raise ValueError(
                 f"error_feedback=True with wire_dtype={self.wire_dtype!r}: nothing is lost that could be fed back, "
-                "use it with 'bfloat16' or 'int8'."
+                "use it with 'bfloat16' or 'int8', or with a sketch (local_code with data_parts=n)."
             )
         if self.code is not None:
             self._check_counts(self.code)
@@ -64,11 +69,40 @@ class ExchangeSettings:
             if count is not None and not 1 <= count <= code.n:
                 raise ValueError(f"{name}={count} is outside 1..{code.n}: the code has n={code.n} workers.")
 
-        if self.wait_for == 1 < code.n and not self.dedicated_coordinator:
+        refuse_decoder(code, self.decoder)
+        if self.decoder == "exact":
+            self._check_exact(code)
+
+        if self.wait_for == 1 < code.n and not self.dedicated_coordinator and self.decoder != "exact":
             raise ValueError(
                 "wait_for=1 would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
                 f"2..{code.n}, or dedicated_coordinator=True."
             )
+
+    def _check_exact(self, code: Code) -> None:
+        threshold = code.recovery_threshold
+        assert threshold is not None
+        if self.stale != "drop":
+            raise ValueError(
+                f"stale={self.stale!r} with decoder='exact': codewords of several versions do not "
+                "solve for one gradient, use stale='drop'."
+            )
+        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
+            if count is not None and count < threshold:
+                raise ValueError(
+                    f"{name}={count} with decoder='exact': the code gives the exact gradient from any {threshold} of "
+                    f"{code.n} codewords, so use {threshold}..{code.n}, or decoder='least_squares' for the nearest one."
+                )
+
+    @property
+    def fewest_workers(self) -> int:
+        """The run fails when fewer live: min_workers where given, else what "exact" needs, else 2."""
+        assert self.code is not None
+        if self.min_workers is not None:
+            return self.min_workers
+        if self.decoder == "exact" and self.code.recovery_threshold is not None:
+            return self.code.recovery_threshold
+        return min(2, self.code.n)
 
     def resolved(self, world_size: int) -> ExchangeSettings:
         """The settings for ``world_size`` processes: a code where none was given, K = n where K was not.
@@ -118,6 +152,10 @@ class ExchangeSettings:
         if name == "int8" and not self.error_feedback:
             return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
         return wire_format(name)
+
+    def parameter_wire(self) -> WireFormat | None:
+        """How the values of trainable parameters travel to the workers; None: as they are."""
+        return None if self.parameter_dtype is None else wire_format(self.parameter_dtype)
 
 
 def default_code(workers: int) -> Code:

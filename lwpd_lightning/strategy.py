@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lwpd_lightning.coding import Code
+from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange.coordinator import Failure, Update
-from lwpd_lightning.exchange.rule import Decoder, Stale
+from lwpd_lightning.exchange.rule import Stale
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
 from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
 from lwpd_lightning.refusals import (
@@ -30,7 +31,7 @@ from lwpd_lightning.refusals import (
     refuse_process_group,
     refuse_trainer,
 )
-from lwpd_lightning.settings import ExchangeSettings, StartMethod, WireDtype
+from lwpd_lightning.settings import ExchangeSettings, ParameterDtype, StartMethod, WireDtype
 from lwpd_lightning.worker_rank import Meeting, WorkerRankLauncher, next_generation
 
 _Object = TypeVar("_Object")
@@ -49,15 +50,23 @@ class LWPDStrategy(ParallelStrategy):
         code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
         wait_for: K, how many codewords an update waits for (2..n, 1 only with a dedicated coordinator); default n,
             which equals single-process training.
-        decoder: "projective" (add what arrives, no solve) or "least_squares" (solve for the arrival set; for
-            stale="drop").
+        decoder: "projective" (add what arrives, no solve; for tight frames), "least_squares" (solve for the arrival
+            set; for stale="drop") or "exact" (`gradient_code`: the same solve, with settings under which it is always
+            exact; the run fails when more workers died than the code tolerates, where "least_squares" goes on with the
+            nearest gradient).
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
             "drop" it and give its worker fresh parameters.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
         wire_dtype: codewords travel as "float32", "bfloat16", "int8" or "float64"; None: as the gradient is (float32,
             or float64 at 64-true).
-        error_feedback: add what bfloat16 or int8 lost to the worker's next codeword (not what a dropped one carried).
-        min_workers: the run fails when fewer workers (rank 0 counted) live; default 2.
+        parameter_dtype: parameters travel to the workers as "float32", "bfloat16" or "int8"; None: as they are. Every
+            version is rounded afresh from rank 0's parameters, which stay exact, as do buffers: no error adds up, but
+            workers' gradients belong to a point that is one rounding away (a relative 1/256, or 1/254 of the largest of
+            1024 neighbours), so K = n is no longer equal to single-process training.
+        error_feedback: what bfloat16 or int8 lost, and what a sketch's row left out, goes into the worker's next
+            codewords (not what a dropped one carried).
+        min_workers: the run fails when fewer workers (rank 0 counted) live; default 2, with decoder="exact" as many as
+            that needs.
         heartbeat_s: seconds of silence after which a worker's link is taken for broken.
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
         dedicated_coordinator: rank 0 computes no codeword, so devices x num_nodes is n + 1.
@@ -81,6 +90,7 @@ class LWPDStrategy(ParallelStrategy):
         stale: Stale = "apply",
         max_staleness: int | None = None,
         wire_dtype: WireDtype | None = None,
+        parameter_dtype: ParameterDtype | None = None,
         error_feedback: bool = False,
         min_workers: int | None = None,
         heartbeat_s: float = 5.0,
@@ -102,6 +112,7 @@ class LWPDStrategy(ParallelStrategy):
             stale=stale,
             max_staleness=max_staleness,
             wire_dtype=wire_dtype,
+            parameter_dtype=parameter_dtype,
             error_feedback=error_feedback,
             min_workers=min_workers,
             heartbeat_s=heartbeat_s,

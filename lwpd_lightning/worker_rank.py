@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerSta
 from torch import Tensor, nn
 
 from lwpd_lightning.coding import BlockMap, Code
-from lwpd_lightning.coding.wire import ErrorFeedback
+from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
 from lwpd_lightning.exchange.arena import Arena
@@ -92,12 +92,15 @@ def next_generation() -> int:
 def fingerprint(module: nn.Module, blocks: BlockMap, code: Code, loader: CodedLoader) -> bytes:
     """32 bytes that the ranks of one fit share and other fits do not: shapes, code, batches and seed."""
     layout = StateLayout.everything(module, blocks.device).digest()
-    return hashlib.sha256(layout + code.generator.numpy().tobytes() + loader.fingerprint()).digest()
+    # Rounded: another processor's solver may differ in the last bits of a gradient_code.
+    generator = (code.generator * 1e6).round().long().numpy().tobytes()
+    return hashlib.sha256(layout + generator + loader.fingerprint()).digest()
 
 
-def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
+def max_message_bytes(module: nn.Module, blocks: BlockMap, settings: ExchangeSettings) -> int:
     """No honest message of this run is longer, in either direction."""
-    state = StateLayout.everything(module, blocks.device).nbytes
+    everything = StateLayout.everything(module, blocks.device).nbytes
+    state = max(everything, StateLayout.per_version(module, blocks.device, settings.parameter_wire()).nbytes)
     return state + blocks.block_size * blocks.dtype.itemsize + _HEADROOM_BYTES
 
 
@@ -114,13 +117,14 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
         slot = meeting.slots.get(worker)
         in_place = slot is not None and wire.name == str(blocks.dtype).removeprefix("torch.")
         codeword = slot.view(blocks.dtype) if slot is not None and in_place else None
-        computation = CodewordComputation(trainer, settings.code, worker, blocks, seed, codeword)
+        feedback = ErrorFeedback(settings.code, worker, blocks) if settings.error_feedback else None
+        computation = CodewordComputation(trainer, settings.code, worker, blocks, seed, codeword, feedback)
         spoke = Spoke(
             meeting.run_key,
             worker,
             address,
             heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, blocks),
+            max_message_bytes=max_message_bytes(module, blocks, settings),
         )
     except BaseException:
         traceback.print_exc()  # there is no link yet that could carry it to rank 0
@@ -141,7 +145,8 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
             blocks=blocks,
             model=module,
             wire=wire,
-            feedback=ErrorFeedback(wire) if settings.error_feedback else None,
+            parameter_wire=settings.parameter_wire(),
+            feedback=feedback,
             messages=meeting.messages,
             slot=slot,
             fingerprint=fingerprint(module, blocks, settings.code, loader),

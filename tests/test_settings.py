@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lwpd_lightning.coding import local_code, lwpd_code, uncoded
+from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.settings import ExchangeSettings, default_code
 
 CODE = lwpd_code(8, 4, 2)
@@ -25,15 +25,16 @@ def refusal(act, *args, **kwargs):
 @pytest.mark.parametrize(
     ("name", "choices"),
     [
-        ("decoder", ["projective", "least_squares"]),
+        ("decoder", ["projective", "least_squares", "exact"]),
         ("stale", ["apply", "drop"]),
         ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8"]),
+        ("parameter_dtype", [None, "float32", "bfloat16", "int8"]),
         ("start_method", ["auto", "fork", "rerun"]),
     ],
 )
 def test_unknown_words_are_refused_with_the_known_ones(name, choices):
-    sentence = refusal(ExchangeSettings, **{name: "exact"})
-    assert sentence == f"{name}='exact' is unknown: use one of {', '.join(map(repr, choices))}."
+    sentence = refusal(ExchangeSettings, **{name: "other"})
+    assert sentence == f"{name}='other' is unknown: use one of {', '.join(map(repr, choices))}."
     for choice in choices:
         assert getattr(ExchangeSettings(**{name: choice}), name) == choice
 
@@ -55,6 +56,40 @@ def test_error_feedback_needs_something_lost():
         assert "'bfloat16' or 'int8'" in refusal(ExchangeSettings, error_feedback=True, wire_dtype=wire_dtype)
     for wire_dtype in ("bfloat16", "int8"):
         assert ExchangeSettings(error_feedback=True, wire_dtype=wire_dtype).error_feedback
+    sketch = local_code(4, data_parts=4, blocks=2)  # leaves a direction out at any dtype
+    assert ExchangeSettings(code=sketch, error_feedback=True).error_feedback
+    assert "'bfloat16' or 'int8', or with a sketch" in refusal(ExchangeSettings, code=CODE, error_feedback=True)
+
+
+def test_a_decoder_that_does_not_fit_the_code_is_refused():
+    gradient = gradient_code(8, stragglers=2)
+    assert "use decoder='exact'." in refusal(ExchangeSettings, code=gradient)
+    assert "use a gradient_code" in refusal(ExchangeSettings, code=CODE, decoder="exact", stale="drop")
+    late = ExchangeSettings(decoder="exact", stale="drop")  # no code yet: known when the world size is
+    assert "use a gradient_code" in refusal(late.resolved, 8)
+    sketch = local_code(4, data_parts=4, blocks=2)
+    assert "use decoder='projective'." in refusal(ExchangeSettings, code=sketch, decoder="least_squares")
+
+
+def test_exact_decoding_is_refused_where_it_could_not_be_exact():
+    exact = {"code": gradient_code(8, stragglers=2), "decoder": "exact"}
+    assert "use stale='drop'." in refusal(ExchangeSettings, **exact)
+    for name in ("wait_for", "min_workers"):
+        sentence = refusal(ExchangeSettings, **exact, stale="drop", **{name: 5})
+        assert sentence.startswith(f"{name}=5 with decoder='exact': the code gives the exact gradient from any 6 of 8")
+        assert "use 6..8" in sentence
+        assert getattr(ExchangeSettings(**exact, stale="drop", **{name: 6}), name) == 6
+    everyone = gradient_code(4, stragglers=3)
+    assert ExchangeSettings(code=everyone, wait_for=1, decoder="exact", stale="drop").wait_for == 1
+
+
+def test_the_fewest_workers_are_what_was_asked_or_what_the_decoder_needs():
+    exact = {"code": gradient_code(8, stragglers=2), "decoder": "exact", "stale": "drop"}
+    assert ExchangeSettings(**exact).fewest_workers == 6
+    assert ExchangeSettings(**exact, min_workers=7).fewest_workers == 7
+    assert ExchangeSettings(code=CODE).fewest_workers == 2
+    assert ExchangeSettings(code=CODE, min_workers=5).fewest_workers == 5
+    assert ExchangeSettings(code=uncoded(1)).fewest_workers == 1
 
 
 @pytest.mark.parametrize("name", ["wait_for", "min_workers"])

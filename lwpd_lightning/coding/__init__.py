@@ -5,6 +5,6 @@ Nothing here opens a socket or knows Lightning; the exchange and the strategy ar
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.code import Code, Task
-from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
+from lwpd_lightning.coding.families import gradient_code, local_code, lwpd_code, uncoded
 
-__all__ = ["BlockMap", "Code", "Task", "local_code", "lwpd_code", "uncoded"]
+__all__ = ["BlockMap", "Code", "Task", "gradient_code", "local_code", "lwpd_code", "uncoded"]

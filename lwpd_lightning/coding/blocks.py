@@ -151,12 +151,22 @@ class BlockMap:
     def gather(self) -> Tensor:
         """The current gradients as a (B, d) matrix, zeros where there is none: the dense reference of `encode`."""
         flat = self.zeros()
+        self.add_gradients(flat)
+        return flat
+
+    @torch.no_grad()
+    def add_gradients(self, flat: Tensor) -> None:
+        """``flat[b] += block b`` of the current gradients for every block, in place.
+
+        Raises:
+            ValueError: for a buffer of another shape, or a sparse gradient.
+        """
+        self._check_shape(flat, (self.blocks, self.block_size))
         for grad, chunk, part in self._gradients(flat):
             full = grad.numel() // chunk
-            part[:full] = grad[: full * chunk].view(full, chunk)
+            part[:full].add_(grad[: full * chunk].view(full, chunk))
             if full * chunk < grad.numel():
-                part[full, : grad.numel() - full * chunk] = grad[full * chunk :]
-        return flat
+                part[full, : grad.numel() - full * chunk].add_(grad[full * chunk :])
 
     def _gradients(self, columns: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
         """For each present gradient: it flattened, its chunk length, and its slice of the last dimension."""

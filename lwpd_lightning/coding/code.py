@@ -1,5 +1,7 @@
 """A gradient code: which tasks each worker mixes into its codeword, and the figures that describe it."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Sequence
@@ -35,10 +37,13 @@ class Code:
         generator: (n, k) float64, rows of unit norm.
         data_parts: A, the number of parts that a batch is cut into.
         blocks: B, the number of blocks that the parameters are cut into.
-        family: the name of the construction: "lwpd", "local" or "uncoded".
+        family: the name of the construction: "lwpd", "local", "sketch", "gradient" or "uncoded".
+        recovery_threshold: the construction guarantees the exact gradient from any so many codewords (decoder="exact");
+            None: it guarantees nothing, or none was claimed.
 
     Raises:
-        ValueError: where the generator is not a float64 matrix of data_parts * blocks columns and unit-norm rows.
+        ValueError: where the generator is not a float64 matrix of data_parts * blocks columns and unit-norm rows, or
+            recovery_threshold is not in 1..n.
 
     >>> from lwpd_lightning.coding.families import lwpd_code
     >>> code = lwpd_code(n=8, k=4, t=2)
@@ -52,6 +57,7 @@ class Code:
     data_parts: int
     blocks: int
     family: str
+    recovery_threshold: int | None = None
 
     def __post_init__(self) -> None:
         c = self.generator
@@ -66,6 +72,10 @@ class Code:
         wrong = torch.nonzero(~((norms - 1).abs() < 1e-9)).flatten().tolist()
         if wrong:
             raise ValueError(f"generator row {wrong[0]} has norm {norms[wrong[0]]:.6g}: scale every row to norm 1.")
+        if self.recovery_threshold is not None and not 1 <= self.recovery_threshold <= self.n:
+            raise ValueError(
+                f"recovery_threshold={self.recovery_threshold} is outside 1..{self.n}, the code's workers."
+            )
 
     def __repr__(self) -> str:
         return (
@@ -88,6 +98,15 @@ class Code:
         """The largest row weight: the most tasks that one worker mixes."""
         return int(torch.count_nonzero(self.generator, dim=1).max())
 
+    @cached_property
+    def cycle(self) -> tuple[Code, ...]:
+        """The codes that take turns from version to version: this one alone where the rows are fixed."""
+        return (self,)
+
+    def at(self, version: int) -> Code:
+        """The code by which codewords of a version are encoded and decoded: itself where the rows are fixed."""
+        return self
+
     def tasks(self, worker: int) -> list[Task]:
         """The tasks of one worker, in coordinate order, zero coefficients left out."""
         row: list[float] = self.generator[worker].tolist()
@@ -103,9 +122,8 @@ class Code:
 
     @cached_property
     def coherence(self) -> float:
-        """Largest ``|<c_i, c_j>|`` over two different workers; 0 for a single worker, 1 where a row is repeated."""
-        gram = (self.generator @ self.generator.T).abs().fill_diagonal_(0)
-        return float(gram.max())
+        """Largest ``|<c_i, c_j>|`` of two different workers in one version; 0 for a single worker, 1 for equal rows."""
+        return max(float((c @ c.T).abs().fill_diagonal_(0).max()) for c in self._generators)
 
     @property
     def projective_distance(self) -> float:
@@ -114,18 +132,26 @@ class Code:
 
     @cached_property
     def frame_bounds(self) -> tuple[float, float]:
-        """Smallest and largest eigenvalue of ``C^T C``; equal (to n/k) for a tight frame."""
-        eigenvalues = torch.linalg.eigvalsh(self.generator.T @ self.generator)
+        """Smallest and largest eigenvalue of ``C^T C``, averaged over the `cycle`; equal (to n/k) for a tight frame."""
+        frame = sum((c.T @ c for c in self._generators), start=torch.zeros(self.k, self.k, dtype=torch.float64))
+        eigenvalues = torch.linalg.eigvalsh(frame / len(self._generators))
         return float(eigenvalues[0]), float(eigenvalues[-1])
 
     @property
     def is_tight(self) -> bool:
-        """Whether ``C^T C = (n/k) I``: all codewords together then give the exact gradient without a solve."""
+        """Whether ``C^T C = (n/k) I`` on average over the `cycle`, which the projective decoder needs.
+
+        All codewords of a cycle's versions together then give the exact gradient without a solve.
+        """
         lo, hi = self.frame_bounds
         return hi - lo < 1e-9 * hi
 
+    @property
+    def _generators(self) -> list[Tensor]:
+        return [code.generator for code in self.cycle]
+
     def recovery_profile(self, max_sets: int = 2000, seed: int = 0) -> dict[int, float]:
-        """For each K in 1..n the share of K-arrival sets from which every block's gradient is recovered exactly.
+        """For each K in 1..n the share of K-arrival sets of one version from which every block's gradient is recovered.
 
         Exactly: the wanted gradient of every block lies in the span of the arrived rows (`decoders.decodable`), which
         asks less than all k tasks. All comb(n, K) sets are tried where they are at most ``max_sets``; otherwise the
@@ -156,28 +182,28 @@ class Code:
 
         Args:
             arrived: distinct worker ids.
-            decoder: "projective" or "least_squares".
+            decoder: "projective", "least_squares" or "exact".
             inclusion: projective only, see `decoders.projective_weights`.
 
         Returns:
             projective: (len(arrived),) float64, one scalar w_i an arrival: codeword i enters block b with
             ``w_i * block_coefficients(code, i)[b]``.
-            least_squares: (len(arrived), blocks) float64, one weight an arrival and block: one scalar an arrival
+            least_squares, exact: (len(arrived), blocks) float64, one weight an arrival and block: one scalar an arrival
             cannot be exact for more than one block. None where the arrived rows do not span the wanted gradient.
 
         Raises:
-            ValueError: for an unknown decoder, and for repeated or unknown workers.
+            ValueError: for an unknown decoder, for repeated or unknown workers, for "projective" with a code that is
+                no tight frame, and for "exact" with one that has no recovery threshold.
 
         >>> from lwpd_lightning.coding.families import lwpd_code
         >>> lwpd_code(8, 4, 2).decoding_weights([0, 3, 5, 6])
         tensor([1., 1., 1., 1.], dtype=torch.float64)
         """
+        decoders.refuse_decoder(self, decoder)
         if decoder == "projective":
             return decoders.projective_weights(self, arrived, inclusion)
-        if decoder != "least_squares":
-            raise ValueError(f"decoder={decoder!r}: use 'projective' or 'least_squares'.")
         if inclusion is not None:
-            raise ValueError("inclusion is given with decoder='least_squares': leave it out or use 'projective'.")
+            raise ValueError(f"inclusion is given with decoder={decoder!r}: leave it out or use 'projective'.")
         if not decoders.decodable(self, arrived):
             return None
         return decoders.least_squares_coefficients(self, arrived)

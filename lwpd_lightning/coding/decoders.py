@@ -7,7 +7,7 @@ added to block b with some weight. The functions here compute those weights, in 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,11 +15,46 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lwpd_lightning.coding.code import Code
 
+Decoder = Literal["projective", "least_squares", "exact"]
+
 # A direction counts as spanned when its singular value is above _RTOL of the largest, and a wanted gradient as
-# recovered when what is left of it is below _RESIDUAL. Rows are structured and of unit norm: real singular values stay
-# many orders above the first, rounding stays many below.
+# recovered when what is left of it is below _RESIDUAL. Rows are of unit norm and either structured or the best of
+# several random draws: real singular values stay orders above the first, rounding stays orders below.
 _RTOL = 1e-9
 _RESIDUAL = 1e-8
+
+
+def refuse_decoder(code: Code, decoder: str) -> None:
+    """What a decoder asks of a code.
+
+    Raises:
+        ValueError: for an unknown decoder; for "projective" where the code is no tight frame; for "least_squares" where
+            rows change with the version; for "exact" where the construction guarantees no recovery threshold.
+
+    >>> from lwpd_lightning.coding.families import uncoded
+    >>> refuse_decoder(uncoded(3), "exact")
+    Traceback (most recent call last):
+    ...
+    ValueError: decoder='exact' with Code(family='uncoded', n=3, k=3, t=1, data_parts=3, blocks=1): its construction \
+promises the exact gradient from no number of codewords; use a gradient_code, or decoder='least_squares'.
+    """
+    if decoder not in get_args(Decoder):
+        raise ValueError(f"decoder={decoder!r}: use {', '.join(map(repr, get_args(Decoder)))}.")
+    if decoder == "projective" and not code.is_tight:
+        raise ValueError(
+            f"decoder='projective' with {code!r}: its rows are no tight frame, so that adding codewords up gives no "
+            f"gradient; use decoder={'least_squares' if code.recovery_threshold is None else 'exact'!r}."
+        )
+    if decoder == "least_squares" and len(code.cycle) > 1:
+        raise ValueError(
+            f"decoder='least_squares' with {code!r}: one version's codewords of a sketch never span the gradient; use "
+            "decoder='projective'."
+        )
+    if decoder == "exact" and code.recovery_threshold is None:
+        raise ValueError(
+            f"decoder='exact' with {code!r}: its construction promises the exact gradient from no number of codewords; "
+            "use a gradient_code, or decoder='least_squares'."
+        )
 
 
 def wanted(code: Code) -> Tensor:
@@ -105,7 +140,8 @@ def least_squares_coefficients(code: Code, arrived: Sequence[int]) -> Tensor:
     """How each arrived codeword enters each block: (len(arrived), blocks) float64.
 
     The minimum-norm D for which ``D^T C_S`` is closest to `wanted`, C_S the arrived rows: exact wherever the arrivals
-    span the wanted gradient (`decodable`).
+    span the wanted gradient (`decodable`). For a gradient code with one block these are the decoding weights a_S with
+    ``a_S C_S = 1/A`` (Tandon et al., ICML 2017), of minimum norm where several solve it.
 
     Raises:
         ValueError: for repeated or unknown workers.
@@ -133,7 +169,7 @@ def spans_wanted(code: Code, sets: Tensor) -> Tensor:
     return torch.lt((nearest - target).abs().amax(dim=(1, 2)), _RESIDUAL)
 
 
-def live_coefficients(code: Code, live: Collection[int]) -> Tensor:
+def live_coefficients(code: Code, live: Collection[int], *, feedback: bool = False) -> Tensor:
     """How each codeword enters each block when only the ``live`` workers still send: (n, blocks) float64.
 
     The canonical dual frame of the live rows: the sum over all live codewords is the exact gradient whenever the live
@@ -155,7 +191,8 @@ def live_coefficients(code: Code, live: Collection[int]) -> Tensor:
     chosen = _checked(code, sorted(live))
     dual = least_squares_coefficients(code, chosen)
     if not decodable(code, chosen):
-        dual = dual * (code.k / int(torch.linalg.matrix_rank(code.generator[chosen], rtol=_RTOL)))
+        rank = int(torch.linalg.matrix_rank(code.generator[chosen], rtol=_RTOL))
+        dual = dual * (code.k / rank / (len(code.cycle) if feedback else 1))
     coefficients = torch.zeros(code.n, code.blocks, dtype=torch.float64)
     coefficients[chosen] = dual
     return coefficients

@@ -1,13 +1,25 @@
-"""The constructions: each returns a `Code` whose generator is a unit-norm tight frame, ``C^T C = (n/k) I``."""
+"""The constructions: unit-norm tight frames, ``C^T C = (n/k) I``, but for a gradient code by cyclic repetition."""
+
+from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.sketch import SketchCode
+
+Repetition = Literal["cyclic", "fractional"]
+
+# Cyclic repetition: draws of H to choose from, and the arrival sets they are judged by (fewer where n is large, to
+# stay within about a second).
+_DRAWS = 20
+_ARRIVAL_SETS = 400
 
 
 def lwpd_code(n: int, k: int, t: int) -> Code:
@@ -62,7 +74,9 @@ def local_code(n: int, data_parts: int, blocks: int) -> Code:
     - B = 2, any N >= 2: rows ``(cos phi_i, sin phi_i)``, ``phi_i = pi (i + 1/2) / N``, coherence ``cos(pi/N)``;
     - N = B: an orthogonal matrix without zero entries (Hadamard for powers of two): no redundancy;
     - N = 2B: that matrix Q above ``Q diag(s)``; the signs s are a quadratic bent function for B a power of four,
-      which gives coherence 1/sqrt(B), and ``sqrt(2/B)`` for the other powers of two.
+      which gives coherence 1/sqrt(B), and ``sqrt(2/B)`` for the other powers of two;
+    - N = 1, any B >= 2 (data_parts = n): no redundancy at all, a `SketchCode`: all workers mix by the same row of Q,
+      another one in every version.
 
     Raises:
         ValueError: where data_parts does not divide n, or there is no such frame of n/data_parts rows.
@@ -73,9 +87,59 @@ def local_code(n: int, data_parts: int, blocks: int) -> Code:
     """
     if data_parts < 1 or n < 1 or n % data_parts:
         raise ValueError(f"data_parts={data_parts} does not divide n={n}: use data_parts in {_divisors(n)}.")
+    if data_parts == n and blocks > 1:
+        return SketchCode.of_rows(n, _flat_orthogonal(blocks))
     frame = _tight_frame(n // data_parts, blocks)
     generator = torch.kron(torch.eye(data_parts, dtype=torch.float64), frame)
     return Code(generator, data_parts=data_parts, blocks=blocks, family="local")
+
+
+def gradient_code(n: int, stragglers: int, repetition: Repetition = "cyclic") -> Code:
+    """A gradient code of Tandon et al. (ICML 2017): whole gradients, exact from any n - s codewords, s = stragglers.
+
+    One block; every worker sends P values and computes the share (s+1)/n of the batch.
+
+    - "cyclic" (their Algorithm 2), any s: n data parts, worker i mixes parts i, ..., i+s (mod n) by a row of the null
+      space of an s x n Gaussian matrix H whose rows sum to 0. That space has dimension n - s and holds the row of ones,
+      and almost surely any n - s of the rows span it. No tight frame: decoded by a solve (decoder="exact").
+    - "fractional", (s+1) | n: the workers form n/(s+1) groups of s+1, each of which would add up the same s+1 parts of
+      n; that sum is one data part here, so A = n/(s+1). A tight frame; decoding averages the arrivals of a group.
+
+    Rows are scaled to unit norm, which changes no span. Decoding cyclic repetition multiplies the rounding of codewords
+    by its weights, against plain averaging about 3-fold at n = 8 for most arrival sets and up to 50-fold for the worst,
+    at n = 16 to 32 about 30-fold and 10,000-fold: little to float32 codewords, too much to bfloat16 and int8 ones, for
+    which "fractional" is there, which averages. H is the best by that measure of several draws, all functions of (n, s)
+    alone.
+
+    Raises:
+        ValueError: where stragglers is not in 0..n-1, repetition is unknown, or "fractional" with (s+1) not dividing n.
+
+    >>> [gradient_code(5, stragglers=2).parts(worker) for worker in range(5)]
+    [(0, 1, 2), (1, 2, 3), (2, 3, 4), (0, 3, 4), (0, 1, 4)]
+    >>> gradient_code(6, stragglers=1, repetition="fractional")
+    Code(family='gradient', n=6, k=3, t=1, data_parts=3, blocks=1)
+    """
+    if not 0 <= stragglers < n:
+        raise ValueError(f"stragglers={stragglers} with n={n} workers: use 0..{n - 1}.")
+    if repetition not in get_args(Repetition):
+        raise ValueError(f"repetition={repetition!r}: use {' or '.join(map(repr, get_args(Repetition)))}.")
+    if repetition == "cyclic":
+        generator = _cyclic_repetition(n, stragglers)
+    elif n % (stragglers + 1) == 0:
+        generator = torch.eye(n // (stragglers + 1), dtype=torch.float64).repeat_interleave(stragglers + 1, dim=0)
+    else:
+        dividing = ", ".join(str(s) for s in range(n) if n % (s + 1) == 0)
+        raise ValueError(
+            f"repetition='fractional' with stragglers={stragglers}: groups of {stragglers + 1} do not divide n={n} "
+            f"workers; use stragglers in {dividing}, or repetition='cyclic'."
+        )
+    return Code(
+        generator,
+        data_parts=generator.shape[1],
+        blocks=1,
+        family="gradient",
+        recovery_threshold=n - stragglers,
+    )
 
 
 def uncoded(n: int) -> Code:
@@ -89,6 +153,28 @@ def uncoded(n: int) -> Code:
     return Code(torch.eye(n, dtype=torch.float64), data_parts=n, blocks=1, family="uncoded")
 
 
+def _cyclic_repetition(n: int, s: int) -> Tensor:
+    if s == 0:
+        return torch.eye(n, dtype=torch.float64)
+    draws = random.Random(f"cyclic repetition for n={n}, s={s}")
+    sets = max(1, min(_ARRIVAL_SETS, 100_000 // n**2))
+    arrivals = torch.tensor([draws.sample(range(n), n - s) for _ in range(sets)])
+    candidates = [_cyclic_draw(n, s, draws) for _ in range(_DRAWS)]
+    return min(candidates, key=lambda rows: float(torch.linalg.pinv(rows[arrivals]).sum(dim=1).abs().max()))
+
+
+def _cyclic_draw(n: int, s: int, draws: random.Random) -> Tensor:
+    """Rows of unit norm in the null space of an s x n matrix H with H 1 = 0, row i on columns i..i+s (mod n)."""
+    h = torch.tensor([[draws.gauss(0, 1) for _ in range(n)] for _ in range(s)], dtype=torch.float64)
+    h[:, -1] = -h[:, :-1].sum(dim=1)
+    columns = (torch.arange(n)[:, None] + torch.arange(s + 1)) % n
+    first, *others = h[:, columns].permute(2, 1, 0)  # each (n, s): column i+j of H for row i
+    solved = torch.linalg.solve(torch.stack(others, dim=2), -first)
+    rows = torch.zeros(n, n, dtype=torch.float64)
+    rows.scatter_(1, columns, torch.cat((torch.ones(n, 1, dtype=torch.float64), solved), dim=1))
+    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
+
+
 def _tight_frame(rows: int, blocks: int) -> Tensor:
     if blocks == 2 and rows >= 2:
         phi = math.pi * (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
@@ -99,7 +185,7 @@ def _tight_frame(rows: int, blocks: int) -> Tensor:
         return q if rows == blocks else torch.cat((q, q * _signs(blocks)))
     raise ValueError(
         f"blocks={blocks} with n/data_parts={rows} workers a data part: use blocks=2 with two workers or more, "
-        f"or as many workers as blocks, or twice as many."
+        f"or as many workers as blocks, or twice as many, or one worker a data part."
     )
 
 

@@ -1,4 +1,4 @@
-"""How a codeword looks as bytes: float64, float32, bfloat16 or scaled int8, and the memory of what rounding lost."""
+"""How a codeword looks as bytes: float64, float32, bfloat16 or scaled int8."""
 
 from abc import ABC, abstractmethod
 
@@ -138,43 +138,3 @@ def wire_format(name: str, rounding: str = "nearest", generator: torch.Generator
     if name not in floats:
         raise ValueError(f"wire format {name!r}: use 'float64', 'float32', 'bfloat16' or 'int8'.")
     return _Float(name, *floats[name])
-
-
-class ErrorFeedback:
-    """What rounding left out of the codewords sent so far, added to the next one (Seide et al., Interspeech 2014).
-
-    The sum of what arrives then differs from the sum of what was meant by the last residual only, however many
-    codewords were sent.
-
-    >>> wire, feedback = wire_format("int8"), ErrorFeedback(wire_format("int8"))
-    >>> for _ in range(2):
-    ...     codeword = torch.tensor([127.0, 0.4])
-    ...     feedback.compensate(codeword)
-    ...     payload = wire.pack(codeword)
-    ...     feedback.update(codeword, payload)
-    ...     wire.unpack(payload, 2)
-    tensor([127.,   0.])
-    tensor([127.,   1.])
-
-    Attributes:
-        residual: (d,), what the last codeword still lacks; None before the first.
-    """
-
-    def __init__(self, wire: WireFormat) -> None:
-        self._wire = wire
-        self.residual: Tensor | None = None
-
-    @torch.no_grad()
-    def compensate(self, codeword: Tensor) -> None:
-        """Add the residual to a codeword, in place, before it is packed."""
-        if self.residual is not None:
-            codeword.add_(self.residual)
-
-    @torch.no_grad()
-    def update(self, codeword: Tensor, payload: Tensor) -> None:
-        """Keep ``codeword - unpack(payload)``; both as sent.
-
-        Values that are not finite leave no residual: they were delivered as such, and must not spoil later codewords.
-        """
-        arrived = self._wire.unpack(payload, codeword.numel()).to(codeword.device)
-        self.residual = torch.sub(codeword, arrived).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

@@ -133,6 +133,7 @@ class Coordinator:
         blocks: layout of the trainable parameters.
         model: the module that is trained.
         wire: how codewords are packed.
+        parameter_wire: how each version's parameters are packed; None: bit for bit.
         messages: packs and reads this fit's messages.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         first_version: number of the first version that is published.
@@ -149,6 +150,7 @@ class Coordinator:
         blocks: BlockMap,
         model: nn.Module,
         wire: WireFormat,
+        parameter_wire: WireFormat | None,
         messages: Messages,
         fingerprint: bytes,
         first_version: int,
@@ -163,7 +165,7 @@ class Coordinator:
         self._min_workers, self._timeout_s, self._exited = min_workers, timeout_s, exited
         device = blocks.device
         self._everything = StateLayout.everything(model, device)
-        self._per_version = StateLayout.per_version(model, device)
+        self._per_version = StateLayout.per_version(model, device, parameter_wire)
         self._statistics = StateLayout.statistics(model, device)
         self._flat = blocks.zeros()
         self._staging = Staging(device)
@@ -227,7 +229,7 @@ class Coordinator:
             self._send_published(worker)
 
     def unchanged_since_publication(self) -> bool:
-        """Whether the model still holds the values that were published last."""
+        """Whether the model, packed again, still gives the bytes that were published last."""
         assert self._published is not None
         now = torch.zeros_like(self._published[1])
         self._per_version.pack(now)

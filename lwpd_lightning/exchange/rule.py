@@ -13,9 +13,8 @@ from typing import Literal
 import torch
 
 from lwpd_lightning.coding.code import Code
-from lwpd_lightning.coding.decoders import least_squares_coefficients, live_coefficients
+from lwpd_lightning.coding.decoders import Decoder, least_squares_coefficients, live_coefficients
 
-Decoder = Literal["projective", "least_squares"]
 Stale = Literal["apply", "drop"]
 
 # A worker that rarely counts is weighted up by the inverse of its measured inclusion rate, but never by more than this
@@ -59,10 +58,13 @@ class ArrivalRule:
     Args:
         code: the code.
         wait_for: K, in 1..n.
-        decoder: "projective" adds each codeword as it arrives; "least_squares" solves for the arrival set at the end.
+        decoder: "projective" adds each codeword as it arrives; "least_squares" and "exact" solve for the arrival set at
+            the end. That the set can be solved exactly is up to who drives the rule: while recovery_threshold workers
+            live and wait_for is no less, it can.
         stale: whether a codeword of an older version counts ("apply") or not ("drop").
         max_staleness: with "apply", older codewords than this many versions do not count; None: no bound.
         always: the worker whose own codeword every update waits for (the coordinator's), or None.
+        feedback: workers send later what a codeword left out, so that nothing is made up for it here (a sketch).
     """
 
     code: Code
@@ -71,6 +73,7 @@ class ArrivalRule:
     stale: Stale = "apply"
     max_staleness: int | None = None
     always: int | None = None
+    feedback: bool = False
 
     live: set[int] = field(init=False)
     version: int = field(init=False, default=-1)
@@ -80,7 +83,7 @@ class ArrivalRule:
     _opened_at: float = field(init=False, default=0.0)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
-    _dual: torch.Tensor = field(init=False)
+    _duals: dict[Code, torch.Tensor] = field(init=False, default_factory=dict)
     _tilt: dict[int, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,7 +121,7 @@ class ArrivalRule:
             self._oldest_valid = version
         if self.live != self._expected:
             self._expected = set(self.live)
-            self._dual = live_coefficients(self.code, sorted(self._expected))
+            self._duals = {}
         self._tilt = self._measured_tilt()
 
     def counts(self, worker: int, version: int, now: float) -> bool:
@@ -136,9 +139,9 @@ class ArrivalRule:
 
     def coefficients(self, worker: int) -> list[float] | None:
         """With what to add a counted codeword into each block now; None: hold it until the update closes."""
-        if worker == self.always or self.decoder == "least_squares":
+        if worker == self.always or self.decoder != "projective":
             return None
-        return [self._tilt.get(worker, 1.0) * weight for weight in self._dual[worker].tolist()]
+        return [self._tilt.get(worker, 1.0) * weight for weight in self._dual(worker)]
 
     def close(self) -> Decoding:
         """End the open update and say how to finish its gradient."""
@@ -146,7 +149,7 @@ class ArrivalRule:
         self.updates += 1
         self.inclusions.update(counted)
         share = float(torch.linalg.matrix_rank(self.code.generator[counted])) / self.code.k
-        if self.decoder == "least_squares":
+        if self.decoder != "projective":
             solved = least_squares_coefficients(self.code, counted)
             return Decoding(1.0, dict(zip(counted, solved.tolist(), strict=True)), share)
         others = sum(worker != self.always for worker in counted)
@@ -154,8 +157,17 @@ class ArrivalRule:
         scale = expected / others if others else 1.0
         held = {}
         if self.always is not None:
-            held[self.always] = [weight / scale for weight in self._dual[self.always].tolist()]
+            held[self.always] = [weight / scale for weight in self._dual(self.always)]
         return Decoding(scale, held, share)
+
+    def _dual(self, worker: int) -> list[float]:
+        """With what the worker's codeword enters each block while all live workers' are added: its version decides."""
+        staleness = next((arrival.staleness for arrival in self.arrivals if arrival.worker == worker), 0)
+        code = self.code.at(self.version - staleness)
+        if code not in self._duals:
+            self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback)
+        weights: list[float] = self._duals[code][worker].tolist()
+        return weights
 
     def _measured_tilt(self) -> dict[int, float]:
         others = sorted(self.live - {self.always})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.exchange.header import ProtocolError
 
 _ALIGNMENT = 16
@@ -24,16 +25,21 @@ class StateLayout:
     Args:
         slots: where the tensors live; shapes and dtypes are those found now and must not change later.
         device: the tensors' device.
+        parameter_wire: how parameters are packed; None, and buffers in any case: bit for bit.
     """
 
-    def __init__(self, slots: Iterable[_Slot], device: torch.device) -> None:
+    def __init__(self, slots: Iterable[_Slot], device: torch.device, parameter_wire: WireFormat | None = None) -> None:
         self._slots = list(slots)
         self._device = device
         self._shapes: list[tuple[int, int, torch.dtype, torch.Size]] = []
+        self._wires: list[WireFormat | None] = []
         offset = 0
         for tensor in self._tensors():
-            self._shapes.append((offset, tensor.nbytes, tensor.dtype, tensor.shape))
-            offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+            wire = parameter_wire if isinstance(tensor, nn.Parameter) else None
+            nbytes = tensor.nbytes if wire is None else wire.nbytes(tensor.numel())
+            self._wires.append(wire)
+            self._shapes.append((offset, nbytes, tensor.dtype, tensor.shape))
+            offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         self.nbytes = offset
 
     @classmethod
@@ -42,10 +48,18 @@ class StateLayout:
         return cls(_slots(module, lambda owner, name, tensor: True), device)
 
     @classmethod
-    def per_version(cls, module: nn.Module, device: torch.device) -> StateLayout:
-        """What a step can change: trainable parameters and all buffers."""
+    def per_version(
+        cls, module: nn.Module, device: torch.device, parameter_wire: WireFormat | None = None
+    ) -> StateLayout:
+        """What a step can change: trainable parameters, packed by ``parameter_wire``, and all buffers, exactly.
+
+        Each snapshot is rounded afresh from the parameters themselves, so a worker is never further from them than one
+        rounding, however many versions it has seen. Its gradients belong to the rounded point.
+        """
         return cls(
-            _slots(module, lambda owner, name, tensor: tensor.requires_grad or name not in owner._parameters), device
+            _slots(module, lambda owner, name, tensor: tensor.requires_grad or name not in owner._parameters),
+            device,
+            parameter_wire,
         )
 
     @classmethod
@@ -62,8 +76,9 @@ class StateLayout:
     def pack(self, buffer: Tensor) -> None:
         """Copy the tensors' values into ``buffer``."""
         with torch.no_grad():
-            for view, tensor in zip(self._views(buffer), self._tensors(), strict=True):
-                view.copy_(tensor, non_blocking=True)
+            for view, tensor, wire in zip(self._views(buffer), self._tensors(), self._wires, strict=True):
+                packed = tensor if wire is None else wire.pack(tensor.detach().reshape(-1))
+                view.copy_(packed, non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
@@ -72,8 +87,8 @@ class StateLayout:
         if payload.numel() != self.nbytes:
             raise ProtocolError(f"state of {payload.numel()} bytes, this model has {self.nbytes}")
         with torch.no_grad():
-            for view, tensor in zip(self._views(payload), self._tensors(), strict=True):
-                tensor.copy_(view)
+            for view, tensor, wire in zip(self._views(payload), self._tensors(), self._wires, strict=True):
+                tensor.copy_(view if wire is None else wire.unpack(view, tensor.numel()).view(tensor.shape))
 
     def average(self, payloads: list[Tensor]) -> None:
         """Set the tensors to the mean over ``payloads``; integer tensors (counts of batches) to their maximum."""
@@ -95,8 +110,9 @@ class StateLayout:
             yield tensor
 
     def _views(self, buffer: Tensor) -> Iterator[Tensor]:
-        for offset, nbytes, dtype, shape in self._shapes:
-            yield buffer[offset : offset + nbytes].view(dtype).view(shape)
+        for (offset, nbytes, dtype, shape), wire in zip(self._shapes, self._wires, strict=True):
+            piece = buffer[offset : offset + nbytes]
+            yield piece.view(dtype).view(shape) if wire is None else piece
 
 
 def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.coding.blocks import BlockMap
-from lwpd_lightning.coding.wire import ErrorFeedback, WireFormat
+from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.exchange.coordinator import Contribution
 from lwpd_lightning.exchange.header import Header, Op
 from lwpd_lightning.exchange.message import Messages, text
@@ -42,7 +43,8 @@ class Worker:
         blocks: layout of the trainable parameters.
         model: the module whose state the coordinator sends.
         wire: how codewords are packed.
-        feedback: carries what packing lost into the next codeword; None: it stays lost.
+        parameter_wire: how each version's parameters are packed; None: bit for bit.
+        feedback: what ``compute`` made the codeword from, told what of it arrives; None: what packing lost stays lost.
         messages: packs and reads this fit's messages.
         slot: where in shared memory the packed codeword goes; None: it is sent through the link.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
@@ -57,6 +59,7 @@ class Worker:
         blocks: BlockMap,
         model: nn.Module,
         wire: WireFormat,
+        parameter_wire: WireFormat | None,
         feedback: ErrorFeedback | None,
         messages: Messages,
         slot: Tensor | None,
@@ -66,7 +69,7 @@ class Worker:
         self._spoke, self._worker, self._blocks, self._wire = spoke, worker, blocks, wire
         self._feedback, self._messages, self._slot, self._timeout_s = feedback, messages, slot, timeout_s
         self._everything = StateLayout.everything(model, blocks.device)
-        self._per_version = StateLayout.per_version(model, blocks.device)
+        self._per_version = StateLayout.per_version(model, blocks.device, parameter_wire)
         self._staging = Staging(blocks.device)
         self._fingerprint = fingerprint
 
@@ -95,12 +98,9 @@ class Worker:
                 raise
 
     def _answer(self, asked: Header, contribution: Contribution) -> None:
-        codeword = contribution.codeword
+        packed = self._wire.pack(contribution.codeword)
         if self._feedback is not None:
-            self._feedback.compensate(codeword)
-        packed = self._wire.pack(codeword)
-        if self._feedback is not None:
-            self._feedback.update(codeword, packed)
+            self._feedback.settle(self._wire.unpack(packed, self._blocks.block_size))
         if self._slot is None:
             packed = self._staging.to_host(packed)
         elif packed.data_ptr() != self._slot.data_ptr():

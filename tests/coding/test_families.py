@@ -161,7 +161,7 @@ def test_the_signs_of_a_doubled_local_code_are_the_best_of_all_for_odd_blocks(bl
     [
         ((8, 3, 2), "data_parts=3 does not divide n=8: use data_parts in 1, 2, 4, 8."),
         ((8, 2, 3), "blocks=3 with n/data_parts=4"),
-        ((8, 8, 2), "blocks=2 with n/data_parts=1"),
+        ((8, 4, 4), "blocks=4 with n/data_parts=2"),
         ((8, 2, 0), "blocks=0 with n/data_parts=4"),
     ],
 )

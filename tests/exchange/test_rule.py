@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.coding import local_code, lwpd_code, uncoded
+from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.decoders import decodable
 from lwpd_lightning.exchange.rule import _WEIGHT_CLIP, Arrival, ArrivalRule
 
@@ -356,3 +356,64 @@ def test_inclusion_rates_are_shares_of_all_updates():
         update(rule, version, arrived, theta)
     assert [rule.inclusion_rate(w) for w in range(3)] == [1.0, 0.75, 0.5]
     assert math.isclose(rule.updates, 4)
+
+
+# Codes whose rows change, and exact decoding.
+
+
+@over_always
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_late_codeword_of_a_sketch_is_decoded_by_the_row_that_it_was_made_with(always, feedback):
+    code = local_code(3, data_parts=3, blocks=4)
+    rule = ArrivalRule(code, 3, always=always, feedback=feedback)
+    scale = (1 if feedback else code.blocks) / code.n
+    for version, stale in ((5, 0), (6, 1), (7, 2), (9, 4)):
+        rule.open(version, 0.0)
+        assert rule.counts(2, version - stale, 0.0)
+        row = code.at(version - stale).coefficients(2)[2]
+        torch.testing.assert_close(torch.tensor(rule.coefficients(2), dtype=torch.float64), scale * row)
+        rule.counts(0, version, 0.0)
+        rule.counts(1, version, 0.0)
+        held = rule.close().held
+        assert held.keys() == ({0} if always == 0 else set())
+        if always == 0:
+            torch.testing.assert_close(
+                torch.tensor(held[0], dtype=torch.float64), scale * code.at(version).coefficients(0)[0]
+            )
+
+
+def test_the_mean_over_a_cycle_and_all_arrival_sets_of_a_sketch_is_the_gradient():
+    code = local_code(4, data_parts=4, blocks=3)
+    theta, total, count = tasks(code), 0, 0
+    for version in range(3):
+        for arrived in arrival_sets(4, 3, 0):
+            rule = ArrivalRule(code, 3, always=0)
+            rule.open(version, 0.0)
+            gradient, held = torch.zeros(3, 5, dtype=torch.float64), {}
+            for worker in arrived:
+                rule.counts(worker, version, 0.0)
+                codeword = code.at(version).generator[worker] @ theta
+                if (coefficients := rule.coefficients(worker)) is None:
+                    held[worker] = codeword
+                else:
+                    gradient += torch.outer(torch.tensor(coefficients, dtype=torch.float64), codeword)
+            decoding = rule.close()
+            for worker, codeword in held.items():
+                gradient += torch.outer(torch.tensor(decoding.held[worker], dtype=torch.float64), codeword)
+            total, count = total + decoding.scale * gradient, count + 1
+    torch.testing.assert_close(total / count, truth(code, theta), rtol=0, atol=1e-12)
+
+
+@over_always
+@pytest.mark.parametrize("repetition", ["cyclic", "fractional"])
+def test_a_gradient_code_is_exact_for_every_arrival_set_and_with_s_dead(always, repetition):
+    code = gradient_code(6, stragglers=2, repetition=repetition)
+    theta = tasks(code)
+    for wait_for in (4, 5, 6):
+        for arrived in arrival_sets(6, wait_for, always):
+            rule = ArrivalRule(code, wait_for, "exact", stale="drop", always=always)
+            torch.testing.assert_close(update(rule, 0, arrived, theta), truth(code, theta), rtol=0, atol=1e-11)
+    rule = ArrivalRule(code, 6, "exact", stale="drop", always=always)
+    rule.lose(3)
+    rule.lose(4)
+    torch.testing.assert_close(update(rule, 0, [0, 5, 2, 1], theta), truth(code, theta), rtol=0, atol=1e-11)

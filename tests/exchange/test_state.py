@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.header import ProtocolError
 from lwpd_lightning.exchange.state import StateLayout
 
@@ -212,3 +213,30 @@ def test_no_payloads_change_nothing():
     before = copy.deepcopy(target)
     StateLayout.statistics(target, CPU).average([])
     assert_same(target, before)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "int8"])
+def test_rounded_parameters_travel_beside_exact_buffers(name):
+    model = nn.Sequential(nn.Linear(70, 30), nn.BatchNorm1d(30), nn.Linear(30, 7).requires_grad_(False))
+    wire = wire_format(name)
+    layout, other = StateLayout.per_version(model, CPU, wire), copy.deepcopy(model)
+    exact = StateLayout.per_version(model, CPU)
+    model[1].running_mean.copy_(torch.randn(30))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape))
+    StateLayout.per_version(other, CPU, wire).unpack(packed(layout))
+    for mine, theirs in zip(model.buffers(), other.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    for (key, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        if not mine.requires_grad:
+            assert not torch.equal(mine, theirs), key  # travels once, with everything
+            continue
+        mine = mine.detach()
+        within = {"float32": 0 * mine, "bfloat16": mine.abs() / 256, "int8": mine.abs().max() / 254 * (1 + 1e-5)}[name]
+        assert ((mine - theirs).abs() <= within).all()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    saved = 4 * trained - sum(wire.nbytes(p.numel()) for p in model.parameters() if p.requires_grad)
+    assert abs(exact.nbytes - layout.nbytes - saved) <= 16 * 6  # alignment
+    with pytest.raises(ProtocolError, match="state of"):
+        exact.unpack(packed(layout)) if name != "float32" else exact.unpack(packed(layout)[1:])

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
@@ -62,10 +61,11 @@ def test_every_scheme_has_a_code_of_every_size(tmp_path, scheme, size):
     code = instantiate(cfg.scheme.strategy.code)
 
     assert code.n == cfg.code.n
-    frame = code.generator.T @ code.generator
-    torch.testing.assert_close(frame, torch.eye(code.k, dtype=torch.float64) * code.n / code.k)
-    uncoded = scheme in ("sync", "k_async", "k_sync")
-    assert (code.data_parts, code.blocks) == ((code.n, 1) if uncoded else (cfg.code.k // cfg.code.t, cfg.code.t))
+    assert code.is_tight == (scheme != "gradient_coding")
+    whole_parts = {"sync": 1, "k_async": 1, "k_sync": 1, "gradient_coding": 1, "sketch": 4}
+    expected = (code.n, whole_parts[scheme]) if scheme in whole_parts else (cfg.code.k // cfg.code.t, cfg.code.t)
+    assert (code.data_parts, code.blocks) == expected
+    assert code.recovery_threshold == (cfg.code.wait_for if scheme == "gradient_coding" else None)
     assert cfg.scheme.strategy.wait_for == (code.n if scheme == "sync" else cfg.code.wait_for)
 
 
@@ -89,6 +89,10 @@ def test_a_straggler_becomes_a_callback(tmp_path):
     [
         (["code.t=3"], "t=3 does not divide k=4"),
         (["scheme=local", "code.t=3"], "t=3 does not divide k=4"),
+        (["scheme=gradient_coding", "scheme.strategy.code.repetition=fractional"], "repetition='fractional' with"),
+        (["scheme=gradient_coding", "scheme.strategy.stale=apply"], "stale='apply' with decoder='exact'"),
+        (["scheme=gradient_coding", "code.wait_for=9"], "wait_for=9 is outside 1..8"),
+        (["scheme=sketch", "scheme.strategy.decoder=least_squares"], "decoder='least_squares' with Code"),
         (["data.batch_size=127"], "data.batch_size=127 is not divisible by the code's 2 data parts"),
         (["data.batch_size=2000"], "data.batch_size=2000 is no batch of 1437 samples"),
         (["data.val_share=1"], "data.val_share=1.* leaves one split empty"),

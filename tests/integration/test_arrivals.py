@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
+from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor, WorkerCallback
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 
@@ -80,6 +80,16 @@ def test_least_squares_is_exact_for_every_5_of_8():
     assert comparison.arrived == sets  # all 56, each through real processes
     assert max(comparison.errors) < 1e-11
     assert summary["dropped_codewords"] > 0
+    assert summary["staleness_max"] == 0
+
+
+def test_a_gradient_code_is_exact_for_every_set_of_2_erasures():
+    sets = list(itertools.combinations(range(8), 6))
+    comparison, summary = fit(
+        gradient_code(8, stragglers=2), sets, wait_for=6, decoder="exact", stale="drop", dedicated_coordinator=True
+    )
+    assert comparison.arrived == sets
+    assert max(comparison.errors) < 1e-11
     assert summary["staleness_max"] == 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
+from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, WorkerCallback
 from lwpd_lightning.exchange.coordinator import TooFewWorkers, WorkerFailed
 from lwpd_lightning.testing import Job
@@ -58,6 +58,24 @@ def test_losing_all_workers_fails_the_run():
 def test_min_workers():
     with pytest.raises(TooFewWorkers, match="min_workers=4"):
         fit(LWPDStrategy(code=uncoded(4), min_workers=4), FaultInjector({1: 2}), devices=4)
+
+
+@pytest.mark.parametrize("repetition", ["cyclic", "fractional"])
+def test_exact_decoding_outlives_s_deaths_and_says_when_it_can_no_longer_be_exact(repetition):
+    code = gradient_code(4, stragglers=1, repetition=repetition)
+    exact = {"code": code, "wait_for": 3, "decoder": "exact", "stale": "drop"}
+    trainer, summary = fit(LWPDStrategy(**exact), FaultInjector({2: 3}), devices=4)
+    assert trainer.global_step == 30
+    assert len(summary["failures"]) == 1
+    with pytest.raises(TooFewWorkers, match="2 live workers are fewer than min_workers=3"):
+        fit(LWPDStrategy(**exact), FaultInjector({2: 3, 3: 6}), devices=4)
+
+
+def test_least_squares_goes_on_with_the_nearest_gradient_where_exact_would_stop():
+    strategy = LWPDStrategy(code=gradient_code(4, stragglers=1), wait_for=3, decoder="least_squares", stale="drop")
+    trainer, summary = fit(strategy, FaultInjector({2: 3, 3: 6}), devices=4)
+    assert trainer.global_step == 30
+    assert len(summary["failures"]) == 2
 
 
 class _StopMyself(WorkerCallback):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
+from lwpd_lightning import LWPDStrategy, gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.data import CodedLoader
 from tests.integration.models import Classifier, adam, classification, loader, quiet_trainer, sgd
 
@@ -44,6 +44,9 @@ CODES = {
     "lwpd(18,9,3)": lambda: lwpd_code(18, 9, 3),
     "local(8,A=2,B=2)": lambda: local_code(8, data_parts=2, blocks=2),
     "uncoded(6)": lambda: uncoded(6),
+    "gradient(8,s=2)": lambda: gradient_code(8, stragglers=2),
+    "gradient(8,s=3,fractional)": lambda: gradient_code(8, stragglers=3, repetition="fractional"),
+    "sketch(6,B=1)": lambda: local_code(6, data_parts=6, blocks=1),
 }
 
 
@@ -56,7 +59,8 @@ def test_waiting_for_all_equals_a_single_process(name, optimizer, dtype, precisi
     code = CODES[name]()
     data = classification(dtype=dtype)
     settings = {"gradient_clip_val": 0.5, "precision": precision}
-    strategy = LWPDStrategy(code=code)
+    exact = {"decoder": "exact", "stale": "drop"} if code.recovery_threshold else {}
+    strategy = LWPDStrategy(code=code, **exact)
     model = Classifier(optimizer, lambda o: {"scheduler": step_lr(o)})
     trainer = quiet_trainer(devices=code.n, strategy=strategy, max_steps=UPDATES, **settings)
     batches = loader(data, shuffle=True)

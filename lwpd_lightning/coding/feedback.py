@@ -1,0 +1,69 @@
+"""The memory of what a worker meant to send and what did not arrive: rounding, and the directions of a sketch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.code import Code
+
+
+class ErrorFeedback:
+    """What did not arrive of a worker's codewords, added to what the next ones are made from.
+
+    The memory is a matrix M (r, d). What a codeword is meant to carry, X (r, d), is added; the codeword is M seen along
+    a row u of unit norm, and what arrives of it, Q, is taken off along that row:
+
+        M <- M + X        y = u^T M        M <- M - u (x) Q(y)
+
+    However many codewords were sent, the sum of all u (x) Q(y) differs from the sum of all X by M alone.
+
+    - Where the rows are fixed, only rounding is lost, and it stays in the codeword's own direction: r = 1, u = 1, X the
+      worker's plain codeword (Seide et al., Interspeech 2014).
+    - Where they change from version to version (a sketch), r = B, u = h, the version's row, and X the gradient's blocks
+      of the worker's data part: Q is taken after quantisation, so what int8 lost and what h did not show both come back
+      (Stich et al., NeurIPS 2018; Karimireddy et al., ICML 2019). The decoder adds h (x) Q as it is: the factor B that
+      would make it unbiased is made up for by the memory.
+
+    For each codeword: `add` each data part, `codeword`, `settle`.
+
+    Args:
+        code: the code.
+        worker: whose codewords these are.
+        blocks: layout of the trainable parameters.
+
+    Attributes:
+        memory: M, (r, d).
+    """
+
+    def __init__(self, code: Code, worker: int, blocks: BlockMap) -> None:
+        self._code, self._worker, self._blocks = code, worker, blocks
+        self._varies = len(code.cycle) > 1
+        rows = code.blocks if self._varies else 1
+        self.memory = torch.zeros(rows, blocks.block_size, dtype=blocks.dtype, device=blocks.device)
+        self._row = torch.ones(1, dtype=blocks.dtype, device=blocks.device)
+        self._part = code.parts(worker)[0]  # a sketch's only one
+
+    def add(self, part: int) -> None:
+        """Add a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
+        if self._varies:
+            self._blocks.add_gradients(self.memory)
+        else:
+            self._blocks.encode(self._code.coefficients(self._worker)[part], self.memory[0])
+
+    @torch.no_grad()
+    def codeword(self, version: int, out: Tensor) -> None:
+        """Write the codeword of a version, (d,), to ``out``."""
+        if self._varies:
+            self._row = self._code.at(version).coefficients(self._worker)[self._part].to(self.memory)
+        torch.mv(self.memory.T, self._row, out=out)
+
+    @torch.no_grad()
+    def settle(self, arrived: Tensor) -> None:
+        """Take off what arrives of the codeword written last: (d,), as the receiver will unpack it.
+
+        Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
+        """
+        self.memory.addr_(self._row, arrived.to(self.memory), alpha=-1)
+        self.memory.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,150 @@
+"""Error feedback: the sum of what arrived is the sum of what was meant, but for the memory."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.decoders import live_coefficients
+from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
+from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.coding.wire import wire_format
+
+SHAPES = [(6, 5), (7,), (3, 4, 2)]  # 6 and 7 are no multiples of 4: padding takes part
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def block_map(blocks, shapes=SHAPES, dtype=torch.float64):
+    return BlockMap([Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes], blocks)
+
+
+def set_gradients(blocks, random):
+    for parameter in blocks.parameters:
+        parameter.grad = torch.randn(parameter.shape, dtype=parameter.dtype, generator=random)
+    return blocks.gather()
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+@pytest.mark.parametrize("wire", ["float64", "bfloat16", "int8"])
+def test_a_sketch_delivers_the_sum_of_gradients_but_for_the_memory(blocks, wire):
+    code, wire = local_code(3, data_parts=3, blocks=blocks), wire_format(wire)
+    layout, random = block_map(blocks), seeded(1)
+    feedback = ErrorFeedback(code, 1, layout)
+    meant, arrived = layout.zeros(), layout.zeros()
+    codeword = layout.codeword()
+    norms = []
+    for version in range(10, 210):
+        meant += set_gradients(layout, random)
+        feedback.add(1)
+        feedback.codeword(version, codeword)
+        sent = wire.unpack(wire.pack(codeword), layout.block_size)
+        feedback.settle(sent)
+        row = code.at(version).coefficients(1)[1]
+        layout.accumulate(arrived, row, sent)  # as the decoder does: no factor B
+        torch.testing.assert_close(arrived, meant - feedback.memory, rtol=1e-9, atol=1e-9)
+        norms.append(float(feedback.memory.norm()))
+    # A cycle shows every direction, so the memory stays at a few gradients while the sum grows.
+    assert max(norms[100:]) < 2 * max(norms[:100])
+    assert feedback.memory.norm() < meant.norm() / 2
+
+
+@pytest.mark.parametrize("live", [(0, 1, 2), (0, 2)])
+def test_the_decoded_sum_is_the_sum_of_mean_gradients_but_for_the_mean_memory(live):
+    """n workers, int8 and the rule's own weights; with a worker dead, the mean over those that live."""
+    code, wire, layout, random = local_code(3, data_parts=3, blocks=4), wire_format("int8"), block_map(4), seeded(4)
+    feedback = {worker: ErrorFeedback(code, worker, layout) for worker in live}
+    meant, decoded, codeword = layout.zeros(), layout.zeros(), layout.codeword()
+    for version in range(30):
+        weights = live_coefficients(code.at(version), live, feedback=True)
+        for worker in live:
+            meant += set_gradients(layout, random) / len(live)
+            feedback[worker].add(worker)
+            feedback[worker].codeword(version, codeword)
+            sent = wire.unpack(wire.pack(codeword), layout.block_size)
+            feedback[worker].settle(sent)
+            layout.accumulate(decoded, weights[worker], sent)
+    memory = torch.stack([of.memory for of in feedback.values()]).mean(dim=0)
+    torch.testing.assert_close(decoded, meant - memory, rtol=1e-9, atol=1e-9)
+    assert memory.abs().max() > 0.1
+
+
+def test_a_sketch_without_wire_loss_is_the_dense_recursion():
+    code, layout, random = local_code(2, data_parts=2, blocks=4), block_map(4), seeded(2)
+    feedback, residual = ErrorFeedback(code, 0, layout), layout.zeros()
+    codeword = layout.codeword()
+    for version in range(12):
+        residual = residual + set_gradients(layout, random)
+        h = code.at(version).generator[0, :4]
+        expected = h @ residual
+        residual = residual - torch.outer(h, expected)
+        feedback.add(0)
+        feedback.codeword(version, codeword)
+        torch.testing.assert_close(codeword, expected)
+        feedback.settle(codeword)
+        torch.testing.assert_close(feedback.memory, residual)
+        # What was sent is gone from the direction in which it was sent.
+        torch.testing.assert_close(h @ feedback.memory, torch.zeros(layout.block_size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("code", [lwpd_code(8, 4, 2), uncoded(3)], ids=repr)
+@pytest.mark.parametrize("wire", ["bfloat16", "int8"])
+def test_a_fixed_row_sends_the_codeword_and_what_rounding_left_of_the_last(code, wire):
+    worker, wire = code.n - 1, wire_format(wire)
+    layout, random = block_map(code.blocks), seeded(3)
+    feedback, residual = ErrorFeedback(code, worker, layout), layout.codeword()
+    codeword = layout.codeword()
+    for version in range(5):
+        for part in code.parts(worker):
+            set_gradients(layout, random)
+            layout.encode(code.coefficients(worker)[part], residual)
+            feedback.add(part)
+        feedback.codeword(version, codeword)
+        torch.testing.assert_close(codeword, residual)
+        sent = wire.unpack(wire.pack(codeword), layout.block_size)
+        residual = codeword - sent
+        assert residual.abs().max() > 0
+        feedback.settle(sent)
+        torch.testing.assert_close(feedback.memory, residual[None])
+
+
+@pytest.mark.parametrize(("name", "rounding"), [("bfloat16", "nearest"), ("int8", "nearest"), ("int8", "stochastic")])
+def test_with_feedback_the_sum_of_arrivals_tracks_the_sum_of_inputs(name, rounding):
+    wire = wire_format(name, rounding, seeded() if rounding == "stochastic" else None)
+    layout = block_map(1, [(2000,)], torch.float32)
+    feedback, random = ErrorFeedback(uncoded(2), 0, layout), seeded(2)
+    meant = arrived = plain = torch.zeros(2000, dtype=torch.float64)
+    codeword = layout.codeword()
+    for version in range(200):
+        gradient = 0.004 + torch.rand(2000, generator=random) * torch.where(torch.arange(2000) % 100 == 0, 10.0, 0.01)
+        layout.parameters[0].grad = gradient
+        meant = meant + gradient
+        plain = plain + wire.unpack(wire.pack(gradient), 2000)
+        feedback.add(0)
+        feedback.codeword(version, codeword)
+        sent = wire.unpack(wire.pack(codeword), 2000)
+        feedback.settle(sent)
+        arrived = arrived + sent
+    torch.testing.assert_close(meant - arrived, feedback.memory[0].double(), rtol=0, atol=1e-3)
+    # One rounding step at most is missing, where without feedback the roundings of 200 codewords add up.
+    assert (meant - arrived).abs().max() < 0.1
+    assert (meant - plain).norm() > 5 * (meant - arrived).norm()
+
+
+@pytest.mark.parametrize("code", [uncoded(2), local_code(2, data_parts=2, blocks=2)], ids=repr)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_codeword_that_is_not_finite_does_not_spoil_the_next(code, value):
+    wire, layout = wire_format("int8"), block_map(code.blocks, [(8,)], torch.float32)
+    feedback, codeword = ErrorFeedback(code, 0, layout), layout.codeword()
+    for version, first in enumerate((value, 1.0)):
+        layout.parameters[0].grad = torch.full((8,), 1.0)
+        layout.parameters[0].grad[0] = first
+        feedback.add(0)
+        feedback.codeword(version, codeword)
+        assert codeword.isfinite().all() == (first == 1.0)
+        feedback.settle(wire.unpack(wire.pack(codeword), layout.block_size))
+        assert feedback.memory.isfinite().all()
