@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-# Importable name of each module that only the extra brings.
-EXTRA = ("hydra", "omegaconf", "rich", "sklearn", "torchmetrics", "wandb")
+# Importable name of each module that only an extra brings, and what to install instead of giving up.
+EXTRAS = {
+    **dict.fromkeys(("hydra", "matplotlib", "omegaconf", "rich", "sklearn", "torchmetrics", "wandb"), "experiments"),
+    "torchvision": "vision",
+    "transformers": "examples",
+}
+# Where something that needs no extra does as well.
+_ALTERNATIVES = {"torchvision": ", or use data=digits"}
 
 
 def refusal(error: BaseException) -> str | None:
@@ -33,7 +39,8 @@ def refusal(error: BaseException) -> str | None:
 
 def _missing(error: ModuleNotFoundError) -> str | None:
     # Lightning raises the error itself, without a name, for the loggers it wraps.
-    named = [error.name.partition(".")[0]] if error.name else [module for module in EXTRA if module in str(error)]
-    if not set(named) & set(EXTRA):
+    named = [error.name.partition(".")[0]] if error.name else [module for module in EXTRAS if module in str(error)]
+    if not named or named[0] not in EXTRAS:
         return None
-    return f"{named[0]} is not installed: pip install 'lwpd-lightning[experiments]'"
+    module = named[0]
+    return f"{module} is not installed: pip install 'lwpd-lightning[{EXTRAS[module]}]'{_ALTERNATIVES.get(module, '')}"
