@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
+from torch import nn
 
 from experiments.code_facts import layout, recovery, span, tasks_text
-from experiments.description import changes_with_version, decoding, exactness, upload
+from experiments.description import changes_with_version, decoding, exactness
 from experiments.progress import is_interactive
 from experiments.report import compute_cost, readable_bytes
 from lwpd_lightning import LWPDStrategy
+from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from experiments.job import Job
@@ -26,7 +29,8 @@ def announce(job: Job, scheme: str) -> None:
     lines = rows(job)
     if not is_interactive(console):
         figures = dict(lines)
-        kept = [figures[name] for name in ("model", "decodes exactly", "an update") if name in figures]
+        sentences = {"model": "", "decodes exactly": "decodes exactly ", "an update": "an update "}
+        kept = [start + figures[name] for name, start in sentences.items() if name in figures]
         console.print(f"scheme {scheme}: {'; '.join(kept)}", soft_wrap=True, highlight=False)
         return
     table = Table.grid(padding=(0, 2))
@@ -72,5 +76,13 @@ def rows(job: Job) -> list[tuple[str, str]]:
         *lines,
         ("decodes exactly", exactness(code, worth)),
         ("an update", f"waits for K={settings.wait_for} of {code.n}: {decoding(settings, worth)}"),
-        ("upload", upload(settings)),
+        ("upload", _upload(settings, job.model)),
     ]
+
+
+def _upload(settings: ExchangeSettings, model: nn.Module) -> str:
+    assert settings.code is not None
+    blocks = BlockMap(model.parameters(), settings.code.blocks)
+    wire = settings.wire(blocks.dtype, blocks.device, seed=0)
+    codeword, gradient = wire.nbytes(blocks.block_size), blocks.numel * blocks.dtype.itemsize
+    return f"{readable_bytes(codeword)} a codeword ({wire.name}), {codeword / gradient:.0%} of the whole gradient"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -55,6 +57,7 @@ class ExchangeProgressBar(ProgressBar):
         self._figures = Text(no_wrap=True, overflow="ellipsis")
         self._recent: deque[Update] = deque(maxlen=_RECENT)
         self._uploads = self._bytes_up = self._gradient_bytes = 0
+        self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._shown_at = time.monotonic()
 
     def enable(self) -> None:
@@ -139,11 +142,19 @@ class ExchangeProgressBar(ProgressBar):
         if is_interactive(self._console):
             # Without a refreshing thread: a process that forks while another thread draws can inherit a locked lock.
             self._live = Live(Group(self._progress, self._figures), console=self._console, auto_refresh=False)
+            before = {sys.stdout: "stdout", sys.stderr: "stderr"}
             self._live.start()
+            # Prints now appear above the bar; what is logged does too once its handlers know.
+            for handler in _stream_handlers():
+                if handler.stream in before:
+                    self._moved.append((handler, handler.setStream(getattr(sys, before[handler.stream]))))
         self._name(trainer, "")
 
     def _close(self) -> None:
         live, self._live, self._progress = self._live, None, None
+        for handler, stream in self._moved:
+            handler.setStream(stream)
+        self._moved = []
         if live is not None:
             live.stop()
 
@@ -185,6 +196,12 @@ class ExchangeProgressBar(ProgressBar):
             f"staleness {sum(staleness) / len(staleness):.2f}",
             f"saved {readable_bytes(saved)} ({saved / whole:.0%})" if saved > 0 else "saved nothing",
         ]
+
+
+def _stream_handlers() -> list[logging.StreamHandler[Any]]:
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    handlers = dict.fromkeys(handler for logger in loggers for handler in logger.handlers)
+    return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]
 
 
 def _metrics(trainer: pl.Trainer) -> list[str]:
