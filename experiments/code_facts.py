@@ -58,10 +58,11 @@ def recovery(code: Code, max_sets: int = QUICK_SETS) -> tuple[Arrivals, ...]:
 
 
 def projective_error(code: Code, count: int) -> float | None:
-    """``(n-K)(k-1) / (K(n-1))``: the projective decoder's expected squared error over that of sending nothing.
+    """Expected ``|estimate - gradient|^2 / |gradient|^2`` of the projective decoder after K = `count` arrivals.
 
-    The mean over all sets of K = `count` workers and over task gradients without a preferred direction, for a tight
-    frame of unit-norm rows; None for other codes.
+    The mean over all sets of K workers, the code's versions, and task gradients without a preferred direction. With
+    unit-norm rows that are a tight frame it is ``(k/K) (1 + (K-1) (|C C^T|_F^2 - n) / (n (n-1))) - 1``, which for a
+    fixed code is ``(n-K)(k-1) / (K(n-1))``. None where the code is no tight frame.
 
     >>> from lwpd_lightning import lwpd_code
     >>> round(projective_error(lwpd_code(8, 4, 2), 6), 3)
@@ -69,7 +70,16 @@ def projective_error(code: Code, count: int) -> float | None:
     """
     if not code.is_tight:
         return None
-    return (code.n - count) * (code.k - 1) / (count * (code.n - 1)) if code.n > 1 else 0.0
+    pairs = max(1, code.n * (code.n - 1))
+    squares = [float((c.generator @ c.generator.T).square().sum()) for c in cycle(code)]
+    overlap = sum(squares) / len(squares) - code.n
+    return max(0.0, code.k / count * (1 + (count - 1) * overlap / pairs) - 1)
+
+
+def cycle(code: Code) -> Sequence[Code]:
+    """The codes that take turns from version to version; one for a code with fixed rows."""
+    turns: Sequence[Code] = getattr(code, "cycle", (code,))
+    return turns
 
 
 def tolerance(code: Code, worth: Sequence[Arrivals]) -> str | None:
@@ -88,7 +98,7 @@ def tolerance(code: Code, worth: Sequence[Arrivals]) -> str | None:
     if failing == code.n:
         return None
     held = worth[failing:]
-    proven = next(at.count for at in held if at.all_tried)
+    proven = next(at.count for at in held if at.all_tried or at.count == getattr(code, "recovery_threshold", None))
     exact = f"all {proven} of {code.n}" if proven == code.n else f"any {proven} of {code.n}"
     if held[0].count == proven:
         return exact

@@ -12,6 +12,7 @@ from rich.text import Text
 from experiments.code_facts import (
     MAX_SETS,
     Arrivals,
+    cycle,
     layout,
     recovery,
     span,
@@ -56,8 +57,8 @@ def figures(code: Code) -> list[tuple[str, str]]:
         ("coherence", f"{code.coherence:.4g}, projective distance {code.projective_distance:.4g}"),
         ("frame bounds", f"{lo:.4g} to {hi:.4g}, {tight}"),
     ]
-    if changes_with_version(code):
-        lines.append(("rows", "change from version to version; shown are those of version 0"))
+    if len(cycle(code)) > 1:
+        lines.append(("rows", f"change from version to version, {len(cycle(code))} take turns; the first is shown"))
     return lines
 
 
@@ -85,11 +86,12 @@ def exactness(code: Code, worth: Sequence[Arrivals]) -> str:
 
 def decoding(settings: ExchangeSettings, worth: Sequence[Arrivals]) -> str:
     """What the decoder of `settings` makes of K arrivals."""
+    assert settings.code is not None
     assert settings.wait_for is not None
     at = worth[settings.wait_for - 1]
     if settings.decoder == "projective":
-        if at.error is None:
-            return "projective"
+        if at.error is None or (settings.error_feedback and len(cycle(settings.code)) > 1):
+            return "projective" + ", with error feedback" * settings.error_feedback
         return (
             f"projective, expected squared error {at.error:.3g} of the gradient's" if at.error else "projective, exact"
         )
@@ -106,12 +108,6 @@ def upload(settings: ExchangeSettings) -> str:
     share = wire.nbytes(numbers) / (4 * numbers) / code.blocks
     part = f"1/{code.blocks} of the gradient's numbers" if code.blocks > 1 else "all of the gradient's numbers"
     return f"{part} a codeword; as {wire.name} {share:.3g} of its float32 bytes"
-
-
-def changes_with_version(code: Code) -> bool:
-    """Whether workers use other rows in later versions (`code.at(version)`)."""
-    at = getattr(code, "at", None)
-    return at is not None and any(not torch.equal(at(v).generator, at(0).generator) for v in range(1, code.blocks + 1))
 
 
 def _listing(lines: list[tuple[str, str]]) -> Table:

@@ -103,7 +103,8 @@ def _errors(axes: Axes, worth: Sequence[Arrivals], wait_for: int | None) -> None
         axes.text(
             0.5, 0.5, "no tight frame:\nno projective decoder", ha="center", transform=axes.transAxes, color=_MUTED
         )
-    axes.set_ylim(-0.04, 1.04)  # above 1 it is worse than no step at all
+    # Above 1 it is worse than no step at all; only where it never falls below, more is shown.
+    axes.set_ylim(-0.04, max(1.04, 1.5 * (worth[-1].error or 0)))
     axes.set_xlim(0.5, len(worth) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("codewords that arrived", fontsize=9)

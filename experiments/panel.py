@@ -9,8 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from torch import nn
 
-from experiments.code_facts import layout, recovery, span, tasks_text
-from experiments.description import changes_with_version, decoding, exactness
+from experiments.code_facts import cycle, layout, recovery, span, tasks_text
+from experiments.description import decoding, exactness
 from experiments.progress import is_interactive
 from experiments.report import compute_cost, readable_bytes
 from lwpd_lightning import LWPDStrategy
@@ -70,7 +70,7 @@ def rows(job: Job) -> list[tuple[str, str]]:
         lines.append((who, tasks_text(group, code)))
     if len(groups) > _GROUPS:
         lines.append(("", f"and {len(groups) - _GROUPS} more groups of workers: python -m experiments.describe"))
-    if changes_with_version(code):
+    if len(cycle(code)) > 1:
         lines.append(("rows", "change from version to version"))
     return [
         *lines,
