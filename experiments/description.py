@@ -49,7 +49,7 @@ def describe(settings: ExchangeSettings, scheme: str) -> None:
 
 def figures(code: Code) -> list[tuple[str, str]]:
     """(name, text) of what the generator is."""
-    lo, hi = code.frame_bounds
+    lo, hi = (round(bound, 9) + 0.0 for bound in code.frame_bounds)  # no -1e-17 and no -0
     tight = "tight" if code.is_tight else "not tight: no projective decoder"
     lines = [
         ("size", f"n={code.n} workers, k={code.k} tasks = {code.data_parts} data parts x {code.blocks} blocks"),
@@ -68,12 +68,12 @@ def costs(settings: ExchangeSettings, worth: Sequence[Arrivals]) -> list[tuple[s
     assert code is not None
     assert wait_for is not None
     few, many = workers_of_a_task(code)
-    times = str(few) if few == many else f"{few} to {many}"
+    times = "once" if many == 1 else f"{few} times" if few == many else f"{few} to {many} times"
     return [
         ("decodes exactly", exactness(code, worth)),
         ("an update", f"waits for K={wait_for} of {code.n}: {decoding(settings, worth)}"),
         ("compute", compute_cost(code)),
-        ("redundancy", f"n/k = {code.n / code.k:.3g}; each task is computed {times} times"),
+        ("redundancy", f"n/k = {code.n / code.k:.3g}; each task is computed {times}"),
         ("upload", upload(settings)),
     ]
 
@@ -95,8 +95,8 @@ def decoding(settings: ExchangeSettings, worth: Sequence[Arrivals]) -> str:
         return (
             f"projective, expected squared error {at.error:.3g} of the gradient's" if at.error else "projective, exact"
         )
-    share = "all" if at.share == 1 else f"{at.share:.1%}"
-    return f"{settings.decoder}, exact from {share} of the {'' if at.all_tried else 'sampled '}sets of {at.count}"
+    share = "all" if at.share == 1 else f"{at.share:.1%} of the"
+    return f"{settings.decoder}, which succeeds on {share} {'' if at.all_tried else 'sampled '}sets of {at.count}"
 
 
 def upload(settings: ExchangeSettings) -> str:
@@ -152,13 +152,14 @@ def generator_rows(code: Code) -> tuple[str, list[list[str]]]:
 def _generator(code: Code) -> tuple[str, Table]:
     meaning, rows = generator_rows(code)
     joined = code.data_parts > 6  # columns that would not fit side by side
+    between = "" if code.blocks == 1 and code.k > _NUMBERS else " "
     table = Table()
     table.add_column("worker", justify="right", no_wrap=True)
     for part in range(1 if joined else code.data_parts):
         table.add_column("all parts" if joined else f"part {part}", no_wrap=True)
     shown = _ROWS if code.n > _ROWS else code.n
     for worker, row in enumerate(rows[:shown]):
-        table.add_row(str(worker), *(["".join(row)] if joined else row))
+        table.add_row(str(worker), *([between.join(row)] if joined else row))
     if code.n > shown:
         table.caption = f"{code.n - shown} more rows are in the picture"
     return meaning, table
@@ -191,19 +192,14 @@ def notable(worth: Sequence[Arrivals], wait_for: int) -> list[Arrivals]:
 
 def _recovery(worth: Sequence[Arrivals], wait_for: int) -> Table:
     table = Table()
-    table.add_column("K", justify="right")
-    table.add_column("hold the exact gradient", justify="right")
-    table.add_column("sets of K tried", justify="right")
-    table.add_column("projective: squared error", justify="right")
+    for name in ("K", "hold the exact gradient", "sets of K tried"):
+        table.add_column(name, justify="right")
+    if worth[0].error is not None:
+        table.add_column("projective: squared error", justify="right")
     for at in notable(worth, wait_for):
         share = {0.0: "none", 1.0: "all"}.get(at.share, f"{at.share:.2%}")
-        tried = (
-            f"all {at.sets}"
-            if at.all_tried
-            else f"{at.tried} of {at.sets:,}"
-            if at.sets < 1e7
-            else f"{at.tried} of {float(at.sets):.2g}"
-        )
-        error = "no tight frame" if at.error is None else f"{at.error:.3g}"
-        table.add_row(f"{at.count}", share, tried, error, style="bold" if at.count == wait_for else "")
+        of = f"{at.sets:,}" if at.sets < 10**6 else f"{float(at.sets):.2g}"
+        tried = f"all {of}" if at.all_tried else f"{at.tried} of {of}"
+        error = [] if at.error is None else [f"{at.error:.3g}"]
+        table.add_row(f"{at.count}", share, tried, *error, style="bold" if at.count == wait_for else "")
     return table

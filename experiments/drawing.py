@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.code_facts import MAX_SETS, Arrivals, recovery, tolerance
+from experiments.code_facts import MAX_SETS, Arrivals, cycle, recovery, tolerance
 from lwpd_lightning import Code
 
 _INK, _MUTED, _BLUE, _ORANGE = "#222222", "#8a8a8a", "#2166ac", "#d6604d"  # the ends of the matrix' colours
@@ -45,20 +45,21 @@ def _generator(axes: Axes, code: Code) -> None:
     values = np.unique(entries.round(6))
     limit = 1.25 * float(np.abs(entries).max())
     image = axes.imshow(entries, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    for part in range(1, code.data_parts):
+    for part in range(1, code.data_parts if code.blocks > 1 else 1):
         axes.axvline(part * code.blocks - 0.5, color=_INK, linewidth=1.2 if code.data_parts <= _TICKS else 0.5)
     if code.k <= 2 * _TICKS and code.n <= 2 * _TICKS:  # cells large enough for a grid
         axes.set_xticks(np.arange(code.k - 1) + 0.5, minor=True)
         axes.set_yticks(np.arange(code.n - 1) + 0.5, minor=True)
         axes.grid(which="minor", color="#dddddd", linewidth=0.5)
     axes.tick_params(which="both", length=0, labelsize=8, colors=_INK)
-    axes.set_ylabel("worker")
+    turns = len(cycle(code))
+    axes.set_ylabel("worker" if turns == 1 else f"worker (the first of {turns} generators that take turns)")
     axes.yaxis.set_major_locator(MaxNLocator(_TICKS, integer=True))
     if code.n <= _TICKS:
         axes.set_yticks(range(code.n))
-    if code.k <= 2 * _TICKS:
+    if code.blocks > 1 and code.k <= 2 * _TICKS:
         axes.set_xticks(range(code.k), [str(j % code.blocks) for j in range(code.k)])
-        axes.set_xlabel("block, within each data part" if code.blocks > 1 else "block (one: the whole gradient)")
+        axes.set_xlabel("block, within each data part")
     else:
         axes.set_xticks([])
         axes.set_xlabel(
