@@ -12,7 +12,7 @@ import torch
 from lwpd_lightning import Code
 
 # Arrival sets that are tried one by one; beyond that a seeded sample of as many: thorough, or before and after a run.
-MAX_SETS = 2000
+MAX_SETS = 1000
 QUICK_SETS = 300
 
 
