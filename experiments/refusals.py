@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 # Importable name of each module that only an extra brings, and what to install instead of giving up.
 EXTRAS = {
     **dict.fromkeys(("hydra", "matplotlib", "omegaconf", "rich", "sklearn", "torchmetrics", "wandb"), "experiments"),
@@ -15,8 +17,8 @@ _ALTERNATIVES = {"torchvision": ", or use data=digits"}
 def refusal(error: BaseException) -> str | None:
     """Sentence that says why a configuration cannot run, or None where `error` is a defect and needs its traceback.
 
-    Refusals are the ValueErrors and Lightning's MisconfigurationExceptions at the root of `error`'s causes, and
-    modules that are not installed.
+    Refusals are the ValueErrors and Lightning's MisconfigurationExceptions at the root of `error`'s causes, modules
+    that are not installed, and a torchvision made for another torch, since torchmetrics imports any that there is.
 
     >>> try:
     ...     raise RuntimeError("instantiating scheme.strategy") from ValueError("t=3 does not divide k=8.")
@@ -32,6 +34,11 @@ def refusal(error: BaseException) -> str | None:
         error = error.__cause__
     if isinstance(error, ModuleNotFoundError):
         return _missing(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("operator torchvision::"):
+        return (
+            f"The installed torchvision was not made for torch {version('torch')}: "
+            "pip install the one that was, as 'lwpd-lightning[vision]' does, or uninstall it and use data=digits."
+        )
     if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
         return str(error)
     return None

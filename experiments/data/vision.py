@@ -49,8 +49,8 @@ class Vision(LightningDataModule):
         download: False: never ask the network.
 
     Raises:
-        ValueError: an unknown name; later, in `setup`: torchvision does not work, the files cannot be had, or a
-            training batch is larger than the training split.
+        ValueError: an unknown name; later, in `setup`: the files cannot be had, or a training batch is larger than the
+            training split.
         ModuleNotFoundError: in `setup`, where torchvision is not installed.
     """
 
@@ -67,7 +67,9 @@ class Vision(LightningDataModule):
         """Read, and download where needed, once."""
         if self._splits is not None:
             return
-        kind = getattr(_torchvision_datasets(self.name), self.name)
+        from torchvision import datasets
+
+        kind = getattr(datasets, self.name)
         train, train_labels = self._read(kind, train=True)
         val, val_labels = self._read(kind, train=False)
         if not 1 <= self.batch_size <= len(train):
@@ -87,7 +89,7 @@ class Vision(LightningDataModule):
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"data.name={self.name} is not in data.root={Path(self.root).absolute()} and could not be downloaded "
+                f"data.name={self.name} is not in data.root={Path(self.root).absolute()} and was not downloaded "
                 f"({reason}): put its files there, or use data=digits, which needs no network."
             ) from None
         pixels = torch.as_tensor(read.data)
@@ -115,26 +117,6 @@ class Vision(LightningDataModule):
     def val_dataloader(self) -> Samples:
         """All of the test split, in order."""
         return DataLoader(self.splits[1], batch_size=512)
-
-
-def _torchvision_datasets(name: str) -> Any:
-    try:
-        from torchvision import datasets
-    except ModuleNotFoundError as error:
-        if error.name == "torchvision":
-            raise
-        raise ValueError(_broken(name, error)) from None
-    except (ImportError, OSError, RuntimeError) as error:  # built for another torch
-        raise ValueError(_broken(name, error)) from None
-    return datasets
-
-
-def _broken(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return (
-        f"data.name={name} needs torchvision, which does not work with torch {torch.__version__} here ({reason}): "
-        "install the torchvision made for it, pip install 'lwpd-lightning[vision]', or use data=digits."
-    )
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,10 @@ from experiments.progress import ExchangeProgressBar
 
 ROOT = Path(__file__).parents[2]
 RUN = [
-    sys.executable, "-m", "experiments.train", "logger=csv", "code=lwpd_4_2_2", "model.hidden=[16]",
-    "code.wait_for=4", "trainer.max_steps=6", "trainer.max_epochs=-1", "model.schedule=null", "callbacks.progress.refresh_s=0",
-    "callbacks.progress.line_every_s=0", "+callbacks.faults._target_=lwpd_lightning.callbacks.FaultInjector",
-    "+callbacks.faults.kills={3: 2}",
+    sys.executable, "-m", "experiments.train", "logger=csv", "code=lwpd_4_2_2", "code.wait_for=4", "model.hidden=[16]",
+    "model.schedule=null", "trainer.max_steps=6", "trainer.max_epochs=-1",
+    "callbacks.progress.refresh_s=0", "callbacks.progress.line_every_s=0",
+    "+callbacks.faults._target_=lwpd_lightning.callbacks.FaultInjector", "+callbacks.faults.kills={3: 2}",
 ]  # fmt: skip
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
