@@ -73,6 +73,11 @@ class ExchangeProgressBar(ProgressBar):
         """Print above the bar."""
         self._console.print(sep.join(map(str, args)), markup=False, highlight=False)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what happens next, which takes a while where workers rerun the job."""
+        if self._enabled and is_interactive(self._console):
+            self._console.print(f"starting {trainer.world_size} processes", style="dim", highlight=False)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -199,8 +204,9 @@ class ExchangeProgressBar(ProgressBar):
 
 
 def _stream_handlers() -> list[logging.StreamHandler[Any]]:
-    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
-    handlers = dict.fromkeys(handler for logger in loggers for handler in logger.handlers)
+    # Between the names of loggers lie placeholders for their parents.
+    named = [entry for entry in logging.root.manager.loggerDict.values() if isinstance(entry, logging.Logger)]
+    handlers = dict.fromkeys(handler for logger in (logging.root, *named) for handler in logger.handlers)
     return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]
 
 
