@@ -114,8 +114,8 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     gc.freeze()
     # While rich shows a live display, as Lightning's default progress bar does, prints go through its lock, which may
     # have been held by a thread that is not there in a fork.
-    for name in ("stdout", "stderr"):
-        setattr(sys, name, getattr(getattr(sys, name), "rich_proxied_file", getattr(sys, name)))
+    sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; rank 0 ends the workers
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks, for whoever asks why a rank hangs

@@ -69,7 +69,10 @@ def described(tmp_path, capsys):
         ["code.n=64", "code.k=32", "code.t=4", "code.wait_for=48"],
     ],
 )
-def test_other_schemes_and_sizes(described, tmp_path, overrides):
+def test_other_schemes_and_sizes(described, tmp_path, monkeypatch, overrides):
+    for module in ("description", "drawing"):
+        monkeypatch.setattr(f"experiments.{module}.MAX_SETS", 20)  # with 64 workers a thousand take seconds
+
     text, picture = described(*overrides, f"out={tmp_path}/new/folder/{len(overrides)}.png")
 
     assert max(map(len, text.splitlines()[:-1])) <= 80
