@@ -8,6 +8,7 @@ import torch
 
 from experiments.code_facts import (
     Arrivals,
+    cycle,
     layout,
     projective_error,
     recovery,
@@ -48,9 +49,9 @@ def test_the_expected_error_is_the_mean_over_all_arrival_sets(code):
             assert said is None
             continue
         squares = []
-        for arrived in itertools.combinations(range(code.n), count):
-            rows = code.generator[list(arrived)]
-            estimate = rows.T @ torch.diag(code.decoding_weights(arrived)) @ rows
+        for turn, arrived in itertools.product(cycle(code), itertools.combinations(range(code.n), count)):
+            rows = turn.generator[list(arrived)]
+            estimate = rows.T @ torch.diag(turn.decoding_weights(arrived)) @ rows
             squares.append([(m @ (estimate - eye)).square().sum() / m.square().sum() for m in (eye, wanted)])
         of_tasks, of_gradient = torch.tensor(squares).mean(dim=0).tolist()
         assert said == pytest.approx(of_tasks, abs=1e-9)
