@@ -105,6 +105,20 @@ def tolerance(code: Code, worth: Sequence[Arrivals]) -> str | None:
     return f"{exact}, and each of {held[0].tried} sampled sets of {held[0].count}"
 
 
+def exactness(code: Code, worth: Sequence[Arrivals]) -> str:
+    """From what arrivals the exact gradient can be solved for, in words.
+
+    >>> from lwpd_lightning import lwpd_code
+    >>> exactness(lwpd_code(8, 4, 2), recovery(lwpd_code(8, 4, 2)))
+    'from any 5 of 8 codewords'
+    """
+    turns = len(cycle(code))
+    if turns > 1:
+        return f"in no update alone, which shows one direction of {turns}; a run of {turns} updates shows all"
+    enough = tolerance(code, worth)
+    return f"from {enough} codewords" if enough is not None else "not even from all codewords"
+
+
 def layout(code: Code) -> list[Group]:
     """Who computes what: workers with the same tasks together, in the order of their first worker."""
     groups: dict[tuple[tuple[int, int], ...], list[int]] = {}

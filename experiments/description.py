@@ -13,11 +13,11 @@ from experiments.code_facts import (
     MAX_SETS,
     Arrivals,
     cycle,
+    exactness,
     layout,
     recovery,
     span,
     tasks_text,
-    tolerance,
     workers_of_a_task,
 )
 from experiments.report import compute_cost
@@ -76,12 +76,6 @@ def costs(settings: ExchangeSettings, worth: Sequence[Arrivals]) -> list[tuple[s
         ("redundancy", f"n/k = {code.n / code.k:.3g}; each task is computed {times}"),
         ("upload", upload(settings)),
     ]
-
-
-def exactness(code: Code, worth: Sequence[Arrivals]) -> str:
-    """From what arrivals the exact gradient can be solved for."""
-    enough = tolerance(code, worth)
-    return f"from {enough} codewords" if enough is not None else "not even from all codewords"
 
 
 def decoding(settings: ExchangeSettings, worth: Sequence[Arrivals]) -> str:

@@ -30,9 +30,7 @@ def draw(code: Code, wait_for: int | None, path: Path) -> None:
     figure.suptitle(
         f"{code.family} code: n={code.n} workers, k={code.k} tasks "
         f"({code.data_parts} data parts x {code.blocks} blocks), weight t={code.t}\n"
-        + (
-            f"The exact gradient is in {enough} codewords" if enough else "The exact gradient is in no set of codewords"
-        ),
+        f"The exact gradient can be had from {enough or 'no number of'} codewords",
         fontsize=11,
         color=_INK,
     )

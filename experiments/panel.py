@@ -9,8 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from torch import nn
 
-from experiments.code_facts import cycle, layout, recovery, span, tasks_text
-from experiments.description import decoding, exactness
+from experiments.code_facts import cycle, exactness, layout, recovery, span, tasks_text
+from experiments.description import decoding
 from experiments.progress import is_interactive
 from experiments.report import compute_cost, readable_bytes
 from lwpd_lightning import LWPDStrategy

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.code_facts import recovery, tolerance, worker_loads
+from experiments.code_facts import exactness, recovery, worker_loads
 from lwpd_lightning import Code
 
 
@@ -75,12 +75,8 @@ def _time(summary: dict[str, Any]) -> str:
 
 def _arrivals(code: Code, wait_for: int | None) -> str:
     worth = recovery(code)
-    enough = tolerance(code, worth)
-    if enough is None:
-        text = "the exact gradient cannot be had even from all codewords"
-    else:
-        text = f"the exact gradient can be had from {enough} codewords"
-    if wait_for is not None and (share := worth[wait_for - 1].share) < 1:
+    text = f"the exact gradient can be had {exactness(code, worth)}"
+    if wait_for is not None and 0 < (share := worth[wait_for - 1].share) < 1:
         text += f", and from {share:.0%} of the sets of K={wait_for}"
     return text
 
