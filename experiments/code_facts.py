@@ -141,6 +141,17 @@ def workers_of_a_task(code: Code) -> tuple[int, int]:
     return int(counts.min()), int(counts.max())
 
 
+def size(code: Code) -> str:
+    """Data parts and blocks in words.
+
+    >>> from lwpd_lightning import lwpd_code, uncoded
+    >>> size(lwpd_code(8, 4, 2)), size(uncoded(8))
+    ('2 data parts x 2 blocks', '8 data parts x 1 block')
+    """
+    parts, blocks = code.data_parts, code.blocks
+    return f"{parts} data part{'s' * (parts > 1)} x {blocks} block{'s' * (blocks > 1)}"
+
+
 def span(values: Sequence[int]) -> str:
     """Numbers in ascending order, runs of three or more shortened.
 

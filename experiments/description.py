@@ -16,6 +16,7 @@ from experiments.code_facts import (
     exactness,
     layout,
     recovery,
+    size,
     span,
     tasks_text,
     workers_of_a_task,
@@ -52,7 +53,7 @@ def figures(code: Code) -> list[tuple[str, str]]:
     lo, hi = (round(bound, 9) + 0.0 for bound in code.frame_bounds)  # no -1e-17 and no -0
     tight = "tight" if code.is_tight else "not tight: no projective decoder"
     lines = [
-        ("size", f"n={code.n} workers, k={code.k} tasks = {code.data_parts} data parts x {code.blocks} blocks"),
+        ("size", f"n={code.n} workers, k={code.k} tasks = {size(code)}"),
         ("weight", f"at most t={code.t} tasks in a codeword"),
         ("coherence", f"{code.coherence:.4g}, projective distance {code.projective_distance:.4g}"),
         ("frame bounds", f"{lo:.4g} to {hi:.4g}, {tight}"),

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.code_facts import MAX_SETS, Arrivals, cycle, recovery, tolerance
+from experiments.code_facts import MAX_SETS, Arrivals, cycle, recovery, size, tolerance
 from lwpd_lightning import Code
 
 _INK, _MUTED, _BLUE, _ORANGE = "#222222", "#8a8a8a", "#2166ac", "#d6604d"  # the ends of the matrix' colours
@@ -29,7 +29,7 @@ def draw(code: Code, wait_for: int | None, path: Path) -> None:
     enough = tolerance(code, worth)
     figure.suptitle(
         f"{code.family} code: n={code.n} workers, k={code.k} tasks "
-        f"({code.data_parts} data parts x {code.blocks} blocks), weight t={code.t}\n"
+        f"({size(code)}), weight t={code.t}\n"
         f"The exact gradient can be had from {enough or 'no number of'} codewords",
         fontsize=11,
         color=_INK,
@@ -99,9 +99,10 @@ def _errors(axes: Axes, worth: Sequence[Arrivals], wait_for: int | None) -> None
     if points:
         axes.plot(*zip(*points, strict=True), "o-", color=_ORANGE, linewidth=1.5, markersize=3.5)
     else:
-        axes.text(
-            0.5, 0.5, "no tight frame:\nno projective decoder", ha="center", transform=axes.transAxes, color=_MUTED
-        )
+        # In front of the line that marks K.
+        white = {"facecolor": "white", "edgecolor": "none"}
+        text = "no tight frame:\nno projective decoder"
+        axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes, color=_MUTED, bbox=white, zorder=3)
     # Above 1 it is worse than no step at all; only where it never falls below, more is shown.
     axes.set_ylim(-0.04, max(1.04, 1.5 * (worth[-1].error or 0)))
     axes.set_xlim(0.5, len(worth) + 0.5)

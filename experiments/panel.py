@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from torch import nn
 
-from experiments.code_facts import cycle, exactness, layout, recovery, span, tasks_text
+from experiments.code_facts import cycle, exactness, layout, recovery, size, span, tasks_text
 from experiments.description import decoding
 from experiments.progress import is_interactive
 from experiments.report import compute_cost, readable_bytes
@@ -44,10 +44,10 @@ def announce(job: Job, scheme: str) -> None:
 def rows(job: Job) -> list[tuple[str, str]]:
     """(name, text) of each line of the panel; a scheme without a code has the first ones only."""
     trainable = [p for p in job.model.parameters() if p.requires_grad]
-    size = f"{sum(p.numel() for p in trainable):,} parameters, {readable_bytes(sum(p.nbytes for p in trainable))}"
+    extent = f"{sum(p.numel() for p in trainable):,} parameters, {readable_bytes(sum(p.nbytes for p in trainable))}"
     facts = job.data.facts
     lines = [
-        ("model", f"{type(job.model).__name__}, {size}"),
+        ("model", f"{type(job.model).__name__}, {extent}"),
         ("data", f"{type(job.data).__name__}, {facts['train_samples']:,} samples, {job.data.batch_size} an update"),
     ]
     strategy = job.trainer.strategy
@@ -57,7 +57,7 @@ def rows(job: Job) -> list[tuple[str, str]]:
     lines += [
         (
             "code",
-            f"{code.family}: n={code.n} k={code.k} t={code.t}, {code.data_parts} data parts x {code.blocks} blocks",
+            f"{code.family}: n={code.n} k={code.k} t={code.t}, {size(code)}",
         ),
         (
             "figures",
