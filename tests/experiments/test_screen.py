@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from experiments.job import assemble
+from experiments.panel import rows
 from experiments.progress import ExchangeProgressBar
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +88,21 @@ def test_a_pipe_gets_lines_without_control_codes(tmp_path):
     lines = [line for line in done.stdout.splitlines() if line.startswith("update ")]
     assert [line.split(",")[0] for line in lines] == [f"update {count}/6" for count in range(1, 7)]
     assert ", 1 lost, staleness 0." in lines[-1]
+
+
+def test_the_panel_of_a_scheme_without_a_code(tmp_path):
+    alone = ["~scheme.strategy", "+scheme.strategy._target_=lightning.pytorch.strategies.SingleDeviceStrategy"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = [f"paths.run_dir={tmp_path}", "logger=csv", "trainer.devices=1", *alone]
+        cfg = compose("train", overrides=[*overrides, "+scheme.strategy.device=cpu"])
+
+    lines = dict(rows(assemble(cfg)))
+
+    assert lines == {
+        "model": "Classifier, 85,002 parameters, 340 kB",
+        "data": "Digits, 1,437 samples, 128 an update",
+        "workers": "1, without a code",
+    }
 
 
 class Line(LightningModule):
