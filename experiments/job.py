@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.data import Digits, StdlibText
+from experiments.data import Digits, StdlibText, Vision
 from experiments.targets import TargetTimer
 from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
@@ -23,7 +23,7 @@ class Job:
     """One run, ready to train; `code`, `wait_for` and `monitor` are None where the scheme is not one of ours."""
 
     model: LightningModule
-    data: Digits | StdlibText
+    data: Digits | StdlibText | Vision
     trainer: Trainer
     timer: TargetTimer | None
     monitor: ExchangeMonitor | None
@@ -46,7 +46,7 @@ def assemble(cfg: DictConfig) -> Job:
     if model.learns != data.learns:
         raise ValueError(
             f"model {type(model).__name__} learns {model.learns}, data {type(data).__name__} holds {data.learns}: "
-            "use model=mlp or cnn with data=digits, model=gpt with data=stdlib_text."
+            "use model=mlp or cnn with data=digits or another of images, model=gpt with data=stdlib_text."
         )
     data.setup()
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]

@@ -39,6 +39,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     try:
         # Lightning takes seconds to import, and `--help` needs none of it.
         from experiments.job import assemble, record_configuration
+        from experiments.panel import announce
         from experiments.report import show
         from experiments.summary import summarise, write_atomically
 
@@ -48,6 +49,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     finished = False
     try:
         record_configuration(cfg, job)
+        if job.trainer.is_global_zero:
+            announce(job, cfg.scheme.name)
         try:
             job.trainer.fit(job.model, datamodule=job.data, ckpt_path=cfg.ckpt_path)
         except Exception as error:

@@ -112,6 +112,10 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     # What rank 0 left as garbage must not be collected here: a destructor may join a thread that only rank 0 has.
     gc.freeze()
+    # While rich shows a live display, as Lightning's default progress bar does, prints go through its lock, which may
+    # have been held by a thread that is not there in a fork.
+    sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; rank 0 ends the workers
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks, for whoever asks why a rank hangs

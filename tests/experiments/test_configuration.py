@@ -103,7 +103,7 @@ def test_a_straggler_becomes_a_callback(tmp_path):
         (["model=gpt"], "model=gpt with data=stdlib_text"),
         (["data=stdlib_text", "model=gpt", "model.heads=3"], "model.heads=3 does not divide model.width=128"),
         (["data=stdlib_text", "model=gpt", "data.max_chars=900"], "data.max_chars=900 makes"),
-        (["model=cnn", "model.channels=[8,8,8,8]"], "use one to three convolutions"),
+        (["model=cnn", "model.channels=[8,8,8,8]"], "use 1 to 3 convolutions"),
     ],
 )
 def test_what_cannot_run_is_refused_in_a_sentence(tmp_path, overrides, sentence):

@@ -54,7 +54,7 @@ def test_any_is_said_only_of_what_was_tried_one_by_one():
 
     assert "from any 5 of 8" in small
     assert "of the sets of K=3" in small
-    assert "from each of 2000 sampled sets of" in large
+    assert "from any 31 of 32, and each of 300 sampled sets of" in large
 
 
 def test_a_run_without_a_coded_exchange_has_no_lines_about_it():
