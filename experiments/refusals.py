@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Importable name of each module that only the extra brings.
-EXTRA = ("hydra", "omegaconf", "rich", "sklearn", "torchmetrics", "wandb")
+EXTRA = ("hydra", "matplotlib", "omegaconf", "rich", "sklearn", "torchmetrics", "wandb")
 
 
 def refusal(error: BaseException) -> str | None:
