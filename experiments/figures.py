@@ -55,7 +55,7 @@ def arrivals(series: Series, path: Path) -> Path | None:
     width = math.ceil(len(rows[0]) / _MAX_COLUMNS)
     shares = [[_mean(row[start : start + width]) for start in range(0, len(row), width)] for row in rows]
     first, last = series[f"{prefix}{workers[0]}"][0][0], series[f"{prefix}{workers[0]}"][-1][0]
-    figure = Figure(figsize=(6, 1.2 + 0.18 * len(workers)), layout="constrained")
+    figure = Figure(figsize=(6, 1.5 + 0.15 * len(workers)), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(
         shares, aspect="auto", interpolation="nearest", vmin=0, vmax=1, cmap="viridis",
@@ -63,7 +63,8 @@ def arrivals(series: Series, path: Path) -> Path | None:
     )  # fmt: skip
     axis.set_xlabel("updates")
     axis.set_ylabel("worker")
-    figure.colorbar(image, label="share of updates it is in")
+    axis.set_title("share of updates that a worker's codeword is in", fontsize="medium")
+    figure.colorbar(image)
     return _saved(figure, path)
 
 

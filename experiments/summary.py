@@ -71,7 +71,7 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         **dict.fromkeys(EXCHANGE),
         **(job.monitor.summary() if job.monitor else {}),
         "git_revision": git_revision(),
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": versions(),
     }
 
 
@@ -121,12 +121,12 @@ def git_revision() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Installed version of each library that a result depends on.
+    """Version of Python and of each installed library that a result depends on.
 
     >>> "torch" in versions()
     True
     """
-    found = {}
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = version(name)

@@ -46,8 +46,11 @@ def run_job(cfg: DictConfig) -> None:
         return
     for old in (SUMMARY, FAILURE):
         (directory / old).unlink(missing_ok=True)
+    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     command = [
-        *(sys.executable, "-m", "experiments.train", f"--config-name={hydra.job.config_name}", *overrides),
+        *(sys.executable, "-m", "experiments.train", f"--config-name={hydra.job.config_name}"),
+        *(f"--config-dir={path}" for path in own),
+        *overrides,
         f"sweep.name={_quoted(Path(hydra.sweep.dir).name)}",
         "hydra.mode=RUN",
         f"hydra.run.dir={_quoted(str(directory))}",
