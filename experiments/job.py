@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import wandb_run
 from experiments.data import Digits, StdlibText
+from experiments.sizes import refuse_sizes
 from experiments.summary import git_revision, versions
 from experiments.targets import TargetTimer
 from lwpd_lightning import Code, LWPDStrategy
@@ -41,6 +42,7 @@ def assemble(cfg: DictConfig) -> Job:
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
+    refuse_sizes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = _build(cfg.scheme.strategy)
     data = _build(cfg.data)
