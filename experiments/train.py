@@ -79,6 +79,7 @@ def _trained(cfg: DictConfig) -> dict[str, Any]:
         if job.trainer.is_global_zero:
             conclude(job, summary, directory)
             write_atomically(directory / sweep.SUMMARY, summary)
+            (directory / sweep.FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
         finished = True
     finally:
         _finish_wandb(exit_code=0 if finished else 1)

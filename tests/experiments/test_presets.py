@@ -13,7 +13,9 @@ from experiments.train import run
 
 CONF = Path(__file__).parents[2] / "conf"
 QUICK = ("logger=csv", "trainer.max_steps=2")
-COMPANIONS = {"stdlib_gpt": ("data.max_chars=20000", "trainer.val_check_interval=1", "model.layers=1", "model.width=16")}
+COMPANIONS = {
+    "stdlib_gpt": ("data.max_chars=20000", "trainer.val_check_interval=1", "model.layers=1", "model.width=16")
+}
 
 
 def presets(group: str) -> list[str]:

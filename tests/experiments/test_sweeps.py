@@ -18,13 +18,17 @@ SHORT = ("trainer.max_steps=2", "model.hidden=[16]")
 ENDLESS = ("code=lwpd_4_2_2", "trainer.max_steps=-1", "trainer.max_epochs=100000", "logger=csv")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 SUBMITIT = ("hydra/launcher=submitit_local",)
+# Slurm's words for a job of one task, which starts its workers itself.
+SLURM = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7",
+         "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}  # fmt: skip
 # A job takes seconds to import torch and Lightning, several times that where the machine is busy.
 PATIENCE_S = 120
 pytestmark = pytest.mark.timeout(260)
 
 
 def sweep(directory: Path, *overrides: str, **environment: str) -> Job:
-    command = [sys.executable, "-m", "experiments.train", *overrides, "hydra.sweep.dir=sweep"]
+    placed = any(word.startswith(("hydra.sweep.dir=", "sweep.resume=")) for word in overrides)
+    command = [sys.executable, "-m", "experiments.train", *overrides, *(() if placed else ("hydra.sweep.dir=sweep",))]
     return Job(command, cwd=directory, env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment})
 
 
@@ -60,7 +64,7 @@ def test_the_number_of_processes_changes_between_jobs(tmp_path, launcher):
 
 def test_refused_jobs_fail_alone_and_are_told_at_the_end(tmp_path):
     sizes = ("code=lwpd_4_2_2,lwpd_8_4_2", "code.t=2,3", "logger=csv")
-    with sweep(tmp_path, "-m", *SHORT, *sizes, *SUBMITIT) as running:
+    with sweep(tmp_path, "-m", *SHORT, *sizes, *SUBMITIT, **SLURM) as running:
         result = running.wait(PATIENCE_S)
         running.wait_until_nothing_is_left(10)
 
@@ -93,6 +97,7 @@ def test_losing_all_workers_of_a_job_leaves_the_others_right(tmp_path):
 
 
 def test_what_has_not_finished_is_repeated_on_request(tmp_path):
+    sweeps = "outputs/train/sweeps"
     changing = tmp_path / "own/experiment/changing.yaml"
     changing.parent.mkdir(parents=True)
     words = (
@@ -104,24 +109,29 @@ def test_what_has_not_finished_is_repeated_on_request(tmp_path):
         "logger=csv",
     )
     changing.write_text("# @package _global_\ntrainer:\n  max_steps: -1\n")
-    with sweep(tmp_path, *words) as running:
+    with sweep(tmp_path, *words, f"hydra.sweep.dir={sweeps}/sweep") as running:
         running.kill(parent(rank(running, 1)))
         result = running.wait(PATIENCE_S)
         running.wait_until_nothing_is_left(10)
     assert result.exit_code == 1
-    assert failures(tmp_path) == {0: "rank 0 was killed by SIGKILL"}
-    assert {number: summary["updates"] for number, summary in summaries(tmp_path).items()} == {1: 11}
+    assert failures(tmp_path / sweeps) == {0: "rank 0 was killed by SIGKILL"}
+    assert {number: summary["updates"] for number, summary in summaries(tmp_path / sweeps).items()} == {1: 11}
     assert "trainer.max_epochs=100000 " in result.output.splitlines()[-2]
+
+    record = tmp_path / sweeps / "sweep/multirun.yaml"
+    other = tmp_path / sweeps / "newer/multirun.yaml"
+    other.parent.mkdir()
+    other.write_text(record.read_text().replace("code=lwpd_4_2_2", "code=lwpd_8_4_2"))
 
     changing.write_text("# @package _global_\ntrainer:\n  max_steps: 2\n")
     with sweep(tmp_path, *words, "sweep.resume=true") as running:
         result = running.wait(PATIENCE_S)
 
     assert result.exit_code == 0, result.output
-    assert "continuing the sweep in sweep" in result.output
+    assert f"continuing the sweep in {sweeps}/sweep" in result.output
     assert "job 1 is finished" in result.output
-    assert failures(tmp_path) == {}
-    assert {number: summary["updates"] for number, summary in summaries(tmp_path).items()} == {0: 2, 1: 11}
+    assert failures(tmp_path / sweeps) == {}
+    assert {number: summary["updates"] for number, summary in summaries(tmp_path / sweeps).items()} == {0: 2, 1: 11}
 
 
 @pytest.mark.parametrize(
