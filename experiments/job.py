@@ -10,7 +10,10 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import wandb_run
 from experiments.data import Digits, StdlibText, Vision
+from experiments.sizes import refuse_sizes
+from experiments.summary import git_revision, versions
 from experiments.targets import TargetTimer
 from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
@@ -39,6 +42,7 @@ def assemble(cfg: DictConfig) -> Job:
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
+    refuse_sizes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = _build(cfg.scheme.strategy)
     data = _build(cfg.data)
@@ -51,7 +55,7 @@ def assemble(cfg: DictConfig) -> Job:
     data.setup()
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]
     trainer = instantiate(cfg.trainer, _convert_="all", _partial_=True)(
-        strategy=strategy, callbacks=callbacks, logger=_build_all(cfg.logger)
+        strategy=strategy, callbacks=callbacks, logger=_loggers(cfg, strategy)
     )
     code = strategy.code if isinstance(strategy, LWPDStrategy) else None
     if code is not None and data.batch_size % code.data_parts:
@@ -71,20 +75,33 @@ def assemble(cfg: DictConfig) -> Job:
 
 
 def record_configuration(cfg: DictConfig, job: Job) -> None:
-    """Give every logger the resolved configuration and the facts of the data."""
+    """Give every logger the resolved configuration, the facts of the data, and which code and libraries run."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     resolved["data"]["facts"] = job.data.facts
+    resolved |= {"git_revision": git_revision(), "versions": versions()}
     for logger in job.trainer.loggers:
         logger.log_hyperparams(resolved)
+    wandb_run.begin(job.trainer.loggers)
 
 
-def _build(node: DictConfig) -> Any:
-    return instantiate(node, _convert_="all")
+def _loggers(cfg: DictConfig, strategy: Any) -> list[Any]:
+    code = strategy.settings.code if isinstance(strategy, LWPDStrategy) else None
+    name = f"n={cfg.code.n}" if code is None else f"{code.family}({code.n},{code.k},{code.t})"
+    described = {"lightning.pytorch.loggers.WandbLogger": wandb_run.identity(cfg, name)}
+    return [_build(node, **described.get(node._target_, {})) for node in _objects(cfg.logger)]
+
+
+def _build(node: DictConfig, **arguments: Any) -> Any:
+    return instantiate(node, _convert_="all", **arguments)
+
+
+def _objects(nodes: Any) -> list[DictConfig]:
+    # A group may hold plain settings beside its objects, and an object may be switched off with null.
+    return [node for node in nodes.values() if isinstance(node, DictConfig) and "_target_" in node]
 
 
 def _build_all(nodes: Any) -> list[Any]:
-    # A group may hold plain settings beside its objects, and an object may be switched off with null.
-    return [_build(node) for node in nodes.values() if isinstance(node, DictConfig) and "_target_" in node]
+    return [_build(node) for node in _objects(nodes)]
 
 
 def _only(callbacks: list[Callback], kind: type[Kind]) -> Kind | None:
