@@ -20,7 +20,8 @@ from tests.experiments.comparison.conftest import ROOT
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIGURES = {
-    "val_acc_against_wall.png", "val_acc_against_bytes.png", "val_acc_against_updates.png", "workers.png", "arrivals.png"
+    "val_acc_against_wall.png", "val_acc_against_bytes.png", "val_acc_against_updates.png", "workers.png",
+    "arrivals.png",
 }  # fmt: skip
 
 
@@ -113,13 +114,13 @@ def test_an_offline_wandb_run_says_what_the_csv_says(sweep):
 
 
 def test_runs_that_only_wandb_keeps_are_found(sweep, tmp_path, capsys):
-    for number in range(4):
+    for number in (0, 2):  # one of each scheme: reading one takes seconds
         shutil.copytree(sweep / str(number) / "wandb", tmp_path / "kept" / str(number), symlinks=True)
 
     main([str(tmp_path / "kept"), "--out", str(tmp_path / "out")])
 
-    assert "4 runs in 2 groups" in capsys.readouterr().out
-    assert FIGURES <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "2 runs in 2 groups" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= FIGURES
 
 
 def test_a_wandb_run_that_was_killed_is_left_out(sweep, tmp_path):
@@ -154,7 +155,7 @@ def test_summaries_that_are_none_are_named(sweep, tmp_path):
         (["{empty}/none"], r"none is no directory: use one that holds runs, such as outputs.$"),
         (["{sweep}", "--report"], r"^--report writes to W&B: name the project with --online entity/project.$"),
         (["{sweep}", "--online", "project"], r"^--online project is no project: use entity/project.$"),
-        (["{sweep}", "--baseline", "scheme=ddp"], r"^--baseline scheme=ddp fits no group: there is scheme=k_async, lwpd.$"),
+        (["{sweep}", "--baseline", "scheme=ddp"], r"^--baseline scheme=ddp fits no group: there is scheme=k_async"),
         (["{sweep}", "--group-by", "code.q"], r"^--group-by code.q has no value in any run's .*: use one of scheme"),
     ],
 )  # fmt: skip

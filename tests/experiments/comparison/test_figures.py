@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.comparison import figures, timeline, workers
-from experiments.comparison.curves import band
+from experiments.comparison.curves import band, focus
 from experiments.comparison.groups import SCHEMES, group
 from experiments.comparison.style import COLOURS, looks
 from tests.experiments.comparison.runs import run
@@ -95,3 +95,14 @@ def test_what_was_not_logged_is_said_and_the_rest_is_drawn(tmp_path):
     assert all(picture.path.stat().st_size > 0 for picture in pictures)
     assert "val_acc against wall time: not logged by powersgd." in remarks
     assert "val_acc against bytes over all links: not logged by lwpd, ddp, powersgd." in remarks
+
+
+@pytest.mark.parametrize("target", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("minimised", [False, True])
+def test_the_target_and_the_best_are_always_in_sight(target, minimised):
+    values = np.linspace(0.2, 0.9, 50)
+
+    low, high = focus(values, {target}, minimised)
+
+    assert low < min(target, 0.2 if minimised else 0.9)
+    assert high > max(target, 0.2 if minimised else 0.9)
