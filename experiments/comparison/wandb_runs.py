@@ -41,7 +41,7 @@ def online_runs(project: str) -> tuple[list[Run], list[str]]:
     import wandb
 
     try:
-        listed = list(wandb.Api(timeout=60).runs(project))
+        listed = list(wandb.Api(timeout=60).runs(project, lazy=False))
     except (wandb.errors.Error, ValueError) as error:
         raise ValueError(f"--online {project} cannot be read: {error}") from None
     runs, left_out = [], []

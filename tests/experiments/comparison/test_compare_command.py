@@ -167,3 +167,10 @@ def test_what_cannot_be_compared_is_one_sentence(arguments, sentence, sweep, tmp
 
     assert re.search(sentence, str(refused.value.code))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_without_its_extra_is_one_sentence(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(SystemExit, match=r"pip install 'lwpd-lightning\[report\]'$"):
+        main([str(sweep), "--online", "team/project", "--report", "--out", str(tmp_path / "out")])
