@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
@@ -75,10 +76,13 @@ def assemble(cfg: DictConfig) -> Job:
 
 
 def record_configuration(cfg: DictConfig, job: Job) -> None:
-    """Give every logger the resolved configuration, the facts of the data, and which code and libraries run."""
+    """Give every logger the resolved configuration, the words that chose its groups, and what data and code run."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     resolved["data"]["facts"] = job.data.facts
     resolved |= {"git_revision": git_revision(), "versions": versions()}
+    if HydraConfig.initialized():
+        choices = HydraConfig.get().runtime.choices.items()
+        resolved["choices"] = {group: word for group, word in choices if not group.startswith("hydra/")}
     for logger in job.trainer.loggers:
         logger.log_hyperparams(resolved)
     wandb_run.begin(job.trainer.loggers)

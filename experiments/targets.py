@@ -1,4 +1,4 @@
-"""Time to a target metric."""
+"""The clock of a fit: wall time at each validation, and time to a target metric."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from lightning import Callback, LightningModule, Trainer
 
 class TargetTimer(Callback):
     """Seconds from the start of `fit`, workers' start-up included, to the first validation that reaches a target.
+
+    At the end of every validation the seconds so far are logged as `val_wall_s`, with the number of updates made as the
+    step: a metric against wall time is comparable between schemes, also those without an exchange to be monitored.
 
     Args:
         metric: name of a metric that the model logs in validation.
@@ -49,9 +52,12 @@ class TargetTimer(Callback):
         if self.metric not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"target.metric={self.metric} is not logged by the model: use one of {logged}.")
+        elapsed_s = time.perf_counter() - self._started
+        for logger in trainer.loggers:
+            logger.log_metrics({"val_wall_s": elapsed_s}, step=trainer.global_step)
         now = float(trainer.callback_metrics[self.metric])
         at_least_as_good = operator.ge if self.mode == "max" else operator.le
         if self.best is None or at_least_as_good(now, self.best):
             self.best = now
         if self.reached_s is None and at_least_as_good(now, self.value):
-            self.reached_s = time.perf_counter() - self._started
+            self.reached_s = elapsed_s

@@ -1,8 +1,11 @@
 """The clock stops at the first validation that reaches the target, and only there."""
 
+import csv
+
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from experiments.targets import TargetTimer
@@ -28,9 +31,9 @@ class Scripted(LightningModule):
 
 def fit(timer: TargetTimer, scores: list[float], tmp_path, **settings) -> Trainer:
     trainer = Trainer(
-        max_epochs=len(scores), accelerator="cpu", callbacks=[timer], logger=False, enable_checkpointing=False,
+        max_epochs=len(scores), accelerator="cpu", callbacks=[timer], enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
-        **settings,
+        **{"logger": False, **settings},
     )  # fmt: skip
     model = Scripted([*scores, 1e9])
     trainer.fit(model, DataLoader(torch.ones(1)), DataLoader(torch.ones(1)))
@@ -72,6 +75,22 @@ def test_the_first_time_stays(tmp_path):
     assert times[0] is None
     assert times[1] is not None
     assert set(times[1:]) == {times[1]}
+
+
+def test_the_wall_time_of_every_validation_is_logged_beside_its_metric(tmp_path):
+    timer = TargetTimer("score", 0.5, "max")
+    logger = CSVLogger(tmp_path, name="", version="")
+
+    fit(timer, [0.1, 0.6, 0.7], tmp_path, logger=logger)
+    logger.save()
+
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [(row["score"], row["step"], row["val_wall_s"]) for row in csv.DictReader(file)]
+    clock = [(step, float(wall)) for _, step, wall in rows if wall]
+    assert [bool(score) for score, _, _ in rows] == [True, False] * 3 + [True]  # validation after fit has no wall time
+    assert [step for step, _ in clock] == ["1", "2", "3"]
+    assert [wall for _, wall in clock] == sorted(wall for _, wall in clock)
+    assert clock[1][1] == timer.reached_s
 
 
 def test_an_unknown_mode_is_refused():

@@ -1,0 +1,148 @@
+"""Compare runs: `python -m experiments.compare outputs`, or `lwpd-compare` when installed.
+
+Finished runs below the given directories (or of a W&B project) are grouped by everything in which they differ but the
+seed. Printed is a table; beside the first directory are left figures, `runs.csv` and `comparison.html`, which opens
+without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.refusals import refusal
+
+if TYPE_CHECKING:
+    from experiments.comparison.groups import Group
+    from experiments.comparison.run import Run
+
+# Runs that are left out are all counted, and so many named.
+_NAMED = 10
+# Columns of a table that goes to a file or a pipe.
+_PAGE = 120
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; exit status 1 and one sentence where there is nothing to compare."""
+    options = _parser().parse_args(arguments)
+    try:
+        _compare(options)
+    except (ValueError, ModuleNotFoundError) as error:
+        sentence = refusal(error)
+        if sentence is None:
+            raise
+        sys.exit(sentence)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from experiments.comparison import figures, page, report, table
+    from experiments.comparison.groups import baselines, group
+
+    if options.report and not options.online:
+        raise ValueError("--report writes to W&B: name the project with --online entity/project.")
+    if options.report and importlib.util.find_spec("wandb_workspaces") is None:
+        raise ValueError(
+            "--report needs wandb_workspaces, which is not installed: pip install 'lwpd-lightning[report]'"
+        )
+    runs, left_out = _read(options)
+    groups = group(runs, options.group_by.split(",") if options.group_by else None)
+    against = baselines(groups, options.baseline)
+    rows = table.rows(groups, against, options.x)
+    title = _title(runs, groups, against, options.x)
+    remarks = [*_pooled(groups), *_unfinished(left_out)]
+
+    console = Console(width=None if sys.stdout.isatty() else _PAGE)
+    table.show(console, rows, title)
+    for remark in remarks:
+        console.print(remark, highlight=False, markup=False)
+    out = options.out or (options.paths[0] / "comparison" if options.paths else Path("comparison"))
+    out.mkdir(parents=True, exist_ok=True)
+    table.write_csv(out / "runs.csv", groups)
+    pictures, undrawn = figures.draw(out, groups, options.x)
+    lines = table.cells(rows)
+    page.write(out / "comparison.html", title, lines, table.NOTE, pictures, groups, [*remarks, *undrawn])
+    for remark in undrawn:
+        console.print(remark, highlight=False, markup=False)
+    console.print(
+        f"{out}: comparison.html, runs.csv, {', '.join(picture.path.name for picture in pictures)}", soft_wrap=True
+    )
+    if options.report:
+        made = report.build(options.online, title, lines, groups)
+        made.save()
+        console.print(made.url, soft_wrap=True)
+
+
+def _title(runs: Sequence[Run], groups: Sequence[Group], against: Mapping[int, Group], axis: str) -> str:
+    targets = dict.fromkeys(
+        f"{run.metric} {'<=' if run.minimised else '>='} {run.summary['target']['value']:g}" for run in runs
+    )
+    bases = list(dict.fromkeys(base.label for base in against.values()))
+    to = bases[0] if len(bases) == 1 else f"the baseline of the same setting ({len(bases)} of them)"
+    measured = f"; ratio of {axis} to {to}" if bases else "; no baseline"
+    return f"{len(runs)} runs in {len(groups)} groups; target {', '.join(targets)}{measured}"
+
+
+def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
+    from experiments.comparison.find import local_runs
+    from experiments.comparison.wandb_runs import online_runs
+
+    if not options.paths and not options.online:
+        raise ValueError(
+            "Nothing to compare: name directories that hold runs, such as outputs, or --online entity/project."
+        )
+    runs, left_out = local_runs(options.paths)
+    if options.online:
+        if options.online.count("/") != 1:
+            raise ValueError(f"--online {options.online} is no project: use entity/project.")
+        online, unfinished = online_runs(options.online)
+        runs, left_out = runs + online, left_out + unfinished
+    if not runs:
+        where = " ".join([*map(str, options.paths), *([options.online] if options.online else [])])
+        raise ValueError(
+            f"No finished run in {where}: train one with python -m experiments.train, "
+            f"which leaves summary.json when it ends. {' '.join(_unfinished(left_out))}".rstrip()
+        )
+    return runs, left_out
+
+
+def _pooled(groups: Sequence[Group]) -> list[str]:
+    return [
+        f"{one.label} pools runs that differ in {', '.join(one.pooled)}: its spread is not over seeds alone."
+        for one in groups
+        if one.pooled
+    ]
+
+
+def _unfinished(left_out: Sequence[str]) -> list[str]:
+    if not left_out:
+        return []
+    named = "; ".join(left_out[:_NAMED]) + (f"; and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else "")
+    return [f"Left out: {len(left_out)} of the runs: {named}."]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="directory that holds runs, at any depth")
+    parser.add_argument(
+        "--group-by", metavar="KEY,...", help="keys of summary.json or of the configuration: scheme,code.t"
+    )
+    parser.add_argument("--x", choices=("wall", "bytes", "updates"), default="wall", help="the cost that is compared")
+    parser.add_argument(
+        "--baseline", metavar="KEY=VALUE,...", help="such as scheme=ddp; default: ddp, sync, k_sync or k_async"
+    )
+    parser.add_argument("--online", metavar="ENTITY/PROJECT", help="read a W&B project's runs too")
+    parser.add_argument("--report", action="store_true", help="with --online: make a W&B Report")
+    parser.add_argument("--out", type=Path, help="where files go; default: comparison/ in the first PATH")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The target metric against what was spent: wall time, bytes, updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from experiments.comparison.groups import Group
+from experiments.comparison.run import Run
+from experiments.comparison.series import Column
+from experiments.comparison.style import COLUMN, drawing, legend, legend_height, log_where_asked, looks
+from experiments.comparison.table import bytes_unit
+
+_LABELS = {
+    "wall": "wall time since the start of fit (s)",
+    "bytes": "bytes over all links ({unit})",
+    "updates": "updates",
+}
+_NAMES = {"val_acc": "validation accuracy", "val_bpc": "validation bits per character", "val_loss": "validation loss"}
+
+
+def band(runs: Sequence[Run], axis: str) -> tuple[Column, Column, Column, Column] | None:
+    """(spent, median, lower quartile, upper quartile) of the metric at validations that half of the runs made.
+
+    Validations are matched by the updates made before them; what was spent by then is the median over runs. None where
+    no run's log tells what was spent.
+    """
+    at: dict[float, list[tuple[float, float]]] = {}
+    for run in runs:
+        curve = run.curve
+        for updates, spent, value in zip(curve.updates, curve.spent(axis), curve.value, strict=True):
+            if np.isfinite(spent) and np.isfinite(value):
+                at.setdefault(float(updates), []).append((float(spent), float(value)))
+    shared = [np.array(points) for _, points in sorted(at.items()) if 2 * len(points) >= len(runs)]
+    if not shared:
+        return None
+    spent_s = np.array([np.median(points[:, 0]) for points in shared])
+    low, median, high = np.array([np.quantile(points[:, 1], (0.25, 0.5, 0.75)) for points in shared]).T
+    order = np.argsort(spent_s, kind="stable")
+    return spent_s[order], median[order], low[order], high[order]
+
+
+def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
+    """Draw groups of one metric; returns the labels of those that cannot be drawn against `axis`."""
+    bands = [band(one.runs, axis) for one in groups]
+    drawn = [(one, look, found) for one, look, found in zip(groups, looks(groups), bands, strict=True) if found]
+    left_out = [one.label for one, found in zip(groups, bands, strict=True) if not found]
+    if not drawn:
+        return left_out
+    first = groups[0].runs[0]
+    targets = {float(run.summary["target"]["value"]) for one in groups for run in one.runs}
+    medians = np.concatenate([found[1] for _, _, found in drawn])
+    best = float(medians.min() if first.minimised else medians.max())
+    low, high = focus(medians, targets, first.minimised)
+    visible = np.concatenate([found[0][(found[2] <= high) & (found[3] >= low)] for _, _, found in drawn])
+    scale, unit = bytes_unit(float(visible.max())) if axis == "bytes" else (1.0, "")
+    with drawing(path, COLUMN, 2.2 + legend_height([one.label for one, _, _ in drawn])) as figure:
+        axes = figure.subplots()
+        lines = []
+        for one, look, (spent, median, lower, upper) in drawn:
+            axes.fill_between(spent / scale, lower, upper, color=look.colour, alpha=0.15, linewidth=0)
+            lines += axes.plot(
+                spent / scale, median, label=one.label, color=look.colour, linestyle=look.dashes,
+                marker=look.marker, fillstyle=look.fill, markevery=max(1, len(spent) // 10),
+            )  # fmt: skip
+        for value in sorted(targets):
+            axes.axhline(value, color="0.55", linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
+            _say_target(axes, value, best)
+        axes.set_ylim(low, high)
+        log_where_asked(axes, float(visible.min()) / scale, float(visible.max()) / scale)
+        _reach(axes, visible / scale)
+        axes.set_xlabel(_LABELS[axis].format(unit=unit))
+        axes.set_ylabel(_NAMES.get(first.metric, first.metric))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        legend(figure, lines, "median and quartiles over runs")
+    return left_out
+
+
+def focus(values: Column, targets: set[float], minimised: bool) -> tuple[float, float]:
+    """Limits that show the better four fifths of all values, and the targets: the first would press the rest flat.
+
+    >>> low, high = focus(np.linspace(0.0, 1.0, 101), {0.9}, minimised=False)
+    >>> 0.1 < low < 0.2 and high > 1.0
+    True
+    """
+    worst = float(np.quantile(values, 0.8 if minimised else 0.2))
+    shown = [float(values.min() if minimised else values.max()), worst, *targets]
+    far, worst = (min(shown), max(shown)) if minimised else (max(shown), min(shown))
+    margin = 0.08 * (worst - far) or 0.01
+    low, high = sorted((far - 1.5 * margin, worst + margin))
+    return low, high
+
+
+def _say_target(axes: Axes, value: float, best: float) -> None:
+    # On the right, where curves end, on the side of the line that they are not on.
+    below = best >= value
+    axes.annotate(
+        f"target {value:g}", (1.0, value), xycoords=("axes fraction", "data"),
+        xytext=(0, -2 if below else 2), textcoords="offset points",
+        ha="right", va="top" if below else "bottom", fontsize=6.5, color="0.4",
+    )  # fmt: skip
+
+
+def _reach(axes: Axes, visible: Column) -> None:
+    lowest, highest = float(visible.min()), float(visible.max())
+    if axes.get_xscale() == "log":
+        axes.set_xlim(lowest / 1.15, highest * 1.15)
+    elif highest > lowest:
+        axes.set_xlim(max(0.0, lowest - 0.05 * (highest - lowest)), highest + 0.03 * (highest - lowest))

@@ -1,0 +1,263 @@
+"""Groups of runs that are compared with each other: by keys, or by all that they differ in but the seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.comparison.run import MISSING, Run
+
+# What a summary says of the method, in the order in which a reader asks.
+_METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", "wait_for")
+# Parts of a configuration that change no result, or that the summary tells better.
+_IDLE = {"code", "seed", "paths", "logger", "task_name", "tags", "ckpt_path", "choices"}
+_TARGET = ("target.metric", "target.value")
+# The order in which schemes are listed and drawn, others after them.
+SCHEMES = (
+    "lwpd", "local", "sketch", "gradient_coding", "k_async", "k_sync", "sync", "ddp", "ddp_bf16", "powersgd"
+)  # fmt: skip
+# Chosen in this order where nobody names a baseline.
+_PLAIN = ("ddp", "sync", "k_sync", "k_async")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same value of every key.
+
+    Attributes:
+        label: the values, as short as they still tell groups apart.
+        values: key -> value as text.
+        runs: its runs, ordered by seed.
+        pooled: keys in which its runs differ although nobody asked for that.
+    """
+
+    label: str
+    values: dict[str, str]
+    runs: list[Run]
+    pooled: list[str]
+
+    @property
+    def scheme(self) -> str:
+        """Its scheme, which fixes its colour; "" where it holds several."""
+        schemes = {run.scheme for run in self.runs}
+        return schemes.pop() if len(schemes) == 1 else ""
+
+    @property
+    def metric(self) -> str:
+        """The target metric of its runs."""
+        return self.runs[0].metric
+
+
+def group(runs: Sequence[Run], keys: Sequence[str] | None = None) -> list[Group]:
+    """Partition `runs` by `keys`, or by every setting in which they differ but the seed.
+
+    Runs with other targets never share a group.
+
+    Raises:
+        ValueError: no run has a value for one of the keys.
+    """
+    differing = [*_differing_of_method(runs), *_differing([_normalised(run) for run in runs])]
+    if keys is None:
+        chosen = _splitting(runs, [*differing, *_TARGET]) or ["scheme"]
+    else:
+        for key in keys:
+            if all(run.get(key) in (None, MISSING) for run in runs):
+                known = ", ".join(dict.fromkeys([*_METHOD, *differing, *runs[0].config]))
+                raise ValueError(
+                    f"--group-by {key} has no value in any run's summary or configuration: use one of {known}."
+                )
+        chosen = [*keys, *(key for key in _splitting(runs, _TARGET) if key not in keys)]
+    parts: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        parts.setdefault(tuple(_text(_value(run, key)) for key in chosen), []).append(run)
+    shown = _labels({values: members[0] for values, members in parts.items()}, chosen)
+    groups = []
+    for values in sorted(parts, key=_natural):
+        members = sorted(parts[values], key=lambda run: _natural((_text(run.get("seed")),)))
+        pooled = _splitting(members, [key for key in differing if key not in chosen])
+        groups.append(Group(shown[values], dict(zip(chosen, values, strict=True)), members, pooled))
+    return groups
+
+
+def baselines(groups: Sequence[Group], wanted: str | None) -> dict[int, Group]:
+    """For the index of each group the group that it is measured against, where there is exactly one.
+
+    Args:
+        groups: all groups.
+        wanted: `key=value[,key=value]`; None: ddp, sync, k_sync or k_async, the first that is there.
+
+    Where several groups fit (the baseline's scheme under several stragglers, say), a group is measured against the one
+    that agrees with it in every key in which these differ.
+
+    Raises:
+        ValueError: `wanted` is not of that form, or fits no group.
+    """
+    conditions = _conditions(wanted) if wanted else None
+    if conditions is None:
+        found: list[Group] = next(
+            (fitting for scheme in _PLAIN if (fitting := [g for g in groups if g.scheme == scheme])), []
+        )
+    else:
+        found = [candidate for candidate in groups if _fits(candidate, conditions)]
+        if not found:
+            raise ValueError(f"--baseline {wanted} fits no group: {_why_none(groups, conditions)}.")
+    told_apart = [key for key in found[0].values if len({one.values[key] for one in found}) > 1] if found else []
+    matched = {}
+    for index, one in enumerate(groups):
+        agreeing = [base for base in found if all(base.values[key] == one.values[key] for key in told_apart)]
+        if len(agreeing) == 1:
+            matched[index] = agreeing[0]
+    return matched
+
+
+def _conditions(wanted: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in wanted.split(",")]
+    if not all(key and equals and value for key, equals, value in pairs):
+        raise ValueError(f"--baseline {wanted} names no group: use key=value, such as scheme=ddp.")
+    return {key: value for key, _, value in pairs}
+
+
+def _why_none(groups: Sequence[Group], conditions: Mapping[str, str]) -> str:
+    has = {key: _values(groups, key) for key in conditions}
+    if all(value in has[key] for key, value in conditions.items()):
+        return f"none holds such runs alone, so group by {', '.join(conditions)} too"
+    return "there is " + "; ".join(f"{key}={', '.join(values) or '(in no run)'}" for key, values in has.items())
+
+
+def _fits(candidate: Group, conditions: Mapping[str, str]) -> bool:
+    return all(
+        value in (_text(_value(run, key)), _choice(run, key))
+        for run in candidate.runs
+        for key, value in conditions.items()
+    )
+
+
+def _values(groups: Sequence[Group], key: str) -> list[str]:
+    values = {
+        _choice(run, key) or _text(value)
+        for one in groups
+        for run in one.runs
+        if (value := _value(run, key)) is not MISSING
+    }
+    return sorted(values)
+
+
+def _choice(run: Run, key: str) -> str | None:
+    """The word that chose a whole group of the configuration, such as straggler=one_slow."""
+    choices = run.config.get("choices")
+    return choices.get(key) if isinstance(choices, dict) else None
+
+
+def _value(run: Run, key: str) -> Any:
+    value = run.get(key)
+    return _without_the_run(value, run) if isinstance(value, dict | list) else value
+
+
+def _splitting(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """Keys that tell more runs apart than those before them: the others would only repeat them."""
+    parts: list[tuple[str, ...]] = [() for _ in runs]
+    chosen: list[str] = []
+    for key in keys:
+        finer = [(*part, _text(_value(run, key))) for part, run in zip(parts, runs, strict=True)]
+        if len(set(finer)) > len(set(parts)):
+            parts, chosen = finer, [*chosen, key]
+    return chosen
+
+
+def _differing_of_method(runs: Sequence[Run]) -> list[str]:
+    return [key for key in _METHOD if len({_text(run.get(key)) for run in runs}) > 1]
+
+
+def _differing(nodes: Sequence[Any], path: str = "") -> list[str]:
+    """Dotted paths in which configurations differ, as deep as they are of one kind.
+
+    >>> _differing([{"model": {"_target_": "mlp", "hidden": 8}}, {"model": {"_target_": "mlp", "hidden": 16}}])
+    ['model.hidden']
+    >>> _differing([{"straggler": None}, {"straggler": {"_target_": "one_slow"}}])
+    ['straggler']
+    """
+    if all(node == nodes[0] for node in nodes[1:]):
+        return []
+    if not all(isinstance(node, dict) for node in nodes) or len({node.get("_target_") for node in nodes}) > 1:
+        return [path]
+    names = dict.fromkeys(name for node in nodes for name in node)
+    return [
+        below
+        for name in names
+        for below in _differing([node.get(name, MISSING) for node in nodes], f"{path}.{name}" if path else str(name))
+    ]
+
+
+def _normalised(run: Run) -> Any:
+    return _without_the_run({name: node for name, node in run.config.items() if name not in _IDLE}, run)
+
+
+def _without_the_run(node: Any, run: Run) -> Any:
+    """What would be the same had the run another seed and another directory."""
+    directory = run.get("paths.run_dir")
+    if isinstance(node, dict):
+        kept = ((name, below) for name, below in node.items() if not (name == "seed" and below == run.get("seed")))
+        return {name: _without_the_run(below, run) for name, below in kept}
+    if isinstance(node, list):
+        return [_without_the_run(below, run) for below in node]
+    if isinstance(node, str) and isinstance(directory, str) and directory and directory in node:
+        return node.replace(directory, "")
+    return node
+
+
+def _text(value: Any) -> str:
+    """A value as users write it; of an object the class and its settings.
+
+    >>> _text({"_target_": "lwpd.StragglerInjector", "slowdown": {1: 5.0}}), _text(None), _text(True), _text("lwpd")
+    ('StragglerInjector(slowdown={1: 5.0})', 'none', 'true', 'lwpd')
+    """
+    if value is None or value == {}:
+        return "none"
+    if isinstance(value, dict):
+        settings = {name: below for name, below in value.items() if name not in ("_target_", "_partial_")}
+        if "_target_" not in value:
+            return "{" + ", ".join(f"{name}: {_text(below)}" for name, below in settings.items()) + "}"
+        inner = ", ".join(f"{name}={_text(below)}" for name, below in settings.items())
+        return f"{str(value['_target_']).rpartition('.')[2]}({inner})"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return value if isinstance(value, str) else repr(value) if value is MISSING else json.dumps(value, default=repr)
+
+
+def _labels(members: Mapping[tuple[str, ...], Run], keys: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """One label for each group: the scheme by its word, other keys by their last part, objects by word or class."""
+    labels: dict[tuple[str, ...], list[str]] = {values: [] for values in members}
+    for place, key in enumerate(keys):
+        words = {values[place]: _choice(run, key) or values[place].partition("(")[0] for values, run in members.items()}
+        telling = len(set(words.values())) == len(words)
+        for values, parts in labels.items():
+            # A scheme without a code has no k; saying so would only lengthen its name.
+            if values[place] == "none" and key.startswith(("code.", "wait_for")):
+                continue
+            text = words[values[place]] if telling else values[place]
+            parts.append(text if key == "scheme" else f"{_short_key(key, keys)}={text}")
+    return {values: " ".join(parts) or "all runs" for values, parts in labels.items()}
+
+
+def _short_key(key: str, keys: Sequence[str]) -> str:
+    parts = key.split(".")
+    # A number alone is no name: slowdown.1.
+    last = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+    name = last if sum(other.endswith(f".{last}") or other == last for other in keys) == 1 else key
+    return {"wait_for": "K", "world_size": "workers"}.get(name, name)
+
+
+def _natural(values: Sequence[str]) -> list[tuple[float, str]]:
+    """Key that sorts schemes in their order and numbers by size."""
+    return [_place(value) for value in values]
+
+
+def _place(value: str) -> tuple[float, str]:
+    if value in SCHEMES:
+        return SCHEMES.index(value), ""
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value

@@ -1,0 +1,106 @@
+"""One self-contained page: figures as data URIs, the table, every run and its configuration; nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.comparison.groups import Group
+from experiments.comparison.style import DPI
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --text: #1d1f21; --quiet: #5b6168; --line: #d9dce0; --ground: #ffffff; --raised: #f5f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e6e9; --quiet: #9aa1a9; --line: #3a3f45; --ground: #16181b; --raised: #1f2226; }
+}
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--ground); color: var(--text);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p, figcaption, .quiet { color: var(--quiet); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+td small { display: block; color: var(--quiet); white-space: nowrap; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+figure { box-sizing: content-box; max-width: calc(100% - 2rem); margin: 0; padding: 0.8rem;
+  background: var(--raised); border: 1px solid var(--line); border-radius: 6px; }
+figure img { display: block; width: 100%; background: #ffffff; border-radius: 3px; }
+figcaption { font-size: 0.85rem; margin-top: 0.5rem; }
+details { border-bottom: 1px solid var(--line); padding: 0.3rem 0; }
+pre { background: var(--raised); padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure's file, what it is drawn from and how to read it."""
+
+    path: Path
+    caption: str
+
+
+def write(
+    path: Path,
+    title: str,
+    table: tuple[list[str], list[list[str]]],
+    note: str,
+    pictures: Sequence[Picture],
+    groups: Sequence[Group],
+    remarks: Sequence[str],
+) -> None:
+    """Write the page: `table` is header and lines as `experiments.comparison.table.cells` gives them."""
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<div class="wide">{_table(*table)}</div>',
+        f"<p>{html.escape(note)}</p>",
+        *(f"<p>{html.escape(remark)}</p>" for remark in remarks),
+        '<h2>Figures</h2><div class="figures">',
+        *map(_figure, pictures),
+        "</div>",
+        "<h2>Runs and their configurations</h2>",
+        *(_run(one, index) for one in groups for index in range(len(one.runs))),
+    ]
+    path.write_text(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    rows = "\n".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    first, _, second = text.partition("\n")
+    return f"<td>{html.escape(first)}{f'<small>{html.escape(second)}</small>' if second else ''}</td>"
+
+
+def _figure(picture: Picture) -> str:
+    png = picture.path.read_bytes()
+    # A PNG's width is at a fixed place. Drawn at 200 dots an inch for print, it is shown at 120 on a screen.
+    width = int.from_bytes(png[16:20], "big") * 120 // DPI
+    encoded, caption = base64.b64encode(png).decode("ascii"), html.escape(picture.caption)
+    return (
+        f'<figure style="width: {width}px"><img src="data:image/png;base64,{encoded}" alt="{caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _run(one: Group, index: int) -> str:
+    run = one.runs[index]
+    name = html.escape(f"{one.label}, seed {run.get('seed')}")
+    config = html.escape(json.dumps(run.config, indent=2, ensure_ascii=False))
+    source = f'<span class="quiet">{html.escape(run.source)}</span>'
+    return f"<details><summary>{name} {source}</summary><pre>{config}</pre></details>"

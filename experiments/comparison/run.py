@@ -1,0 +1,119 @@
+"""One finished run, wherever its figures come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from experiments.comparison.series import Curve, Series, Wanted, learning_curve, of_curve
+
+AXES = ("wall", "bytes", "updates")
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "unset"
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        source: its directory, or its W&B path.
+        summary: figures of the finished run (`experiments.summary.summarise`).
+        config: its resolved configuration.
+        read: reads series whose names are wanted; called when a table or a figure needs them.
+
+    Raises:
+        ValueError: the summary has no target.
+    """
+
+    source: str
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    read: Callable[[Wanted], Series] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        target = self.summary.get("target")
+        if not isinstance(target, dict) or not {"metric", "value"} <= target.keys():
+            raise ValueError("it has no target metric, so it is no run of experiments.train")
+
+    @property
+    def scheme(self) -> str:
+        """The word that names its method."""
+        return str(self.get("scheme"))
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that has a target."""
+        return str(self.summary["target"]["metric"])
+
+    @property
+    def minimised(self) -> bool:
+        """Whether a smaller metric is better."""
+        return bool(self.summary["target"].get("mode") == "min")
+
+    @property
+    def final(self) -> float:
+        """The metric of the finished model, NaN where the summary has none."""
+        value = self.summary.get(self.metric)
+        return float("nan") if value is None else float(value)
+
+    @cached_property
+    def curve(self) -> Curve:
+        """The metric at every validation."""
+        return learning_curve(self.read(of_curve(self.metric)), self.metric, self.summary.get("startup_s"))
+
+    @cached_property
+    def arrivals(self) -> Series:
+        """Who arrived in each update and how stale; empty where no exchange was monitored."""
+        series = self.read(lambda name: name.startswith(("exchange/arrived/", "exchange/staleness/")))
+        arrived = [column for name, column in series.items() if name.startswith("exchange/arrived/")]
+        if not arrived:
+            return {}
+        updates = ~np.isnan(arrived[0])
+        return {name: column[updates] for name, column in series.items()}
+
+    def to_target(self, axis: str) -> float:
+        """Seconds, bytes or updates to the target: infinite where it was not reached, NaN where not measured."""
+        if axis == "wall" and "time_to_target_s" in self.summary:
+            reached_s = self.summary["time_to_target_s"]
+            return float("inf") if reached_s is None else float(reached_s)
+        at = self.curve.first_reach(self.summary["target"]["value"], self.minimised)
+        if at is None:
+            return float("inf") if len(self.curve.value) else float("nan")
+        return float(self.curve.spent(axis)[at])
+
+    def get(self, key: str) -> Any:
+        """Value at a dotted path in the summary or else in the configuration; MISSING where neither has it.
+
+        What a run says of itself goes first: `code.t` of a scheme without a code is not the one that was configured.
+
+        >>> summary = {"scheme": "ddp", "code": None, "target": {"metric": "val_acc", "value": 0.9}}
+        >>> run = Run("here", summary, {"code": {"t": 2}, "data": {"batch_size": 128}}, dict)
+        >>> run.get("scheme"), run.get("data.batch_size"), run.get("code.t"), run.get("nothing.there")
+        ('ddp', 128, None, unset)
+        """
+        value = _descend(self.summary, key)
+        return _descend(self.config, key) if value is MISSING else value
+
+
+def _descend(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        if node is None:
+            return None
+        if not isinstance(node, dict):
+            return MISSING
+        # YAML reads the worker in {1: 5.0} as a number.
+        node = node.get(part, node.get(int(part), MISSING) if part.isdigit() else MISSING)
+        if node is MISSING:
+            return MISSING
+    return node

@@ -1,0 +1,197 @@
+"""What is said of each group: median and range over seeds, the ratio to its baseline, and what may be concluded."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments.comparison.groups import Group
+from experiments.comparison.run import AXES, MISSING, Run
+from experiments.comparison.statistics import LEVEL, Comparison, Spread, adjusted, compare, spread
+
+NOTE = (
+    "Time since the start of fit, bytes over all links and updates are those to the target. Median over runs, "
+    "lowest..highest below it; a run that missed the target counts as slower than all that met it. Ratio to the "
+    "baseline: below 1 is cheaper. p: exact two-sided rank test (pairs are of the same seed), Holm-adjusted; "
+    f"* p <= {LEVEL}; few: no result of so many runs could have reached that."
+)
+# Narrower consoles get each range on two lines.
+_WIDE = 100
+_COST = {"wall": "time", "bytes": "bytes", "updates": "updates"}  # to the target
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group's figures.
+
+    Attributes:
+        group: the group.
+        final: the target metric of the finished models.
+        costs: axis -> cost to the target.
+        update_s: wall time of an update, in seconds.
+        baseline: what it is measured against; None where nothing is.
+        comparison: with that; None for the baseline itself and where a cost is missing.
+    """
+
+    group: Group
+    final: Spread | None
+    costs: dict[str, Spread | None]
+    update_s: Spread | None
+    baseline: Group | None
+    comparison: Comparison | None
+
+
+def rows(groups: Sequence[Group], baselines: Mapping[int, Group], axis: str) -> list[Row]:
+    """Figures of every group, compared by what the target cost on `axis`: wall, bytes or updates."""
+    compared = {}
+    for index, one in enumerate(groups):
+        base = baselines.get(index)
+        if base is not None and base is not one and (comparison := compare(_costs(one, axis), _costs(base, axis))):
+            compared[index] = comparison
+    compared = adjusted(compared)
+    return [
+        Row(
+            one,
+            spread([run.final for run in one.runs]),
+            {name: spread([run.to_target(name) for run in one.runs]) for name in AXES},
+            spread([_update_s(run) for run in one.runs]),
+            baselines.get(index),
+            compared.get(index),
+        )
+        for index, one in enumerate(groups)
+    ]
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table as text; a cell's second line is the range over runs."""
+    metrics = {row.group.metric for row in rows}
+    header = [
+        "group",
+        "runs",
+        metrics.pop() if len(metrics) == 1 else "metric",
+        *_COST.values(),
+        "an update",
+        "ratio",
+        "p",
+    ]
+    return header, [_cells(row, name_metric=bool(metrics)) for row in rows]
+
+
+def _cells(row: Row, name_metric: bool) -> list[str]:
+    final = _spread(row.final, lambda _: (1.0, ""), digits=4)
+    runs = f"{len(row.group.runs)}"
+    missed = row.costs["updates"].missed if row.costs["updates"] else 0
+    return [
+        row.group.label,
+        f"{runs}\n{missed} missed" if missed else runs,
+        f"{row.group.metric} {final}" if name_metric else final,
+        _spread(row.costs["wall"], _seconds),
+        _spread(row.costs["bytes"], bytes_unit),
+        _spread(row.costs["updates"], lambda _: (1.0, "")),
+        _spread(row.update_s, _seconds),
+        _ratio(row),
+        _p(row),
+    ]
+
+
+def show(console: Console, rows: Sequence[Row], title: str) -> None:
+    """Print the table."""
+    header, lines = cells(rows)
+    table = Table(
+        title=title, title_justify="left", caption=NOTE, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for name in header:
+        table.add_column(name, justify="left" if name == "group" else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*(line if console.width >= _WIDE else (cell.replace("..", "\n..") for cell in line)))
+    console.print(table)
+
+
+def write_csv(path: Path, groups: Sequence[Group]) -> None:
+    """One line for each run: where it is, its group, and its own figures; costs in seconds, bytes and updates."""
+    keys = list(groups[0].values)
+    names = ("updates", "wall_s", "update_s_mean", "bytes_up", "bytes_down", "staleness_mean", "dropped_codewords")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["run", "group", *keys, "seed", "metric", "final", *(f"{axis}_to_target" for axis in AXES), *names]
+        )
+        for one in groups:
+            for run in one.runs:
+                figures = [
+                    run.final,
+                    *(run.to_target(axis) for axis in AXES),
+                    *(run.summary.get(name) for name in names),
+                ]
+                labels = [run.source, one.label, *one.values.values(), run.get("seed"), run.metric]
+                writer.writerow([*labels, *map(_plain, figures)])
+
+
+def _plain(figure: float | None) -> float | int | str:
+    if figure is None or math.isnan(figure):
+        return ""
+    return int(figure) if float(figure).is_integer() else figure
+
+
+def _costs(one: Group, axis: str) -> list[tuple[object, float]]:
+    return [(run.get("seed"), run.to_target(axis)) for run in one.runs]
+
+
+def _update_s(run: Run) -> float:
+    value = run.get("update_s_mean")
+    return float("nan") if value in (None, MISSING) else float(value)
+
+
+def _ratio(row: Row) -> str:
+    if row.baseline is row.group:
+        return "base"
+    if row.comparison is None or not math.isfinite(row.comparison.ratio):
+        return "-"
+    return f"{row.comparison.ratio:.2f}"
+
+
+def _p(row: Row) -> str:
+    if row.comparison is None:
+        return ""
+    n = "+".join(map(str, row.comparison.n)) + (" pairs" if row.comparison.paired else " runs")
+    if row.comparison.too_few:
+        return f"few\n{n}"
+    return f"{row.comparison.p:.2g}{'*' if row.comparison.significant else ''}\n{n}"
+
+
+def _spread(value: Spread | None, unit_of: Callable[[float], tuple[float, str]], digits: int = 3) -> str:
+    if value is None:
+        return "-"
+    if math.isinf(value.low):
+        return "missed"
+    scale, unit = unit_of(value.low if math.isinf(value.median) else value.median)
+    middle = _number(value.median / scale, digits)
+    first = middle if middle == "missed" else f"{middle} {unit}".strip()
+    return first if value.n == 1 else f"{first}\n{_number(value.low / scale)}..{_number(value.high / scale)}"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    if math.isinf(value):
+        return "missed"
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
+def _seconds(value: float) -> tuple[float, str]:
+    return (0.001, "ms") if value < 1 else (1.0, "s") if value < 120 else (60.0, "min")
+
+
+def bytes_unit(count: float) -> tuple[float, str]:
+    """(bytes, name) of the unit in which `count` reads best.
+
+    >>> bytes_unit(56_000_000.0)
+    (1000000.0, 'MB')
+    """
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    return next((unit for unit in units if count >= unit[0]), (1.0, "B"))
