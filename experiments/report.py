@@ -40,12 +40,12 @@ def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
             ),
             ("waiting", _waiting(summary)),
         ]
-    if summary["inclusion_rate"] is not None:
-        lines += [
-            ("staleness", _staleness(summary)),
-            ("inclusion rate", _inclusion(summary["inclusion_rate"])),
-            ("lost workers", _failures(summary["failures"])),
-        ]
+        if summary["inclusion_rate"] is not None:
+            lines += [
+                ("staleness", _staleness(summary)),
+                ("inclusion rate", _inclusion(summary["inclusion_rate"])),
+                ("lost workers", _failures(summary["failures"])),
+            ]
     if code is not None:
         lines.append(("cost", _cost(code)))
     return lines
