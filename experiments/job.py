@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import wandb_run
 from experiments.data import Digits, StdlibText, Vision
+from experiments.peers import AllReduceMonitor, DDPPeer
 from experiments.sizes import refuse_sizes
 from experiments.summary import git_revision, versions
 from experiments.targets import TargetTimer
@@ -24,13 +25,13 @@ Kind = TypeVar("Kind", bound=Callback)
 
 @dataclass(frozen=True)
 class Job:
-    """One run, ready to train; `code`, `wait_for` and `monitor` are None where the scheme is not one of ours."""
+    """One run, ready to train; `code` and `wait_for` are None where the scheme is not one of ours."""
 
     model: LightningModule
     data: Digits | StdlibText | Vision
     trainer: Trainer
     timer: TargetTimer | None
-    monitor: ExchangeMonitor | None
+    monitor: ExchangeMonitor | AllReduceMonitor | None
     code: Code | None
     wait_for: int | None
 
@@ -55,21 +56,22 @@ def assemble(cfg: DictConfig) -> Job:
         )
     data.setup()
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]
+    if isinstance(strategy, DDPPeer):
+        callbacks.append(AllReduceMonitor())
     trainer = instantiate(cfg.trainer, _convert_="all", _partial_=True)(
         strategy=strategy, callbacks=callbacks, logger=_loggers(cfg, strategy)
     )
     code = strategy.code if isinstance(strategy, LWPDStrategy) else None
-    if code is not None and data.batch_size % code.data_parts:
-        raise ValueError(
-            f"data.batch_size={data.batch_size} is not divisible by the code's {code.data_parts} data parts: "
-            f"use a multiple of {code.data_parts}."
-        )
+    parts = code.data_parts if code is not None else trainer.world_size
+    if data.batch_size % parts:
+        whose = f"the code's {parts} data parts" if code is not None else f"the {parts} ranks"
+        raise ValueError(f"data.batch_size={data.batch_size} is not divisible by {whose}: use a multiple of {parts}.")
     return Job(
         model=model,
         data=data,
         trainer=trainer,
         timer=_only(callbacks, TargetTimer),
-        monitor=_only(callbacks, ExchangeMonitor),
+        monitor=_only(callbacks, AllReduceMonitor if isinstance(strategy, DDPPeer) else ExchangeMonitor),
         code=code,
         wait_for=strategy.settings.wait_for if isinstance(strategy, LWPDStrategy) else None,
     )

@@ -14,7 +14,7 @@ from lwpd_lightning import Code
 
 def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:
     """Print the table of `summary`, a document that `experiments.summary.summarise` made."""
-    table = Table(title=f"what the code bought: {_method(summary)}", title_justify="left", show_header=False)
+    table = Table(title=_title(summary), title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows(summary, code):
@@ -37,21 +37,24 @@ def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
                 "all workers together",
             ),
             ("waiting", _waiting(summary)),
-            ("staleness", _staleness(summary)),
-            ("inclusion rate", _inclusion(summary["inclusion_rate"])),
-            ("lost workers", _failures(summary["failures"])),
         ]
+        if summary["inclusion_rate"] is not None:
+            lines += [
+                ("staleness", _staleness(summary)),
+                ("inclusion rate", _inclusion(summary["inclusion_rate"])),
+                ("lost workers", _failures(summary["failures"])),
+            ]
     if code is not None:
         lines.append(("cost", compute_cost(code)))
     return lines
 
 
-def _method(summary: dict[str, Any]) -> str:
+def _title(summary: dict[str, Any]) -> str:
     code = summary["code"]
     if code is None:
-        return f"scheme {summary['scheme']}, {summary['world_size']} workers"
+        return f"what it took: scheme {summary['scheme']}, {summary['world_size']} ranks, no code"
     return (
-        f"scheme {summary['scheme']}, n={code['n']} k={code['k']} t={code['t']} "
+        f"what the code bought: scheme {summary['scheme']}, n={code['n']} k={code['k']} t={code['t']} "
         f"(A={code['A']} data parts, B={code['B']} blocks), K={summary['wait_for']}"
     )
 
@@ -88,8 +91,10 @@ def _upload(summary: dict[str, Any]) -> str:
 
 
 def _waiting(summary: dict[str, Any]) -> str:
+    awaited = summary["arrivals_mean"]
+    whom = "all ranks' gradients" if awaited is None else f"{awaited:.1f} codewords on average"
     return (
-        f"{1000 * summary['wait_s_mean']:.1f} ms an update for {summary['arrivals_mean']:.1f} codewords on average, "
+        f"{1000 * summary['wait_s_mean']:.1f} ms an update for {whom}, "
         f"beside {1000 * summary['compute_s_mean']:.1f} ms of a worker's own computing"
     )
 

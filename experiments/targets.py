@@ -40,7 +40,8 @@ class TargetTimer(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._started = time.perf_counter()
+        # A strategy that starts its ranks before this hook says when it did.
+        self._started = getattr(trainer.strategy, "started_at", time.perf_counter())
         self.reached_s = None
         self.best = None
 

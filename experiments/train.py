@@ -76,6 +76,9 @@ def _trained(cfg: DictConfig) -> dict[str, Any]:
             if job.trainer.fit_loop.epoch_progress.total.ready:  # training had begun
                 raise
             _refuse(error)
+        if not job.trainer.is_global_zero:  # another machine's rank, which has done its part
+            finished = True
+            return {}
         metrics = job.trainer.validate(job.model, datamodule=job.data, verbose=False)[0]
         summary = summarise(cfg, job, dict(metrics), wall_s=time.perf_counter() - started)
         directory = Path(cfg.paths.run_dir)

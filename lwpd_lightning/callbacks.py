@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
+from lwpd_lightning.stragglers import StragglerModel
+
 if TYPE_CHECKING:
     from lwpd_lightning.exchange.coordinator import Failure, Update
 
@@ -26,28 +28,30 @@ class WorkerCallback(pl.Callback):
 
 
 class StragglerInjector(WorkerCallback):
-    """Makes chosen workers slow: the codeword is computed, then held back.
+    """Makes workers late for real: a computed codeword is held back as long as ``model`` says.
 
     Args:
-        delays: worker -> extra seconds for every codeword.
-        slowdown: worker -> factor (>= 1) on its computing time.
+        model: the delays, in seconds, by worker and version.
 
     Raises:
-        ValueError: for a negative delay or a factor below 1.
+        ValueError: at setup, where the model does not fit the number of workers.
     """
 
-    def __init__(self, delays: Mapping[int, float] | None = None, slowdown: Mapping[int, float] | None = None) -> None:
-        self._delays, self._slowdown = dict(delays or {}), dict(slowdown or {})
-        for worker, seconds in self._delays.items():
-            if seconds < 0:
-                raise ValueError(f"delays[{worker}]={seconds} is negative: use seconds >= 0.")
-        for worker, factor in self._slowdown.items():
-            if factor < 1:
-                raise ValueError(f"slowdown[{worker}]={factor} would be faster than real: use a factor >= 1.")
+    def __init__(self, model: StragglerModel) -> None:
+        self.model = model
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a model that is not for this many workers."""
+        code = getattr(trainer.strategy, "code", None)
+        self.model.check(code.n if code is not None else trainer.world_size)
 
     def on_codeword_end(self, trainer: pl.Trainer, worker: int, version: int, compute_s: float) -> None:
         """Sleep as long as this worker is late."""
-        time.sleep(self._delays.get(worker, 0.0) + (self._slowdown.get(worker, 1.0) - 1.0) * compute_s)
+        self.hold_back(worker, version, compute_s)
+
+    def hold_back(self, worker: int, step: int, compute_s: float) -> None:
+        """Sleep as long as ``worker`` is late at ``step``, for which it computes ``compute_s`` seconds."""
+        time.sleep(self.model.delay_s(worker, step, compute_s))
 
 
 class FaultInjector(WorkerCallback):

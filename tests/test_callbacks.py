@@ -13,6 +13,7 @@ from lwpd_lightning import callbacks
 from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, StragglerInjector
 from lwpd_lightning.exchange.coordinator import Failure, Update
 from lwpd_lightning.exchange.rule import Arrival
+from lwpd_lightning.stragglers import SlowTail, SlowWorkers
 
 
 def update(version=0, **changed):
@@ -39,27 +40,24 @@ def update(version=0, **changed):
 # Stragglers.
 
 
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"delays": {1: 0.1, 2: -0.5}}, "delays[2]=-0.5 is negative: use seconds >= 0."),
-        ({"slowdown": {3: 0.9}}, "slowdown[3]=0.9 would be faster than real: use a factor >= 1."),
-        ({"slowdown": {0: -2}}, "slowdown[0]=-2 would be faster than real: use a factor >= 1."),
-    ],
-)
-def test_impossible_delays_are_refused(given, sentence):
-    with pytest.raises(ValueError, match=r"\.$") as caught:
-        StragglerInjector(**given)
-    assert str(caught.value) == sentence
-
-
-def test_chosen_workers_are_held_back_and_no_others(monkeypatch):
+def test_a_worker_is_held_back_as_long_as_the_model_says(monkeypatch):
     slept = []
     monkeypatch.setattr(callbacks.time, "sleep", slept.append)
-    injector = StragglerInjector(delays={1: 0.25, 2: 0.5}, slowdown={2: 3.0, 3: 1.0})
-    for worker in range(5):
+    injector = StragglerInjector(SlowTail(probability=0.5, seconds=2.0, seed=3))
+    for worker in range(8):
         injector.on_codeword_end(None, worker, 7, compute_s=2.0)
-    assert slept == [0.0, 0.25, 4.5, 0.0, 0.0]
+    assert slept == [injector.model.delay_s(worker, 7, 2.0) for worker in range(8)]
+    assert set(slept) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "workers"), [(SimpleNamespace(), 8), (SimpleNamespace(code=SimpleNamespace(n=7)), 7)]
+)
+def test_a_model_that_does_not_fit_is_refused_at_setup(strategy, workers):
+    trainer = SimpleNamespace(strategy=strategy, world_size=8)
+    StragglerInjector(SlowWorkers(slowdown={workers - 1: 2.0})).setup(trainer, None, "fit")
+    with pytest.raises(ValueError, match=f"names worker {workers}, but the run has workers 0 to {workers - 1}"):
+        StragglerInjector(SlowWorkers(slowdown={workers: 2.0})).setup(trainer, None, "fit")
 
 
 # Faults.

@@ -66,6 +66,14 @@ def test_a_run_without_a_coded_exchange_has_no_lines_about_it():
     assert lines["result"] == "val_acc not measured after 40 updates (target not reached: 0.9)"
 
 
+def test_a_run_by_all_reduce_has_lines_about_bytes_and_waiting_only():
+    coded = ("code", "wait_for", "staleness_mean", "staleness_max", "inclusion_rate", "failures", "arrivals_mean")
+    lines = dict(rows({**MEASURED, **dict.fromkeys(coded)}, None))
+
+    assert set(lines) == {"result", "time", "upload", "whole run", "waiting"}
+    assert lines["waiting"] == "4.0 ms an update for all ranks' gradients, beside 2.0 ms of a worker's own computing"
+
+
 def test_a_document_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "summary.json"
     write_atomically(path, {"updates": 1})
