@@ -121,7 +121,7 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["scheme=local", "code.t=3"], "t=3 does not divide k=4"),
         (["scheme=gradient_coding", "scheme.strategy.code.repetition=fractional"], "repetition='fractional' with"),
         (["scheme=gradient_coding", "scheme.strategy.stale=apply"], "stale='apply' with decoder='exact'"),
-        (["scheme=gradient_coding", "code.wait_for=9"], "wait_for=9 is outside 1..8"),
+        (["scheme=gradient_coding", "code.wait_for=9"], "wait_for=9 is more than the n=8 workers"),
         (["scheme=sketch", "scheme.strategy.decoder=least_squares"], "decoder='least_squares' with Code"),
         (["data.batch_size=127"], "data.batch_size=127 is not divisible by the code's 2 data parts"),
         (["scheme=ddp", "data.batch_size=100"], "data.batch_size=100 is not divisible by the 8 ranks: use a multiple"),
