@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from experiments.job import Job
 
+RESULT = "result/"  # before the names of summary.json's figures in a W&B run's summary
 _STEP = "trainer/global_step"
 _BEST = {"val_acc": "max", "val_loss": "min", "val_bpc": "min", "train_loss": "min"}
 
@@ -55,7 +56,7 @@ def conclude(job: Job, summary: dict[str, Any], directory: Path) -> None:
         for name, path in pictures.items():
             if path is not None:
                 logger.log_image(f"figures/{name}", [str(path)], step=job.trainer.global_step)
-        logger.experiment.summary.update({f"result/{name}": value for name, value in figures.items()})
+        logger.experiment.summary.update({f"{RESULT}{name}": value for name, value in figures.items()})
 
 
 def _of_wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.comparison.run import Run
 from experiments.comparison.series import columns
+from experiments.wandb_run import RESULT
 
 
 def offline_run(directory: Path) -> Run | None:
@@ -67,7 +68,8 @@ def _online_run(run: Any) -> Run:
 def _run(
     source: str, config: dict[str, Any], summary: dict[str, Any], history: Callable[[], list[dict[str, Any]]]
 ) -> Run:
-    return Run(source, {**_promised(config), **summary}, config, lambda wanted: columns(history(), wanted))
+    figures = {name.removeprefix(RESULT): value for name, value in summary.items() if name.startswith(RESULT)}
+    return Run(source, {**_promised(config), **figures}, config, lambda wanted: columns(history(), wanted))
 
 
 def _promised(config: dict[str, Any]) -> dict[str, Any]:

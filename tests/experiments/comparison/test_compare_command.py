@@ -105,6 +105,7 @@ def test_an_offline_wandb_run_says_what_the_csv_says(sweep):
 
     assert (read.scheme, read.get("seed"), read.get("code.t")) == (local.scheme, local.get("seed"), local.get("code.t"))
     assert read.config["data"] == local.config["data"]
+    assert read.final == local.final
     for axis in ("value", "updates", "wall", "bytes"):
         np.testing.assert_allclose(getattr(read.curve, axis), getattr(local.curve, axis), rtol=1e-6)
     assert len(read.curve.value) == 3
