@@ -28,6 +28,8 @@ _PARENT_CHECK_S = 0.5
 # A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
 _STOP_GRACE_S = 1.0
 _TERMINATE_GRACE_S = 5.0
+# How Hydra names a configuration folder that was given as --config-dir.
+_ASKED = "command-line"
 
 
 class WorkerProcess(Protocol):
@@ -184,11 +186,13 @@ def _hydra_job() -> tuple[list[str], str] | None:
     if not HydraConfig.initialized():
         return None
     config = HydraConfig.get()
+    quoted = config.runtime.output_dir.replace("'", "\\'")  # a directory may hold what means something to Hydra
     return [
         f"--config-name={config.job.config_name}",
+        *(f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == _ASKED),
         *config.overrides.task,
         "hydra.mode=RUN",
-        f"hydra.run.dir={config.runtime.output_dir}",
+        f"hydra.run.dir='{quoted}'",
         "hydra.output_subdir=null",
     ], config.runtime.cwd
 
