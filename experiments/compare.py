@@ -8,6 +8,7 @@ without a network.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,10 @@ def _compare(options: argparse.Namespace) -> None:
 
     if options.report and not options.online:
         raise ValueError("--report writes to W&B: name the project with --online entity/project.")
+    if options.report and importlib.util.find_spec("wandb_workspaces") is None:
+        raise ValueError(
+            "--report needs wandb_workspaces, which is not installed: pip install 'lwpd-lightning[report]'"
+        )
     runs, left_out = _read(options)
     groups = group(runs, options.group_by.split(",") if options.group_by else None)
     against = baselines(groups, options.baseline)

@@ -11,8 +11,11 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.data import Digits, StdlibText
+from experiments import wandb_run
+from experiments.data import Digits, StdlibText, Vision
 from experiments.peers import AllReduceMonitor, DDPPeer
+from experiments.sizes import refuse_sizes
+from experiments.summary import git_revision, versions
 from experiments.targets import TargetTimer
 from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
@@ -25,7 +28,7 @@ class Job:
     """One run, ready to train; `code` and `wait_for` are None where the scheme is not one of ours."""
 
     model: LightningModule
-    data: Digits | StdlibText
+    data: Digits | StdlibText | Vision
     trainer: Trainer
     timer: TargetTimer | None
     monitor: ExchangeMonitor | AllReduceMonitor | None
@@ -41,6 +44,7 @@ def assemble(cfg: DictConfig) -> Job:
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
+    refuse_sizes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = _build(cfg.scheme.strategy)
     data = _build(cfg.data)
@@ -48,14 +52,14 @@ def assemble(cfg: DictConfig) -> Job:
     if model.learns != data.learns:
         raise ValueError(
             f"model {type(model).__name__} learns {model.learns}, data {type(data).__name__} holds {data.learns}: "
-            "use model=mlp or cnn with data=digits, model=gpt with data=stdlib_text."
+            "use model=mlp or cnn with data=digits or another of images, model=gpt with data=stdlib_text."
         )
     data.setup()
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]
     if isinstance(strategy, DDPPeer):
         callbacks.append(AllReduceMonitor())
     trainer = instantiate(cfg.trainer, _convert_="all", _partial_=True)(
-        strategy=strategy, callbacks=callbacks, logger=_build_all(cfg.logger)
+        strategy=strategy, callbacks=callbacks, logger=_loggers(cfg, strategy)
     )
     code = strategy.code if isinstance(strategy, LWPDStrategy) else None
     parts = code.data_parts if code is not None else trainer.world_size
@@ -74,23 +78,36 @@ def assemble(cfg: DictConfig) -> Job:
 
 
 def record_configuration(cfg: DictConfig, job: Job) -> None:
-    """Give every logger the resolved configuration, the words that chose its groups, and the facts of the data."""
+    """Give every logger the resolved configuration, the words that chose its groups, and what data and code run."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     resolved["data"]["facts"] = job.data.facts
+    resolved |= {"git_revision": git_revision(), "versions": versions()}
     if HydraConfig.initialized():
         choices = HydraConfig.get().runtime.choices.items()
         resolved["choices"] = {group: word for group, word in choices if not group.startswith("hydra/")}
     for logger in job.trainer.loggers:
         logger.log_hyperparams(resolved)
+    wandb_run.begin(job.trainer.loggers)
 
 
-def _build(node: DictConfig) -> Any:
-    return instantiate(node, _convert_="all")
+def _loggers(cfg: DictConfig, strategy: Any) -> list[Any]:
+    code = strategy.settings.code if isinstance(strategy, LWPDStrategy) else None
+    name = f"n={cfg.code.n}" if code is None else f"{code.family}({code.n},{code.k},{code.t})"
+    described = {"lightning.pytorch.loggers.WandbLogger": wandb_run.identity(cfg, name)}
+    return [_build(node, **described.get(node._target_, {})) for node in _objects(cfg.logger)]
+
+
+def _build(node: DictConfig, **arguments: Any) -> Any:
+    return instantiate(node, _convert_="all", **arguments)
+
+
+def _objects(nodes: Any) -> list[DictConfig]:
+    # A group may hold plain settings beside its objects, and an object may be switched off with null.
+    return [node for node in nodes.values() if isinstance(node, DictConfig) and "_target_" in node]
 
 
 def _build_all(nodes: Any) -> list[Any]:
-    # A group may hold plain settings beside its objects, and an object may be switched off with null.
-    return [_build(node) for node in nodes.values() if isinstance(node, DictConfig) and "_target_" in node]
+    return [_build(node) for node in _objects(nodes)]
 
 
 def _only(callbacks: list[Callback], kind: type[Kind]) -> Kind | None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-# Importable name of each module that only the extra brings.
-EXTRA = ("hydra", "matplotlib", "omegaconf", "rich", "scipy", "sklearn", "torchmetrics", "wandb")
+from importlib.metadata import version
+
+# Importable name of each module that only an extra brings, and what to install instead of giving up.
+EXTRAS = {
+    **dict.fromkeys(
+        ("hydra", "matplotlib", "omegaconf", "rich", "scipy", "sklearn", "torchmetrics", "wandb"), "experiments"
+    ),
+    "torchvision": "vision",
+    "transformers": "examples",
+}
+# Where something that needs no extra does as well.
+_ALTERNATIVES = {"torchvision": ", or use data=digits"}
 
 
 def refusal(error: BaseException) -> str | None:
     """Sentence that says why a configuration cannot run, or None where `error` is a defect and needs its traceback.
 
-    Refusals are the ValueErrors and Lightning's MisconfigurationExceptions at the root of `error`'s causes, and
-    modules that are not installed.
+    Refusals are the ValueErrors and Lightning's MisconfigurationExceptions at the root of `error`'s causes, modules
+    that are not installed, and a torchvision made for another torch, since torchmetrics imports any that there is.
 
     >>> try:
     ...     raise RuntimeError("instantiating scheme.strategy") from ValueError("t=3 does not divide k=8.")
@@ -26,6 +36,11 @@ def refusal(error: BaseException) -> str | None:
         error = error.__cause__
     if isinstance(error, ModuleNotFoundError):
         return _missing(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("operator torchvision::"):
+        return (
+            f"The installed torchvision was not made for torch {version('torch')}: "
+            "pip install the one that was, as 'lwpd-lightning[vision]' does, or uninstall it and use data=digits."
+        )
     if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
         return str(error)
     return None
@@ -33,7 +48,8 @@ def refusal(error: BaseException) -> str | None:
 
 def _missing(error: ModuleNotFoundError) -> str | None:
     # Lightning raises the error itself, without a name, for the loggers it wraps.
-    named = [error.name.partition(".")[0]] if error.name else [module for module in EXTRA if module in str(error)]
-    if not set(named) & set(EXTRA):
+    named = [error.name.partition(".")[0]] if error.name else [module for module in EXTRAS if module in str(error)]
+    if not named or named[0] not in EXTRAS:
         return None
-    return f"{named[0]} is not installed: pip install 'lwpd-lightning[experiments]'"
+    module = named[0]
+    return f"{module} is not installed: pip install 'lwpd-lightning[{EXTRAS[module]}]'{_ALTERNATIVES.get(module, '')}"

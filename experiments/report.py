@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from experiments.code_facts import exactness, recovery, worker_loads
 from lwpd_lightning import Code
-
-# Arrival sets that are tried one by one; beyond that a seeded sample of as many.
-_MAX_SETS = 2000
 
 
 def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:
@@ -36,18 +33,19 @@ def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
             ("upload", _upload(summary)),
             (
                 "whole run",
-                f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down, all workers together",
+                f"{readable_bytes(summary['bytes_up'])} up, {readable_bytes(summary['bytes_down'])} down, "
+                "all workers together",
             ),
             ("waiting", _waiting(summary)),
         ]
-    if summary["inclusion_rate"] is not None:
-        lines += [
-            ("staleness", _staleness(summary)),
-            ("inclusion rate", _inclusion(summary["inclusion_rate"])),
-            ("lost workers", _failures(summary["failures"])),
-        ]
+        if summary["inclusion_rate"] is not None:
+            lines += [
+                ("staleness", _staleness(summary)),
+                ("inclusion rate", _inclusion(summary["inclusion_rate"])),
+                ("lost workers", _failures(summary["failures"])),
+            ]
     if code is not None:
-        lines.append(("cost", _cost(code)))
+        lines.append(("cost", compute_cost(code)))
     return lines
 
 
@@ -79,25 +77,17 @@ def _time(summary: dict[str, Any]) -> str:
 
 
 def _arrivals(code: Code, wait_for: int | None) -> str:
-    if len(code.cycle) > 1:
-        return f"a sketch: an update shows one direction of {code.blocks}, any {code.blocks} updates in a row show all"
-    profile = code.recovery_profile(max_sets=_MAX_SETS)
-    always = min((arrived for arrived, share in profile.items() if share == 1.0), default=None)
-    if always is None:
-        text = "the exact gradient cannot be had even from all codewords"
-    else:
-        of = "any" if math.comb(code.n, always) <= _MAX_SETS else f"each of {_MAX_SETS} sampled sets of"
-        text = f"the exact gradient can be had from {of} {always} of {code.n} codewords"
-    if wait_for is not None and profile[wait_for] < 1:
-        text += f", and from {profile[wait_for]:.0%} of the sets of K={wait_for}"
+    worth = recovery(code)
+    text = f"the exact gradient can be had {exactness(code, worth)}"
+    if wait_for is not None and 0 < (share := worth[wait_for - 1].share) < 1:
+        text += f", and from {share:.0%} of the sets of K={wait_for}"
     return text
 
 
 def _upload(summary: dict[str, Any]) -> str:
     codeword, gradient = summary["bytes_up_per_update_per_worker"], summary["gradient_bytes"]
-    return (
-        f"{_bytes(codeword)} a worker and update, {codeword / gradient:.0%} of the whole gradient ({_bytes(gradient)})"
-    )
+    whole = f"{codeword / gradient:.0%} of the whole gradient ({readable_bytes(gradient)})"
+    return f"{readable_bytes(codeword)} a worker and update, {whole}"
 
 
 def _waiting(summary: dict[str, Any]) -> str:
@@ -127,13 +117,19 @@ def _failures(failures: list[dict[str, Any]]) -> str:
     return "; ".join(f"worker {lost['worker']} after update {lost['update']} ({lost['reason']})" for lost in failures)
 
 
-def _cost(code: Code) -> str:
-    shares = [len(code.parts(worker)) / code.data_parts for worker in range(code.n)]
-    extent = f"{min(shares):.0%}" if min(shares) == max(shares) else f"{min(shares):.0%} to {max(shares):.0%}"
-    return f"each worker computes {extent} of every batch, all together {sum(shares):.3g} batches an update"
+def compute_cost(code: Code) -> str:
+    """What redundancy costs: the share of the batch that a worker computes, and the sum over all workers."""
+    loads = worker_loads(code)
+    extent = f"{min(loads):.0%}" if min(loads) == max(loads) else f"{min(loads):.0%} to {max(loads):.0%}"
+    return f"each worker computes {extent} of every batch, all together {sum(loads):.3g} batches an update"
 
 
-def _bytes(count: float) -> str:
+def readable_bytes(count: float) -> str:
+    """A number of bytes with three digits and a decimal unit.
+
+    >>> readable_bytes(172_032)
+    '172 kB'
+    """
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

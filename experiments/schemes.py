@@ -21,6 +21,8 @@ def local_code_of_size(n: int, k: int, t: int) -> Code:
     if t < 1 or k % t:
         divisors = ", ".join(str(divisor) for divisor in range(1, k + 1) if k % divisor == 0)
         raise ValueError(f"t={t} does not divide k={k}: use t in {divisors}.")
+    if n == k // t and t > 1:
+        raise ValueError(f"n={n}, k={k}, t={t} leaves one worker a data part, which is a sketch: use scheme=sketch.")
     return local_code(n, data_parts=k // t, blocks=t)
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
     return {
         "task_name": cfg.task_name,
         "tags": list(cfg.tags),
+        "overrides": job_overrides(),
         "scheme": cfg.scheme.name,
         "code": _sizes(job),
         "wait_for": job.wait_for,
@@ -68,7 +71,7 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         **dict.fromkeys(EXCHANGE),
         **(job.monitor.summary() if job.monitor else {}),
         "git_revision": git_revision(),
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": versions(),
     }
 
 
@@ -77,6 +80,20 @@ def _sizes(job: Job) -> dict[str, Any] | None:
     if code is None:
         return None
     return {"family": code.family, "n": code.n, "k": code.k, "t": code.t, "A": code.data_parts, "B": code.blocks}
+
+
+def job_overrides() -> list[str] | None:
+    """What tells this run from others of its sweep: its overrides on the command line; None outside of Hydra."""
+    return without_sweep(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+
+
+def without_sweep(overrides: Sequence[str]) -> list[str]:
+    """Overrides but for those that are about the sweep itself.
+
+    >>> without_sweep(["code=lwpd_8_4_2", "sweep.resume=true", "sweep=code_size"])
+    ['code=lwpd_8_4_2', 'sweep=code_size']
+    """
+    return [override for override in overrides if not override.startswith("sweep.")]
 
 
 def write_atomically(path: Path, document: dict[str, Any]) -> None:
@@ -104,12 +121,12 @@ def git_revision() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Installed version of each library that a result depends on.
+    """Version of Python and of each installed library that a result depends on.
 
     >>> "torch" in versions()
     True
     """
-    found = {}
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = version(name)

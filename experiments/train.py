@@ -1,5 +1,7 @@
 """Train a model with coded gradient exchange: `python -m experiments.train`, or `lwpd-train` when installed.
 
+With `-m` (a sweep) each job is such a command of its own; see `experiments.sweep`.
+
 Rank 0 is this process; the strategy starts the other workers and ends them, so what follows reads as single-process
 Lightning code. Files go to a new folder under `outputs/` in the current directory; `summary.json` is the last one.
 """
@@ -21,6 +23,8 @@ except ModuleNotFoundError as error:
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
+from experiments import sweep
+
 # A checkout has conf/ beside experiments/; an installation has it inside of the package.
 _SOURCE = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_PATH = str(_SOURCE) if (_SOURCE / "train.yaml").is_file() else "pkg://lwpd_lightning.conf"
@@ -29,25 +33,43 @@ CONFIG_PATH = str(_SOURCE) if (_SOURCE / "train.yaml").is_file() else "pkg://lwp
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and validate what `cfg` describes, write `summary.json` and print what the code bought.
 
+    A run that fails leaves a `failure.json` instead, which holds the last line of its traceback.
+
     Returns:
         The summary.
 
     Raises:
         CompactHydraException: the configuration cannot run; its message is one sentence that says why.
     """
+    try:
+        return _trained(cfg)
+    except Exception as error:
+        sweep.record_failure(Path(cfg.paths.run_dir), error)
+        raise
+
+
+def _trained(cfg: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         # Lightning takes seconds to import, and `--help` needs none of it.
         from experiments.job import assemble, record_configuration
+        from experiments.panel import announce
         from experiments.report import show
         from experiments.summary import summarise, write_atomically
+        from experiments.wandb_run import conclude
+        from lwpd_lightning.launcher import watch_parent
 
+        waiting = sweep.waiting_process()
+        if waiting is not None:
+            watch_parent(waiting)
         job = assemble(cfg)
     except Exception as error:
         _refuse(error)
     finished = False
     try:
         record_configuration(cfg, job)
+        if job.trainer.is_global_zero:
+            announce(job, cfg.scheme.name)
         try:
             job.trainer.fit(job.model, datamodule=job.data, ckpt_path=cfg.ckpt_path)
         except Exception as error:
@@ -59,12 +81,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             return {}
         metrics = job.trainer.validate(job.model, datamodule=job.data, verbose=False)[0]
         summary = summarise(cfg, job, dict(metrics), wall_s=time.perf_counter() - started)
+        directory = Path(cfg.paths.run_dir)
+        if job.trainer.is_global_zero:
+            conclude(job, summary, directory)
+            write_atomically(directory / sweep.SUMMARY, summary)
+            (directory / sweep.FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
         finished = True
     finally:
         _finish_wandb(exit_code=0 if finished else 1)
     if job.trainer.is_global_zero:
-        directory = Path(cfg.paths.run_dir)
-        write_atomically(directory / "summary.json", summary)
         show(summary, job.code, directory)
     return summary
 
@@ -77,15 +102,27 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 def _finish_wandb(exit_code: int) -> None:
-    # The next job of a sweep would go on writing to this one's run.
+    # W&B marks a run that ends with another exit code than 0 as failed.
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish(exit_code=exit_code)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Command line; exit status 1 and one sentence where the configuration cannot run."""
-    run(cfg)
+def _command(cfg: DictConfig) -> None:
+    if sweep.is_job_of_sweep():
+        sweep.run_job(cfg)
+    elif cfg.sweep.resume:
+        raise CompactHydraException("sweep.resume=true continues a sweep, and this is a single run: add -m.")
+    else:
+        run(cfg)
+
+
+def main() -> None:
+    """Command line; exit status 1 and one sentence where the configuration cannot run, 130 after Ctrl-C."""
+    try:
+        _command()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

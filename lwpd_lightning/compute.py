@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,7 @@ class CodewordComputation:
 
 def closure_loss(output: Any) -> Tensor:
     """The loss in what a training_step returned; raises RuntimeError where there is none."""
-    loss = output.get("loss") if isinstance(output, dict) else output
+    loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor):
         raise RuntimeError("training_step returned no loss: coded exchange needs the mean loss of every data part.")
     return loss

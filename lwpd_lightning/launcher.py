@@ -28,6 +28,8 @@ _PARENT_CHECK_S = 0.5
 # A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
 _STOP_GRACE_S = 1.0
 _TERMINATE_GRACE_S = 5.0
+# How Hydra names a configuration folder that was given as --config-dir.
+_ASKED = "command-line"
 
 
 class WorkerProcess(Protocol):
@@ -112,6 +114,10 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     # What rank 0 left as garbage must not be collected here: a destructor may join a thread that only rank 0 has.
     gc.freeze()
+    # While rich shows a live display, as Lightning's default progress bar does, prints go through its lock, which may
+    # have been held by a thread that is not there in a fork.
+    sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; rank 0 ends the workers
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks, for whoever asks why a rank hangs
@@ -180,11 +186,13 @@ def _hydra_job() -> tuple[list[str], str] | None:
     if not HydraConfig.initialized():
         return None
     config = HydraConfig.get()
+    quoted = config.runtime.output_dir.replace("'", "\\'")  # a directory may hold what means something to Hydra
     return [
         f"--config-name={config.job.config_name}",
+        *(f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == _ASKED),
         *config.overrides.task,
         "hydra.mode=RUN",
-        f"hydra.run.dir={config.runtime.output_dir}",
+        f"hydra.run.dir='{quoted}'",
         "hydra.output_subdir=null",
     ], config.runtime.cwd
 

@@ -165,14 +165,17 @@ class CodedFit:
             epoch, following = epoch + 1, 0
         self._publish(epoch, following, void_older=False)
 
-    def stop(self) -> None:
-        """End the workers and put torch's thread count back; does nothing the second time."""
+    def stop(self, *, patient: bool = False) -> None:
+        """End the workers and put torch's thread count back; does nothing the second time.
+
+        ``patient``: wait until the last words have crossed slow links, for a fit that ended as it should.
+        """
         if self._stopped:
             return
         self._stopped = True
         try:
             if self._coordinator is not None:
-                self._coordinator.stop()
+                self._coordinator.stop(patient=patient)
         finally:
             self._store = None
             self._workers.end()

@@ -46,13 +46,14 @@ from lwpd_lightning.settings import ExchangeSettings
 aten = torch.ops.aten
 
 LEGEND = """\
-P parameters, n workers, k tasks, t tasks in a codeword; K codewords are waited
-for, s = n - K. In the first table encode and send are one worker's. The paper
-counts a gradient as k numbers where this counts P, and takes s for a share of
-k = n: its O(k/t) is P/t here, its O(nk) is P n s. Every scheme passes over the
-gradient once to fill its send buffer, which is not counted; error feedback
-(sketch) passes over its memory three times more. Adding codewords up, the rest
-of decoding, is the same for all: {added} multiply-adds."""
+Powers of 1.00 are not written. P parameters, n workers, k tasks, t tasks in a
+codeword; K codewords are waited for, s = n - K. In the first table encode and
+send are one worker's. The paper counts a gradient as k numbers where this
+counts P, and takes s for a share of k = n: its O(k/t) is P/t here, its O(nk)
+is P n s. Every scheme passes over the gradient once to fill its send buffer,
+which is not counted; error feedback (sketch) passes over its memory three
+times more. Adding codewords up, the rest of decoding, is the same for all:
+{added} multiply-adds."""
 _LOOK: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)
 }  # fmt: skip
@@ -64,18 +65,19 @@ class Scheme:
 
     name: str
     variables: tuple[str, ...]  # that encode and upload are fitted in
-    paper: tuple[str, str, str]  # encode, upload, decode
+    paper: tuple[str, str, str, str]  # encode, upload, decode, weight range
+    weights: str  # that its construction takes
     decoder: Decoder = "projective"
     wire: str = "float32"
     feedback: bool = False
 
 
 SCHEMES = [
-    Scheme("lwpd", ("P", "n", "k", "t"), ("0", "O(k/t)", "0")),
-    Scheme("gradient_coding", ("P", "n", "s"), ("O(nk)", "O(k)", "O(k^w)"), decoder="exact"),
-    Scheme("k_async", ("P", "n"), ("0", "O(k)", "0")),
-    Scheme("local", ("P", "n", "k", "t"), ("", "", "")),
-    Scheme("sketch", ("P", "n", "t"), ("", "", ""), wire="int8", feedback=True),
+    Scheme("lwpd", ("P", "n", "k", "t"), ("0", "O(k/t)", "0", "2..n/4"), "t | k"),
+    Scheme("gradient_coding", ("P", "n", "s"), ("O(nk)", "O(k)", "O(k^w)", ""), "1..n", decoder="exact"),
+    Scheme("k_async", ("P", "n"), ("0", "O(k)", "0", ""), "1"),
+    Scheme("local", ("P", "n", "k", "t"), ("", "", "", ""), "2..n/A"),
+    Scheme("sketch", ("P", "n", "t"), ("", "", "", ""), "any", wire="int8", feedback=True),
 ]
 
 
@@ -265,23 +267,22 @@ def _model(width: int, blocks: int) -> BlockMap:
 
 def growth_table(cases: dict[str, list[Case]], solve: str) -> Table:
     """How each cost grows, beside the paper's O()."""
-    table = Table(title="How it grows: powers as fitted (1.00 is not written), below them the paper's O()", **_LOOK)
+    table = Table(title="How it grows as fitted, and below it what the paper says", **_LOOK)
     table.add_column("scheme", no_wrap=True)
-    for column in ("encode,\nall workers", "upload,\na worker", "solve,\ntime", "t", "async", "compr."):
+    for column in ("encode,\nall workers", "upload,\na worker", "solve,\ntime", "weight t", "async", "compr."):
         table.add_column(column, no_wrap=True)
     for scheme in SCHEMES:
         swept = cases[scheme.name]
-        weights = sorted({case.code.t for case in swept})
         below = all(case.cost.upload < 0.9 * 4 * case.value("P") for case in swept)
         fits = [
             exponents(swept, scheme.variables, lambda cost: cost.encode),
             exponents(swept, scheme.variables, lambda cost: cost.upload),
             solve if scheme.decoder != "projective" else "0",
+            scheme.weights,
         ]
         table.add_row(
             scheme.name,
             *(f"{fit}\n[dim]{said}[/dim]" for fit, said in zip(fits, scheme.paper, strict=True)),
-            f"{weights[0]}..{weights[-1]}" if len(weights) > 1 else str(weights[0]),
             "yes" if _asynchronous(scheme, swept[0].code) else "no",
             "yes" if below else "no",
         )

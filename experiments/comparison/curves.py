@@ -87,10 +87,11 @@ def focus(values: Column, targets: set[float], minimised: bool) -> tuple[float, 
     >>> 0.1 < low < 0.2 and high > 1.0
     True
     """
-    best, worst = (values.min(), np.quantile(values, 0.8)) if minimised else (values.max(), np.quantile(values, 0.2))
-    far = min(best, *targets) if minimised else max(best, *targets)
+    worst = float(np.quantile(values, 0.8 if minimised else 0.2))
+    shown = [float(values.min() if minimised else values.max()), worst, *targets]
+    far, worst = (min(shown), max(shown)) if minimised else (max(shown), min(shown))
     margin = 0.08 * (worst - far) or 0.01
-    low, high = sorted((float(far - 1.5 * margin), float(worst + margin)))
+    low, high = sorted((far - 1.5 * margin, worst + margin))
     return low, high
 
 

@@ -13,6 +13,7 @@ from experiments.comparison.run import MISSING, Run
 _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", "wait_for")
 # Parts of a configuration that change no result, or that the summary tells better.
 _IDLE = {"code", "seed", "paths", "logger", "task_name", "tags", "ckpt_path", "choices"}
+_TARGET = ("target.metric", "target.value")
 # The order in which schemes are listed and drawn, others after them.
 SCHEMES = (
     "lwpd", "local", "sketch", "gradient_coding", "k_async", "k_sync", "sync", "ddp", "ddp_bf16", "powersgd"
@@ -55,16 +56,18 @@ def group(runs: Sequence[Run], keys: Sequence[str] | None = None) -> list[Group]
     Runs with other targets never share a group.
 
     Raises:
-        ValueError: no run has one of the keys.
+        ValueError: no run has a value for one of the keys.
     """
     differing = [*_differing_of_method(runs), *_differing([_normalised(run) for run in runs])]
     if keys is None:
         chosen = _splitting(runs, [*differing, *_TARGET]) or ["scheme"]
     else:
         for key in keys:
-            if all(run.get(key) is MISSING for run in runs):
+            if all(run.get(key) in (None, MISSING) for run in runs):
                 known = ", ".join(dict.fromkeys([*_METHOD, *differing, *runs[0].config]))
-                raise ValueError(f"--group-by {key} is in no run's summary or configuration: use one of {known}.")
+                raise ValueError(
+                    f"--group-by {key} has no value in any run's summary or configuration: use one of {known}."
+                )
         chosen = [*keys, *(key for key in _splitting(runs, _TARGET) if key not in keys)]
     parts: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
@@ -76,9 +79,6 @@ def group(runs: Sequence[Run], keys: Sequence[str] | None = None) -> list[Group]
         pooled = _splitting(members, [key for key in differing if key not in chosen])
         groups.append(Group(shown[values], dict(zip(chosen, values, strict=True)), members, pooled))
     return groups
-
-
-_TARGET = ("target.metric", "target.value")
 
 
 def baselines(groups: Sequence[Group], wanted: str | None) -> dict[int, Group]:
@@ -102,8 +102,7 @@ def baselines(groups: Sequence[Group], wanted: str | None) -> dict[int, Group]:
     else:
         found = [candidate for candidate in groups if _fits(candidate, conditions)]
         if not found:
-            has = "; ".join(f"{key}: {', '.join(_values(groups, key)) or 'in no run'}" for key in conditions)
-            raise ValueError(f"--baseline {wanted} fits no group: there is {has}.")
+            raise ValueError(f"--baseline {wanted} fits no group: {_why_none(groups, conditions)}.")
     told_apart = [key for key in found[0].values if len({one.values[key] for one in found}) > 1] if found else []
     matched = {}
     for index, one in enumerate(groups):
@@ -118,6 +117,13 @@ def _conditions(wanted: str) -> dict[str, str]:
     if not all(key and equals and value for key, equals, value in pairs):
         raise ValueError(f"--baseline {wanted} names no group: use key=value, such as scheme=ddp.")
     return {key: value for key, _, value in pairs}
+
+
+def _why_none(groups: Sequence[Group], conditions: Mapping[str, str]) -> str:
+    has = {key: _values(groups, key) for key in conditions}
+    if all(value in has[key] for key, value in conditions.items()):
+        return f"none holds such runs alone, so group by {', '.join(conditions)} too"
+    return "there is " + "; ".join(f"{key}={', '.join(values) or '(in no run)'}" for key, values in has.items())
 
 
 def _fits(candidate: Group, conditions: Mapping[str, str]) -> bool:
@@ -152,7 +158,7 @@ def _value(run: Run, key: str) -> Any:
 def _splitting(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
     """Keys that tell more runs apart than those before them: the others would only repeat them."""
     parts: list[tuple[str, ...]] = [() for _ in runs]
-    chosen = []
+    chosen: list[str] = []
     for key in keys:
         finer = [(*part, _text(_value(run, key))) for part, run in zip(parts, runs, strict=True)]
         if len(set(finer)) > len(set(parts)):
@@ -217,7 +223,7 @@ def _text(value: Any) -> str:
         return f"{str(value['_target_']).rpartition('.')[2]}({inner})"
     if isinstance(value, list):
         return "[" + ", ".join(map(_text, value)) + "]"
-    return value if isinstance(value, str) else json.dumps(value, default=repr)
+    return value if isinstance(value, str) else repr(value) if value is MISSING else json.dumps(value, default=repr)
 
 
 def _labels(members: Mapping[tuple[str, ...], Run], keys: Sequence[str]) -> dict[tuple[str, ...], str]:
@@ -236,8 +242,10 @@ def _labels(members: Mapping[tuple[str, ...], Run], keys: Sequence[str]) -> dict
 
 
 def _short_key(key: str, keys: Sequence[str]) -> str:
-    last = key.rpartition(".")[2]
-    name = last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+    parts = key.split(".")
+    # A number alone is no name: slowdown.1.
+    last = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+    name = last if sum(other.endswith(f".{last}") or other == last for other in keys) == 1 else key
     return {"wait_for": "K", "world_size": "workers"}.get(name, name)
 
 

@@ -59,7 +59,7 @@ class Run:
     @property
     def minimised(self) -> bool:
         """Whether a smaller metric is better."""
-        return self.summary["target"].get("mode") == "min"
+        return bool(self.summary["target"].get("mode") == "min")
 
     @property
     def final(self) -> float:

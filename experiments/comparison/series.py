@@ -139,4 +139,5 @@ def _by_updates(update_s: Column, startup_s: float | None) -> Column:
     first = np.flatnonzero(~np.isnan(update_s))[:1]
     if not first.size or startup_s is None:
         return np.full(len(update_s), _NAN)
-    return startup_s + np.cumsum(passed) - passed[first[0]]
+    wall: Column = startup_s + np.cumsum(passed) - passed[first[0]]
+    return wall

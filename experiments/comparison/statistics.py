@@ -76,8 +76,8 @@ def compare(costs: Sequence[tuple[Any, float]], baseline: Sequence[tuple[Any, fl
     """Compare (seed, cost) of a group with a baseline's; None where one has no cost, or neither has a finite one.
 
     Paired by seed (Wilcoxon's signed-rank statistic of the log-ratios) where every seed of the smaller group is one of
-    the larger, once in each; else Wilcoxon's rank-sum statistic. Both p-values are exact: of all sign changes or all
-    rearrangements, ties included.
+    the larger, once in each; else Wilcoxon's rank-sum statistic. Both p-values are exact, ties included: of
+    all sign changes or rearrangements, or where these are very many of a seeded sample.
 
     >>> half = compare([(seed, 1.0 + seed) for seed in range(6)], [(seed, 2.0 + 2 * seed) for seed in range(6)])
     >>> half.ratio, half.paired, half.n, half.p, half.significant

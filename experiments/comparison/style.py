@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -31,10 +31,16 @@ COLOURS = dict(
 )
 MARKERS = dict(zip(SCHEMES, "osDv^<>XPp", strict=True))
 OTHER = "#4D4D4D"
-_DASHES: Sequence[str | tuple[int, tuple[int, ...]]] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)))
+_DASHES: Sequence[str | tuple[int, tuple[float, ...]]] = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (1, 1)),
+    (0, (4, 1, 1, 1)),
+    (0, (7, 2)),
+)
 _FILLS: Sequence[Literal["full", "none", "left", "right", "top"]] = ("full", "none", "left", "right", "top")
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -61,7 +67,7 @@ class Look:
 
     colour: str
     marker: str
-    dashes: str | tuple[int, tuple[int, ...]]
+    dashes: str | tuple[int, tuple[float, ...]]
     fill: Literal["full", "none", "left", "right", "top"]
 
 

@@ -58,7 +58,7 @@ def window(table: NDArray[np.int64]) -> int:
     updates = table.shape[1]
     lost = np.flatnonzero((table == LOST).any(axis=0))
     wanted = int(lost[0]) - UPDATES // 4 if lost.size else (updates - UPDATES) // 2
-    return max(0, min(wanted, updates - UPDATES))
+    return max(0, min(int(wanted), int(updates) - UPDATES))
 
 
 def draw(path: Path, groups: Sequence[Group]) -> list[str]:

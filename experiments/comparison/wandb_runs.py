@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from experiments.comparison.run import Run
-from experiments.comparison.series import Series, Wanted, columns
+from experiments.comparison.series import columns
+from experiments.wandb_run import RESULT
 
 
 def offline_run(directory: Path) -> Run | None:
@@ -23,12 +25,12 @@ def offline_run(directory: Path) -> Run | None:
     if seen["state"] != "finished":
         return None
 
-    def read(wanted: Wanted) -> Series:
+    @cache  # a table and a figure want different series of one history, and starting W&B's command takes a second
+    def history() -> list[dict[str, Any]]:
         records = (json.loads(line) for line in _inspect(directory).splitlines())
-        history = (record["history"]["item"] for record in records if record["type"] == "history")
-        return columns(map(_with_step, history), wanted)
+        return [_with_step(record["history"]["item"]) for record in records if record["type"] == "history"]
 
-    return _run(str(directory), seen["config"], seen["summary"], read)
+    return _run(str(directory), seen["config"], seen["summary"], history)
 
 
 def online_runs(project: str) -> tuple[list[Run], list[str]]:
@@ -40,7 +42,7 @@ def online_runs(project: str) -> tuple[list[Run], list[str]]:
     import wandb
 
     try:
-        listed = list(wandb.Api(timeout=60).runs(project))
+        listed = list(wandb.Api(timeout=60).runs(project, lazy=False))
     except (wandb.errors.Error, ValueError) as error:
         raise ValueError(f"--online {project} cannot be read: {error}") from None
     runs, left_out = [], []
@@ -56,14 +58,18 @@ def online_runs(project: str) -> tuple[list[Run], list[str]]:
 
 
 def _online_run(run: Any) -> Run:
-    def read(wanted: Wanted) -> Series:
-        return columns(map(_with_step, run.scan_history()), wanted)
+    @cache
+    def history() -> list[dict[str, Any]]:
+        return [_with_step(row) for row in run.scan_history()]
 
-    return _run("/".join(run.path), run.config, run.summary_metrics, read)
+    return _run("/".join(run.path), run.config, run.summary_metrics, history)
 
 
-def _run(source: str, config: dict[str, Any], summary: dict[str, Any], read: Any) -> Run:
-    return Run(source, {**_promised(config), **summary}, config, read)
+def _run(
+    source: str, config: dict[str, Any], summary: dict[str, Any], history: Callable[[], list[dict[str, Any]]]
+) -> Run:
+    figures = {name.removeprefix(RESULT): value for name, value in summary.items() if name.startswith(RESULT)}
+    return Run(source, {**_promised(config), **figures}, config, lambda wanted: columns(history(), wanted))
 
 
 def _promised(config: dict[str, Any]) -> dict[str, Any]:

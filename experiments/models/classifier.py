@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ class Classifier(LightningModule):
     """Cross-entropy training of `net` from (images, labels); logs `train_loss`, `val_loss` and `val_acc`.
 
     Args:
-        net: float images (N, 1, H, W) to logits (N, classes).
+        net: float images (N, C, H, W) to logits (N, classes).
         classes: number of classes.
         optimizer: parameters to optimizer.
         schedule: (optimizer, total_steps=) to a scheduler that steps at every update; None for a constant rate.
@@ -69,47 +70,50 @@ class Classifier(LightningModule):
         return optimizers(self, self.optimizer_factory, self.schedule_factory)
 
 
-def mlp(features: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
-    """Fully connected ReLU network on flattened images.
+def mlp(shape: Sequence[int], hidden: Sequence[int], classes: int) -> nn.Sequential:
+    """Fully connected ReLU network on flattened images of `shape` (C, H, W).
 
     >>> import torch
-    >>> mlp(64, [32], 10)(torch.zeros(3, 1, 8, 8)).shape
+    >>> mlp([1, 8, 8], [32], 10)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
     layers: list[nn.Module] = [nn.Flatten()]
+    features = math.prod(shape)
     for width in hidden:
         layers += [nn.Linear(features, width), nn.ReLU()]
         features = width
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
 
-def cnn(channels: Sequence[int], hidden: int, classes: int) -> nn.Sequential:
-    """Convolutions (3x3, ReLU, 2x2 max-pooling after each) and one hidden layer, for 8x8 images of one channel.
+def cnn(shape: Sequence[int], channels: Sequence[int], hidden: int, classes: int) -> nn.Sequential:
+    """Convolutions (3x3, ReLU, 2x2 max-pooling after each) and one hidden layer, for images of `shape` (C, H, W).
 
     There is no batch normalisation: its statistics would be those of each worker's own data parts.
 
     Raises:
-        ValueError: more than three convolutions, which would pool an 8x8 image away.
+        ValueError: no convolution, or so many that they would pool the image away.
 
     >>> import torch
-    >>> cnn([4, 8], 16, 10)(torch.zeros(3, 1, 8, 8)).shape
-    torch.Size([3, 10])
+    >>> cnn([3, 32, 32], [4, 8], 16, 10)(torch.zeros(5, 3, 32, 32)).shape
+    torch.Size([5, 10])
     """
-    if not 1 <= len(channels) <= 3:
-        raise ValueError(f"model.channels={list(channels)} does not fit 8x8 images: use one to three convolutions.")
+    before, height, width = shape
+    most = min(height, width).bit_length() - 1
+    if not 1 <= len(channels) <= most:
+        raise ValueError(
+            f"model.channels={list(channels)} does not fit {height}x{width} images: use 1 to {most} convolutions."
+        )
     layers: list[nn.Module] = []
-    before = 1
     for count in channels:
         layers += [nn.Conv2d(before, count, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        before = count
-    side = 8 // 2 ** len(channels)
+        before, height, width = count, height // 2, width // 2
     return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(before * side * side, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        *layers, nn.Flatten(), nn.Linear(before * height * width, hidden), nn.ReLU(), nn.Linear(hidden, classes)
     )
 
 
 def mlp_classifier(
-    features: int,
+    shape: Sequence[int],
     hidden: Sequence[int],
     classes: int,
     optimizer: OptimizerFactory,
@@ -117,10 +121,11 @@ def mlp_classifier(
     label_smoothing: float = 0.0,
 ) -> Classifier:
     """`Classifier` over `mlp`."""
-    return Classifier(mlp(features, hidden, classes), classes, optimizer, schedule, label_smoothing)
+    return Classifier(mlp(shape, hidden, classes), classes, optimizer, schedule, label_smoothing)
 
 
 def cnn_classifier(
+    shape: Sequence[int],
     channels: Sequence[int],
     hidden: int,
     classes: int,
@@ -129,4 +134,4 @@ def cnn_classifier(
     label_smoothing: float = 0.0,
 ) -> Classifier:
     """`Classifier` over `cnn`."""
-    return Classifier(cnn(channels, hidden, classes), classes, optimizer, schedule, label_smoothing)
+    return Classifier(cnn(shape, channels, hidden, classes), classes, optimizer, schedule, label_smoothing)

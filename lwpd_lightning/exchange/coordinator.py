@@ -21,13 +21,15 @@ from lwpd_lightning.exchange.message import Messages, words
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
+from lwpd_lightning.exchange.transport import LINGER_S, Hub, LinkLost, Message
 
 log = logging.getLogger(__name__)
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
 _REPORT_S = 60.0
+# A link that ends meanwhile is not waited for, and a fit that broke waits for none.
+_PATIENCE_S = 30.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
 
@@ -265,11 +267,14 @@ class Coordinator:
         """Leave the gradient of the update that was closed last in the parameters' ``.grad``."""
         self._blocks.scatter(self._flat, *self._decoded)
 
-    def stop(self) -> None:
-        """Tell every worker that the fit is over and close the links."""
+    def stop(self, *, patient: bool) -> None:
+        """Tell every worker that the fit is over and close the links.
+
+        ``patient``: let the words cross a slow link behind the parameters that are still on their way.
+        """
         for worker in self._rule.live - {self._rule.always}:
             self._send(worker, Op.STOP)
-        self._hub.close()
+        self._hub.close(_PATIENCE_S if patient else LINGER_S)
 
     def _handle(self, event: Message | LinkLost) -> None:
         if isinstance(event, LinkLost):

@@ -9,12 +9,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
+from experiments.peers import AllReduceMonitor, DDPPeer, PowerSGDPeer
+from lwpd_lightning.callbacks import StragglerInjector
 
 CONF = Path(__file__).parents[2] / "conf"
 # A leading underscore marks what other files are made of. The job's own folder exists only under Hydra.
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
 # What a choice needs beside it to make sense.
-COMPANIONS = {("model", "gpt"): ["data=stdlib_text"], ("data", "stdlib_text"): ["model=gpt"]}
+COMPANIONS = {
+    ("model", "gpt"): ["data=stdlib_text"],
+    ("data", "stdlib_text"): ["model=gpt"],
+    ("straggler", "trace"): ["straggler.model.path=delays.csv"],
+}
+PEERS = {"ddp": DDPPeer, "ddp_bf16": DDPPeer, "powersgd": PowerSGDPeer}
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +54,15 @@ def test_every_preset_assembles(tmp_path, experiment):
 
     job = assemble(cfg)
 
-    assert job.trainer.strategy.code.n == cfg.code.n == 8
+    assert job.trainer.strategy.code.n == cfg.code.n
     assert job.timer is not None
     assert job.monitor is not None
     assert cfg.task_name == experiment
 
 
-@pytest.mark.parametrize("scheme", names("scheme"))
+@pytest.mark.parametrize("scheme", sorted({*names("scheme")} - {*PEERS}))
 @pytest.mark.parametrize("size", names("code"))
-def test_every_scheme_has_a_code_of_every_size(tmp_path, scheme, size):
+def test_every_coded_scheme_has_a_code_of_every_size(tmp_path, scheme, size):
     cfg = composed(tmp_path, f"scheme={scheme}", f"code={size}")
 
     code = instantiate(cfg.scheme.strategy.code)
@@ -75,13 +82,36 @@ def test_sizes_can_be_given_one_by_one(tmp_path):
     assert cfg == composed(tmp_path, "code=lwpd_16_8_4")
 
 
-def test_a_straggler_becomes_a_callback(tmp_path):
-    quiet = assemble(composed(tmp_path, "logger=csv"))
-    slowed = assemble(composed(tmp_path, "logger=csv", "straggler=one_slow"))
+@pytest.mark.parametrize("scheme", PEERS)
+def test_a_peer_has_as_many_ranks_as_the_code_has_workers(tmp_path, scheme):
+    job = assemble(composed(tmp_path, f"scheme={scheme}", "code=lwpd_16_8_4", "logger=csv"))
 
-    added = {type(callback).__name__ for callback in slowed.trainer.callbacks}
-    added -= {type(callback).__name__ for callback in quiet.trainer.callbacks}
-    assert added == {"StragglerInjector"}
+    assert type(job.trainer.strategy) is PEERS[scheme]
+    assert job.trainer.world_size == 16
+    assert isinstance(job.monitor, AllReduceMonitor)
+    assert (job.code, job.wait_for) == (None, None)
+
+
+@pytest.mark.parametrize("straggler", sorted({*names("straggler")} - {"none"}))
+@pytest.mark.parametrize("scheme", ["lwpd", "ddp"])
+def test_a_straggler_becomes_a_callback(tmp_path, straggler, scheme):
+    (tmp_path / "delays.csv").write_text("0.5,0\n" * 8)
+    overrides = ["logger=csv", f"scheme={scheme}", f"straggler={straggler}", "seed=5"]
+    if straggler == "trace":
+        overrides.append(f"straggler.model.path={tmp_path}/delays.csv")
+
+    job = assemble(composed(tmp_path, *overrides))
+
+    (injector,) = [callback for callback in job.trainer.callbacks if isinstance(callback, StragglerInjector)]
+    injector.model.check(8)
+    assert injector.model.delay_s(1, 0, compute_s=1.0) >= 0
+    assert getattr(injector.model, "seed", 5) == 5
+
+
+def test_without_a_straggler_there_is_no_injector(tmp_path):
+    job = assemble(composed(tmp_path, "logger=csv"))
+
+    assert not any(isinstance(callback, StragglerInjector) for callback in job.trainer.callbacks)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +121,16 @@ def test_a_straggler_becomes_a_callback(tmp_path):
         (["scheme=local", "code.t=3"], "t=3 does not divide k=4"),
         (["scheme=gradient_coding", "scheme.strategy.code.repetition=fractional"], "repetition='fractional' with"),
         (["scheme=gradient_coding", "scheme.strategy.stale=apply"], "stale='apply' with decoder='exact'"),
-        (["scheme=gradient_coding", "code.wait_for=9"], "wait_for=9 is outside 1..8"),
+        (["scheme=gradient_coding", "code.wait_for=9"], "wait_for=9 is more than the n=8 workers"),
         (["scheme=sketch", "scheme.strategy.decoder=least_squares"], "decoder='least_squares' with Code"),
         (["data.batch_size=127"], "data.batch_size=127 is not divisible by the code's 2 data parts"),
+        (["scheme=ddp", "data.batch_size=100"], "data.batch_size=100 is not divisible by the 8 ranks: use a multiple"),
+        (["scheme=ddp", "+trainer.accumulate_grad_batches=2"], "accumulate_grad_batches=2 is not supported by a peer"),
+        (["scheme=ddp", "straggler=one_slow", "+straggler.model.slowdown={8: 2}"], "slowdown names worker 8, but"),
+        (["scheme=ddp", "scheme.strategy.gradient_dtype=int8"], "gradient_dtype='int8' is unknown: use one of"),
+        (["scheme=powersgd", "scheme.strategy.rank=0"], "rank=0 approximates nothing: use 1 or more"),
+        (["straggler=pareto", "straggler.model.shape=0"], "shape=0 is not positive: use a number above 0"),
+        (["straggler=trace", "straggler.model.path=nowhere.csv"], "path=nowhere.csv is no file: use one with"),
         (["data.batch_size=2000"], "data.batch_size=2000 is no batch of 1437 samples"),
         (["data.val_share=1"], "data.val_share=1.* leaves one split empty"),
         (["+trainer.accumulate_grad_batches=2"], "accumulate_grad_batches=2 is not supported"),
@@ -103,7 +140,7 @@ def test_a_straggler_becomes_a_callback(tmp_path):
         (["model=gpt"], "model=gpt with data=stdlib_text"),
         (["data=stdlib_text", "model=gpt", "model.heads=3"], "model.heads=3 does not divide model.width=128"),
         (["data=stdlib_text", "model=gpt", "data.max_chars=900"], "data.max_chars=900 makes"),
-        (["model=cnn", "model.channels=[8,8,8,8]"], "use one to three convolutions"),
+        (["model=cnn", "model.channels=[8,8,8,8]"], "use 1 to 3 convolutions"),
     ],
 )
 def test_what_cannot_run_is_refused_in_a_sentence(tmp_path, overrides, sentence):

@@ -20,15 +20,28 @@ def count(model: torch.nn.Module) -> int:
 
 
 def test_mlp_has_the_layers_that_were_asked_for():
-    model = mlp_classifier(features=64, hidden=[1024, 1024], classes=10, optimizer=ADAM)
+    model = mlp_classifier(shape=[1, 8, 8], hidden=[1024, 1024], classes=10, optimizer=ADAM)
 
     assert count(model) == (64 + 1) * 1024 + (1024 + 1) * 1024 + (1024 + 1) * 10
     assert model(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
 
 
-@pytest.mark.parametrize("channels", [[3], [3, 5], [3, 5, 7]])
-def test_cnn_maps_digits_to_classes(channels):
-    assert cnn_classifier(channels, hidden=6, classes=10, optimizer=ADAM)(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [([1, 8, 8], [3]), ([1, 8, 8], [3, 5, 7]), ([1, 28, 28], [3, 5, 7, 9]), ([3, 32, 32], [3, 5]), ([2, 5, 9], [3, 4])],
+)
+def test_cnn_maps_images_to_classes(shape, channels):
+    model = cnn_classifier(shape, channels, hidden=6, classes=10, optimizer=ADAM)
+
+    assert model(torch.zeros(5, *shape)).shape == (5, 10)
+
+
+@pytest.mark.parametrize(("shape", "most"), [([1, 8, 8], 3), ([1, 28, 28], 4), ([3, 32, 32], 5)])
+def test_a_cnn_that_pools_its_image_away_is_refused(shape, most):
+    cnn_classifier(shape, [2] * most, hidden=6, classes=10, optimizer=ADAM)
+
+    with pytest.raises(ValueError, match=f"images: use 1 to {most} convolutions"):
+        cnn_classifier(shape, [2] * (most + 1), hidden=6, classes=10, optimizer=ADAM)
 
 
 def test_gpt_sees_the_past_only():
@@ -80,7 +93,7 @@ def test_schedule_rises_to_the_peak_and_ends_at_zero():
 
 
 def test_endless_training_with_a_schedule_is_refused(tmp_path):
-    model = mlp_classifier(64, [8], 10, ADAM, schedule=warmup_cosine)
+    model = mlp_classifier([1, 8, 8], [8], 10, ADAM, schedule=warmup_cosine)
     trainer = Trainer(
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path
     )
@@ -92,7 +105,7 @@ def test_endless_training_with_a_schedule_is_refused(tmp_path):
 def test_classifier_learns_and_reports_the_accuracy_that_a_count_gives(tmp_path):
     torch.manual_seed(0)
     data = Digits(128)
-    model = mlp_classifier(64, [64], 10, ADAM, schedule=warmup_cosine, label_smoothing=0.1)
+    model = mlp_classifier([1, 8, 8], [64], 10, ADAM, schedule=warmup_cosine, label_smoothing=0.1)
     trainer = Trainer(
         max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,

@@ -34,6 +34,14 @@ def test_lightnings_own_words_for_a_missing_logger_name_the_extra():
     assert refusal(error) == "wandb is not installed: pip install 'lwpd-lightning[experiments]'"
 
 
+def test_a_torchvision_of_another_torch_is_a_sentence():
+    sentence = refusal(RuntimeError("operator torchvision::nms does not exist"))
+
+    assert "was not made for torch" in sentence
+    assert "lwpd-lightning[vision]" in sentence
+    assert refusal(RuntimeError("operator aten::nms does not exist")) is None
+
+
 def test_lightnings_refusals_are_sentences():
     assert refusal(MisconfigurationException("No supported gpu backend found!")) == "No supported gpu backend found!"
 

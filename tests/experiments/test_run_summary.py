@@ -54,7 +54,7 @@ def test_any_is_said_only_of_what_was_tried_one_by_one():
 
     assert "from any 5 of 8" in small
     assert "of the sets of K=3" in small
-    assert "from each of 2000 sampled sets of" in large
+    assert "from any 31 of 32, and each of 300 sampled sets of" in large
 
 
 def test_a_run_without_a_coded_exchange_has_no_lines_about_it():
@@ -64,6 +64,14 @@ def test_a_run_without_a_coded_exchange_has_no_lines_about_it():
 
     assert set(lines) == {"result", "time"}
     assert lines["result"] == "val_acc not measured after 40 updates (target not reached: 0.9)"
+
+
+def test_a_run_by_all_reduce_has_lines_about_bytes_and_waiting_only():
+    coded = ("code", "wait_for", "staleness_mean", "staleness_max", "inclusion_rate", "failures", "arrivals_mean")
+    lines = dict(rows({**MEASURED, **dict.fromkeys(coded)}, None))
+
+    assert set(lines) == {"result", "time", "upload", "whole run", "waiting"}
+    assert lines["waiting"] == "4.0 ms an update for all ranks' gradients, beside 2.0 ms of a worker's own computing"
 
 
 def test_a_document_that_cannot_be_written_leaves_the_old_one(tmp_path):

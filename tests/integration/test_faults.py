@@ -1,17 +1,22 @@
 """Dead, stopped and failing workers, and what is left when a job ends: real processes, real signals."""
 
+import io
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from rich.live import Live
 
 from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, WorkerCallback
 from lwpd_lightning.exchange.coordinator import TooFewWorkers, WorkerFailed
+from lwpd_lightning.launcher import fork_workers
 from lwpd_lightning.testing import Job
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
@@ -183,3 +188,37 @@ def test_parameters_stay_finite_when_a_worker_dies_at_once(stale):
     strategy = LWPDStrategy(code=lwpd_code(4, 2, 2), wait_for=3, stale=stale)
     trainer, _ = fit(strategy, FaultInjector({3: 0}), devices=4)
     assert all(torch.isfinite(p).all() for p in trainer.lightning_module.parameters())
+
+
+def test_a_worker_can_print_though_a_progress_bar_was_drawing_when_it_was_forked():
+    console = Console(file=io.StringIO(), force_terminal=True)
+    held, release = threading.Event(), threading.Event()
+
+    def draw():
+        with console._lock:
+            held.set()
+            release.wait()
+
+    def work(rank):
+        # Two threads at a time, since one may be given the identity, and with it the lock, of the thread that drew.
+        both = threading.Barrier(2)
+
+        def warn():
+            both.wait()
+            print("a warning", file=sys.stderr)
+
+        second = threading.Thread(target=warn)
+        second.start()
+        warn()
+        second.join()
+
+    drawing = threading.Thread(target=draw)
+    with Live(console=console, auto_refresh=False):
+        drawing.start()
+        held.wait()
+        workers = fork_workers([1], work)
+        ended = workers.exited(1, wait_s=20)
+        workers.end()
+        release.set()
+        drawing.join()
+    assert ended == "exited with code 0"

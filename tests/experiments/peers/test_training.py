@@ -138,6 +138,15 @@ def test_every_scheme_meets_the_same_delays(tmp_path, make):
         assert [float(delay) for _, _, delay in told[:5]] == [model.delay_s(rank, step, 0.0) for step in range(5)]
 
 
+def test_a_slow_ranks_factor_applies_to_what_it_computed_last(tmp_path):
+    fit(DDPPeer(), RecordDelays(SlowWorkers(slowdown={1: 3.0}), tmp_path), updates=4)
+
+    first, *later = [float(line.split()[2]) for line in (tmp_path / "1").read_text().splitlines()]
+    assert first == 0
+    assert all(delay > 0 for delay in later)
+    assert {line.split()[2] for line in (tmp_path / "2").read_text().splitlines()} == {"0.0"}
+
+
 # What is refused before a rank is forked.
 
 

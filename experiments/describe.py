@@ -1,0 +1,66 @@
+"""Describe a code before anyone trains with it: `python -m experiments.describe code=lwpd_16_8_4 scheme=local`.
+
+Takes the settings of `experiments.train` and starts no worker. Prints the generator, who computes what, what arrivals
+suffice and what it costs, and draws it to `out=FILE.png`, by default `code.png` in the run's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.refusals import refusal
+from experiments.train import CONFIG_PATH
+
+try:
+    import hydra
+except ModuleNotFoundError as error:
+    raise SystemExit(refusal(error)) from error
+
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+
+
+def run(cfg: DictConfig) -> Path:
+    """Print and draw the code that `cfg` names.
+
+    Returns:
+        Where the picture is.
+
+    Raises:
+        CompactHydraException: the configuration has no code or cannot run; one sentence says why.
+    """
+    try:
+        # Lightning takes seconds to import, and `--help` needs none of it.
+        from hydra.utils import instantiate
+
+        from experiments.description import describe
+        from experiments.drawing import draw
+        from lwpd_lightning import LWPDStrategy
+
+        strategy = instantiate(cfg.scheme.strategy, _convert_="all")
+        if not isinstance(strategy, LWPDStrategy):
+            raise ValueError(f"scheme={cfg.scheme.name} has no code to describe: use scheme=lwpd, local or k_async.")
+        settings = strategy.settings.resolved(strategy.code.n + strategy.settings.dedicated_coordinator)
+        picture = Path(cfg.out if cfg.out is not None else Path(cfg.paths.run_dir) / "code.png")
+        if picture.suffix != ".png":
+            raise ValueError(f"out={cfg.out} is no PNG file: use a name that ends in .png.")
+        describe(settings, cfg.scheme.name)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw(strategy.code, settings.wait_for, picture)
+    except Exception as error:
+        sentence = refusal(error)
+        if sentence is None:
+            raise
+        raise CompactHydraException(sentence) from error
+    print(f"drawn to {picture}")
+    return picture
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="describe")
+def main(cfg: DictConfig) -> None:
+    """Command line; exit status 1 and one sentence where the configuration cannot run."""
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

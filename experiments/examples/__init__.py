@@ -1,0 +1,1 @@
+"""Coded exchange in code of your own, without the rest of the experiments."""

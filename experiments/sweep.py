@@ -1,0 +1,164 @@
+"""Sweeps (`-m`): each job in a process of its own, one report of all of them, and going on with a sweep that broke off.
+
+A Hydra launcher (basic, joblib, submitit) calls the task function once for each job, in a process of its choice. That
+process runs the job's own command, `hydra.mode=RUN` with the job's overrides, and waits: whatever ends a job, a kill
+of its rank 0 included, ends this job alone, and no job inherits another's environment, threads or W&B run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from experiments.summary import job_overrides, without_sweep, write_atomically
+
+SUMMARY, FAILURE = "summary.json", "failure.json"
+# Pid of the process that waits for this job: the job ends when that is gone.
+ENV_WAITING = "LWPD_SWEEP"
+# After Ctrl-C a job may have a checkpoint to finish.
+_INTERRUPT_GRACE_S = 15.0
+
+
+def is_job_of_sweep() -> bool:
+    """Whether this call of the task function is one of a sweep, not a run of its own."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def run_job(cfg: DictConfig) -> None:
+    """Run one job of a sweep as a process and wait for it; a failure is left in its `failure.json`, and not raised."""
+    hydra = HydraConfig.get()
+    directory, overrides = Path(hydra.runtime.output_dir), without_sweep(hydra.overrides.task)
+    if cfg.sweep.resume and _finished(directory, overrides):
+        print(f"job {hydra.job.num} is finished: {directory}", flush=True)
+        return
+    for old in (SUMMARY, FAILURE):
+        (directory / old).unlink(missing_ok=True)
+    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    command = [
+        *(sys.executable, "-m", "experiments.train", f"--config-name={hydra.job.config_name}"),
+        *(f"--config-dir={path}" for path in own),
+        *overrides,
+        f"sweep.name={_quoted(Path(hydra.sweep.dir).name)}",
+        "hydra.mode=RUN",
+        f"hydra.run.dir={_quoted(str(directory))}",
+        "hydra.output_subdir=null",  # this process has written .hydra/
+    ]
+    code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd, env=_environment()))
+    if code == 0 and (directory / SUMMARY).is_file():
+        return
+    ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    told = _read(directory / FAILURE)
+    failure = {"number": hydra.job.num, "overrides": overrides, "sentence": told.get("sentence", f"rank 0 {ended}")}
+    write_atomically(directory / FAILURE, failure)
+
+
+def record_failure(directory: Path, error: BaseException) -> None:
+    """Leave the last line of `error`'s traceback, or the sentence of a refusal, in the run's `failure.json`."""
+    if any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK")):
+        return  # rank 0 speaks for the run
+    if isinstance(error, CompactHydraException):
+        sentence = str(error)
+    else:
+        sentence = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
+    with contextlib.suppress(OSError):
+        write_atomically(directory / FAILURE, {"overrides": job_overrides(), "sentence": sentence})
+
+
+def waiting_process() -> int | None:
+    """Pid of the process that waits for this job of a sweep; told once, so that the job's own processes do not ask."""
+    pid = os.environ.pop(ENV_WAITING, None)
+    return int(pid) if pid is not None else None
+
+
+class Sweep(Callback):
+    """Hydra's callback around a sweep: which directory it continues, and what became of its jobs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """With `sweep.resume=true`, continue in the directory of the newest sweep of the same overrides."""
+        if not config.sweep.resume:
+            return
+        directory = _to_resume(config)
+        print(f"continuing the sweep in {directory}", flush=True)
+        with read_write(config):
+            config.hydra.sweep.dir = str(directory)
+            # Each job is composed anew, from the command line's words.
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(directory))}")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say which jobs failed, and exit with status 1 if any did."""
+        directory = Path(config.hydra.sweep.dir)
+        jobs = sorted(path.parents[1] for path in directory.rglob(".hydra/overrides.yaml"))
+        failures = [_read(job / FAILURE) | {"job": job} for job in jobs if not (job / SUMMARY).is_file()]
+        finished = len(jobs) - len(failures)
+        print(f"\n{finished} of {len(jobs)} jobs finished; the sweep is in {directory}", file=sys.stderr)
+        if not failures:
+            return
+        for failure in sorted(failures, key=lambda failure: failure.get("number", -1)):
+            words = " ".join(failure.get("overrides") or ())
+            sentence = failure.get("sentence", f"left no word of its end in {failure['job']}")
+            print(f"job {failure.get('number', failure['job'].name)} ({words}): {sentence}", file=sys.stderr)
+        print("The same command with sweep.resume=true repeats only what has not finished.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _to_resume(config: DictConfig) -> Path:
+    given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+    asked = Path(config.hydra.sweep.dir)
+    records = [asked / "multirun.yaml"] if given else asked.parent.glob("*/multirun.yaml")
+    same = [record for record in records if record.is_file() and _identity(OmegaConf.load(record)) == _identity(config)]
+    if not same:
+        where = asked if given else asked.parent
+        sys.exit(f"sweep.resume=true: there is no sweep of the same overrides in {where}, leave it out to start one.")
+    return max(same, key=lambda record: record.stat().st_mtime).parent
+
+
+def _identity(config: Any) -> tuple[list[str], Any]:
+    return without_sweep(config.hydra.overrides.task), OmegaConf.select(config, "hydra.sweeper.params")
+
+
+def _finished(directory: Path, overrides: list[str]) -> bool:
+    return _read(directory / SUMMARY).get("overrides") == overrides
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return document
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"  # a name in Hydra's grammar of overrides
+
+
+def _environment() -> dict[str, str]:
+    added = {ENV_WAITING: str(os.getpid())}
+    if "SLURM_NTASKS" in os.environ:
+        # Lightning's own way to say that Slurm started this process only, and not one for each worker.
+        added["SLURM_JOB_NAME"] = "interactive"
+    return {**os.environ, **added}
+
+
+def _wait(job: subprocess.Popen[bytes]) -> int:
+    try:
+        return job.wait()
+    except BaseException:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the terminal's Ctrl-C has reached the job too
+            job.wait(_INTERRUPT_GRACE_S)
+        job.kill()
+        job.wait()
+        raise

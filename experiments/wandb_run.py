@@ -1,0 +1,70 @@
+"""One W&B run for each training run, by Lightning's WandbLogger: what it is called, and what it is told at its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from experiments.job import Job
+
+RESULT = "result/"  # before the names of summary.json's figures in a W&B run's summary
+_STEP = "trainer/global_step"
+_BEST = {"val_acc": "max", "val_loss": "min", "val_bpc": "min", "train_loss": "min"}
+
+
+def identity(cfg: DictConfig, code: str) -> dict[str, Any]:
+    """Arguments of the WandbLogger that follow from the run: name, tags and, where it continues a run, that one's id.
+
+    Args:
+        cfg: the run's configuration.
+        code: what the code is called, for example "lwpd(8,4,2)".
+    """
+    return {
+        "name": f"{cfg.scheme.name} {code} seed {cfg.seed}",
+        "tags": [cfg.scheme.name, code, *cfg.tags],
+        "id": _id_beside(Path(cfg.ckpt_path)) if cfg.ckpt_path is not None else None,
+    }
+
+
+def begin(loggers: Iterable[Logger]) -> None:
+    """Say which way each metric is better, and that all are drawn against the update."""
+    for logger in _of_wandb(loggers):
+        logger.experiment.define_metric("exchange/*", step_metric=_STEP, step_sync=True)
+        for metric, best in _BEST.items():
+            logger.experiment.define_metric(metric, step_metric=_STEP, step_sync=True, summary=best)
+
+
+def conclude(job: Job, summary: dict[str, Any], directory: Path) -> None:
+    """Give the run `summary`'s figures, as result/..., and its pictures, which are also kept in `directory`."""
+    loggers = list(_of_wandb(job.trainer.loggers))
+    if not loggers:
+        return
+    from experiments.figures import arrivals, learning_curve, read_series  # matplotlib takes a second to import
+
+    pictures = {}
+    for csv in (logger for logger in job.trainer.loggers if isinstance(logger, CSVLogger)):
+        series = read_series(Path(csv.log_dir) / "metrics.csv")
+        pictures["learning_curve"] = learning_curve(series, summary["target"], directory / "learning_curve.png")
+        pictures["arrivals"] = arrivals(series, directory / "arrivals.png")
+    figures = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
+    for logger in loggers:
+        for name, path in pictures.items():
+            if path is not None:
+                logger.log_image(f"figures/{name}", [str(path)], step=job.trainer.global_step)
+        logger.experiment.summary.update({f"{RESULT}{name}": value for name, value in figures.items()})
+
+
+def _of_wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:
+    return (logger for logger in loggers if isinstance(logger, WandbLogger))
+
+
+def _id_beside(checkpoint: Path) -> str | None:
+    # A checkpoint of ours lies in <run>/checkpoints, and W&B names its files in <run>/wandb by the id.
+    records = checkpoint.resolve().parents[1].glob("wandb/*run-*/run-*.wandb")
+    newest = max(records, key=lambda record: record.stat().st_mtime, default=None)
+    return newest.stem.removeprefix("run-") if newest is not None else None

@@ -1,0 +1,135 @@
+"""Runs that differ in nothing but the seed share a group, and each group is measured against the right one."""
+
+import pytest
+
+from experiments.comparison.groups import baselines, group
+from tests.experiments.comparison.runs import run
+
+SLOW = {"_target_": "lwpd_lightning.callbacks.StragglerInjector", "slowdown": {1: 5.0}}
+
+
+def labels(groups):
+    return [one.label for one in groups]
+
+
+def test_everything_but_the_seed_tells_runs_apart_and_schemes_have_their_order():
+    runs = [run(scheme, seed) for seed in (0, 1) for scheme in ("ddp", "k_async", "lwpd")]
+
+    groups = group(runs)
+
+    assert labels(groups) == ["lwpd", "k_async", "ddp"]
+    assert [[member.get("seed") for member in one.runs] for one in groups] == [[0, 1]] * 3
+    assert all(not one.pooled for one in groups)
+
+
+def test_runs_that_differ_in_nothing_are_one_group():
+    assert labels(group([run(seed=0), run(seed=1)])) == ["lwpd"]
+
+
+def test_a_seed_or_a_directory_inside_of_a_setting_splits_nothing():
+    runs = [run(seed=seed, config={"straggler": {**SLOW, "seed": seed}}) for seed in (0, 1)]
+
+    assert len(group(runs)) == 1
+
+
+def test_labels_say_only_what_differs():
+    sizes = [run(seed=seed, config={"data": {"batch_size": size}}) for size in (64, 256, 128) for seed in (0, 1)]
+
+    assert labels(group(sizes)) == ["batch_size=64", "batch_size=128", "batch_size=256"]
+
+
+def test_a_group_of_the_configuration_is_called_by_the_word_that_chose_it():
+    runs = [
+        run(config={"straggler": SLOW, "choices": {"straggler": "one_slow"}}),
+        run(config={"straggler": {}, "choices": {"straggler": "none"}}),
+    ]
+
+    assert labels(group(runs)) == ["straggler=one_slow", "straggler=none"]
+    assert baselines(group(runs), "straggler=none")[0].label == "straggler=none"
+
+
+def test_one_word_with_two_meanings_is_spelt_out():
+    slower = {**SLOW, "slowdown": {1: 9.0}}
+    runs = [run(config={"straggler": how, "choices": {"straggler": "one_slow"}}) for how in (SLOW, slower)]
+
+    assert labels(group(runs)) == ["slowdown.1=5.0", "slowdown.1=9.0"]
+    assert labels(group(runs, ["straggler"]))[0] == "straggler=StragglerInjector(slowdown={1: 5.0})"
+
+
+def test_a_setting_that_older_runs_do_not_know_keeps_them_apart():
+    runs = [run(seed=0), run(seed=1, config={"data": {"batch_size": 128, "shuffle": False}})]
+
+    assert labels(group(runs)) == ["shuffle=false", "shuffle=unset"]
+
+
+def test_keys_pool_what_they_do_not_name_and_say_so():
+    runs = [run(scheme, 0, summary={"wait_for": k}) for scheme in ("lwpd", "k_async") for k in (5, 6)]
+
+    groups = group(runs, ["scheme"])
+
+    assert labels(groups) == ["lwpd", "k_async"]
+    assert groups[0].pooled == ["wait_for"]
+
+
+def test_what_a_run_says_of_itself_goes_before_what_was_configured():
+    groups = group([run("lwpd"), run("ddp")], ["code.t"])
+
+    assert [one.values["code.t"] for one in groups] == ["2", "none"]
+
+
+def test_other_targets_are_never_pooled():
+    bits = {"target": {"metric": "val_bpc", "mode": "min", "value": 3.5}}
+
+    groups = group([run(), run(summary=bits)], ["scheme"])
+
+    assert [one.metric for one in groups] == ["val_acc", "val_bpc"]
+
+
+def test_a_key_of_no_run_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^--group-by code.q has no value in any run's summary .*: use one of scheme, .*wait_for"
+    ):
+        group([run(), run("ddp")], ["code.q"])
+
+
+def test_the_baseline_of_a_group_has_its_other_settings():
+    runs = [run(scheme, config={"straggler": how}) for scheme in ("lwpd", "k_async", "ddp") for how in ({}, SLOW)]
+    groups = group(runs)
+
+    against = baselines(groups, "scheme=ddp")
+
+    assert len(against) == 6
+    for index, one in enumerate(groups):
+        assert against[index].scheme == "ddp"
+        assert against[index].values["straggler"] == one.values["straggler"]
+
+
+def test_without_a_counterpart_a_group_is_measured_against_nothing():
+    runs = [
+        run("lwpd", config={"data": {"batch_size": 32}}),
+        *(run("ddp", config={"data": {"batch_size": size}}) for size in (64, 128)),
+    ]
+
+    assert set(baselines(group(runs), "scheme=ddp")) == {1, 2}
+
+
+def test_the_plainest_scheme_is_the_baseline_of_those_who_name_none():
+    groups = group([run("lwpd"), run("k_sync"), run("sync")])
+
+    assert {base.label for base in baselines(groups, None).values()} == {"sync"}
+    assert baselines(group([run("lwpd"), run("local")]), None) == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ("ddp", r"^--baseline ddp names no group: use key=value, such as scheme=ddp.$"),
+        ("scheme=ddp", r"^--baseline scheme=ddp fits no group: there is scheme=k_async, lwpd.$"),
+        ("wait_for=5", r"^--baseline wait_for=5 fits no group: none holds such runs alone, so group by wait_for too.$"),
+    ],
+)
+def test_a_baseline_that_is_not_there_is_refused(wanted, sentence):
+    groups = group([run("lwpd"), run("lwpd", summary={"wait_for": 5}), run("k_async")], ["scheme"])
+
+    with pytest.raises(ValueError, match=sentence):
+        baselines(groups, wanted)

@@ -1,0 +1,26 @@
+"""The W&B Report is built whole without a network; saving it is W&B's."""
+
+import pytest
+
+from experiments.comparison import report, table
+from experiments.comparison.groups import baselines, group
+from tests.experiments.comparison.runs import run
+
+
+def test_a_report_holds_the_table_and_panels_of_the_groups():
+    pytest.importorskip("wandb_workspaces")
+    groups = group([run(scheme, seed) for scheme in ("lwpd", "ddp") for seed in (0, 1)])
+    cells = table.cells(table.rows(groups, baselines(groups, None), "wall"))
+
+    made = report.build("team/project", "four runs", cells, groups)
+
+    sent = made._to_model().model_dump(by_alias=True)  # what `save` would send
+    assert (sent["project"]["entityName"], sent["project"]["name"]) == ("team", "project")
+    (text,) = (block["content"] for block in sent["spec"]["blocks"] if block["type"] == "markdown-block")
+    assert len(text.splitlines()) == 2 + len(groups)
+    assert text.splitlines()[2].startswith("| lwpd | 2 | 0.95 (0.95..0.95) |")
+    (grid,) = (block for block in sent["spec"]["blocks"] if block["type"] == "panel-grid")
+    (runs,) = grid["metadata"]["runSets"]
+    assert [key["name"] for key in runs["grouping"]] == ["scheme.value.name"]
+    panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
+    assert any(panel["config"].get("metrics") == ["val_acc"] for panel in panels)

@@ -1,0 +1,99 @@
+"""The command as a user runs it, and what it refuses."""
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import CompactHydraException
+
+from experiments.describe import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def describe(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.describe", *overrides],
+        cwd=directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+
+
+def size(picture: Path) -> tuple[int, int]:
+    header = picture.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", header[16:])
+
+
+def test_a_code_is_printed_and_drawn_in_the_runs_folder(tmp_path):
+    done = describe(tmp_path, "code=lwpd_4_2_2", "scheme=local")
+
+    assert done.returncode == 0, done.stderr
+    assert "scheme local: local code" in done.stdout
+    assert "K=3 of 4" in done.stdout
+    assert "\x1b" not in done.stdout
+    (picture,) = tmp_path.glob("outputs/describe/*/*/code.png")
+    assert min(size(picture)) > 500
+
+
+def test_an_impossible_code_is_one_sentence(tmp_path):
+    done = describe(tmp_path, "code.t=3")
+
+    assert done.returncode != 0
+    assert "t=3 does not divide k=4: use t in 1, 2, 4." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def described(tmp_path, capsys):
+    def with_overrides(*overrides: str) -> tuple[str, Path]:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("describe", overrides=[f"paths.run_dir={tmp_path}", *overrides])
+        picture = run(cfg)
+        return capsys.readouterr().out, picture
+
+    yield with_overrides
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["scheme=sync"],
+        ["scheme=k_sync", "code=lwpd_16_8_4"],
+        ["code.n=64", "code.k=32", "code.t=4", "code.wait_for=48"],
+    ],
+)
+def test_other_schemes_and_sizes(described, tmp_path, monkeypatch, overrides):
+    for module in ("description", "drawing"):
+        monkeypatch.setattr(f"experiments.{module}.MAX_SETS", 20)  # with 64 workers a thousand take seconds
+
+    text, picture = described(*overrides, f"out={tmp_path}/new/folder/{len(overrides)}.png")
+
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+    assert len(text.splitlines()) < 110
+    assert min(size(picture)) > 500
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["code.wait_for=9"], "wait_for=9 is outside 1..8"),
+        (["scheme=local", "code.n=6", "code.k=2", "code.t=2", "out=code.pdf"], "out=code.pdf is no PNG file"),
+        (
+            ["~scheme.strategy", "+scheme.strategy._target_=lightning.pytorch.strategies.SingleDeviceStrategy",
+             "+scheme.strategy.device=cpu", "scheme.name=alone"],
+            "scheme=alone has no code to describe",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_described_is_refused_in_a_sentence(described, overrides, sentence):
+    with pytest.raises(CompactHydraException, match=sentence) as caught:
+        described(*overrides)
+
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,94 @@
+"""What an offline W&B run holds, read back with W&B's own tool."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.offline_runs import records, series
+from tests.experiments.test_train_command import train
+
+pytest.importorskip("wandb")
+RUN = ("code=lwpd_4_2_2", "model.hidden=[16]", "trainer.limit_train_batches=3", "tags=[mine]", "task_name=reading")
+EXCHANGE = (
+    "loss", "lr", "wait_s", "compute_s", "update_s", "bytes_up", "bytes_down", "arrivals", "dropped", "live",
+    "decoded_share", "staleness_mean",
+)  # fmt: skip
+PER_WORKER = ("arrived", "staleness", "inclusion")
+
+
+def only_record_of(directory: Path) -> dict[str, list]:
+    (run,) = directory.glob("wandb/offline-run-*")
+    return records(run)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("wandb")
+    done = train(directory, *RUN, "trainer.max_epochs=2", "hydra.run.dir=first")
+    assert done.returncode == 0, done.stderr
+    return directory / "first"
+
+
+def test_every_series_is_there_for_every_update_and_worker(first):
+    logged = series(only_record_of(first))
+
+    for name in (*EXCHANGE, *(f"{kind}/{worker}" for kind in PER_WORKER for worker in range(4))):
+        assert [update for update, _ in logged[f"exchange/{name}"]] == [1, 2, 3, 4, 5, 6], name
+    assert len(logged["train_loss"]) == 6
+    assert len(logged["val_acc"]) == len(logged["val_loss"]) == 3  # two epochs, and the finished model
+    for worker in range(4):
+        arrived = [value for _, value in logged[f"exchange/arrived/{worker}"]]
+        inclusion = logged[f"exchange/inclusion/{worker}"][-1][1]
+        assert inclusion == pytest.approx(sum(arrived) / 6)
+
+
+def test_the_run_says_what_it_is(first):
+    found = only_record_of(first)
+    (run,), summary = found["run"], json.loads((first / "summary.json").read_text())
+
+    assert (run["run_group"], run["job_type"], run["project"]) == ("reading", "lwpd", "lwpd-lightning")
+    assert run["tags"] == ["lwpd", "lwpd(4,2,2)", "mine"]
+    assert run["display_name"] == "lwpd lwpd(4,2,2) seed 0"
+    config = {name: value for record in found["config"] for name, value in record["update"].items()}
+    assert config["scheme"]["strategy"]["wait_for"] == config["code"]["wait_for"] == 3  # resolved
+    assert config["data"]["facts"]["sha256"] == summary["data"]["sha256"]
+    assert config["git_revision"] == summary["git_revision"]
+    assert config["versions"] == summary["versions"]
+    assert {"python", "torch", "lightning", "wandb"} <= config["versions"].keys()
+    assert found["exit"][-1]["exit_code"] == 0
+
+
+def test_metrics_have_a_goal_and_the_update_as_their_axis(first):
+    metrics = {metric.get("name") or metric["glob_name"]: metric for metric in only_record_of(first)["metric"]}
+
+    assert metrics["val_acc"]["summary"] == {"max": True}
+    assert metrics["val_loss"]["summary"] == metrics["val_bpc"]["summary"] == {"min": True}
+    assert metrics["exchange/*"]["step_metric"] == metrics["val_acc"]["step_metric"] == "trainer/global_step"
+
+
+def test_the_summarys_figures_and_the_pictures_are_in_the_run(first):
+    found, summary = only_record_of(first), json.loads((first / "summary.json").read_text())
+    kept = {name: value for record in found["summary"] for name, value in record["update"].items()}
+
+    for name in ("val_acc", "bytes_up", "staleness_mean", "wall_s", "updates", "world_size"):
+        assert kept[f"result/{name}"] == pytest.approx(summary[name])
+    files = [file["path"] for record in found["files"] for file in record["files"]]
+    (run,) = first.glob("wandb/offline-run-*")
+    for picture in ("learning_curve", "arrivals"):
+        (path,) = (path for path in files if picture in path)
+        assert (run / "files" / path).read_bytes() == (first / f"{picture}.png").read_bytes()
+        assert (first / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_continued_run_is_the_same_wandb_run(first):
+    done = train(
+        first.parent, *RUN, "trainer.max_epochs=3", "hydra.run.dir=second", "ckpt_path=first/checkpoints/last.ckpt"
+    )
+    assert done.returncode == 0, done.stderr
+
+    before, after = only_record_of(first), only_record_of(first.parent / "second")
+
+    assert after["run"][0]["run_id"] == before["run"][0]["run_id"]
+    assert after["run"][0]["resume"] is True
+    assert [update for update, _ in series(after)["exchange/loss"]] == [7, 8, 9]
