@@ -1,4 +1,4 @@
-"""The race's figure: where which kind of exchange wins, as links get slower beside computing."""
+"""The race's figures: each regime's learning curves, and who wins as links get slower beside computing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.bench.race.plan import OURS, links_of
-from experiments.bench.race.results import Row, Standing, standings
+from experiments.bench.race.plan import OURS, TUNING_SEED, Race, links_of
+from experiments.bench.race.results import Regime, Row, Standing, standings
+from experiments.comparison import curves
+from experiments.comparison.find import local_runs
+from experiments.comparison.groups import group
 from experiments.comparison.style import COLOURS, COLUMN, MARKERS, drawing
 
 BESIDE = ("ddp", "k_sync", "powersgd")
@@ -28,11 +31,30 @@ def upload_over_compute(rows: Iterable[Row]) -> float | None:
 
 
 def draw(rows: list[Row], out: Path) -> list[str]:
-    """A crossover figure for each workload and straggler model that was raced on two kinds of shaped links or more.
-
-    Returns the names of the files written.
-    """
+    """Draw all figures into ``out``; returns the names of the files."""
     raced = standings(rows)
+    return [
+        *(name for regime in raced for name in _draw_curves(regime, rows, out)),
+        *_draw_crossovers(raced, rows, out),
+    ]
+
+
+def _draw_curves(regime: Regime, rows: list[Row], out: Path) -> list[str]:
+    """The target metric against wall time and against bytes, over the seeds of each scheme."""
+    names = [Race(**{name: row[name] for name in Race.__dataclass_fields__}) for row in rows if not row["failed"]]
+    raced = [race for race in names if race.regime == regime and race.seed != TUNING_SEED]
+    runs, _ = local_runs([out / "runs" / race.name for race in raced])
+    groups = group(runs, ["scheme"])
+    written = []
+    for axis in ("wall", "bytes"):
+        path = out / f"{'-'.join(regime)}-{axis}.png"
+        if groups and len(curves.draw(path, groups, axis)) < len(groups):
+            written.append(path.name)
+    return written
+
+
+def _draw_crossovers(raced: dict[Regime, list[Standing]], rows: list[Row], out: Path) -> list[str]:
+    """Speed ratios against how slow links are, where workload and stragglers met two kinds of even links or more."""
     points: dict[tuple[str, str], list[tuple[float, dict[str, Standing]]]] = defaultdict(list)
     for (workload, links, straggler), found in raced.items():
         x = upload_over_compute(

@@ -87,7 +87,8 @@ def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment
         return pid
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         log = os.open(directory / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -171,7 +171,7 @@ def bound_s(regime: Regime, scheme: str, row: Row) -> float:
 def _kth_fastest_s(straggler: str, seed: int, compute_s: float, wait_for: int) -> float:
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         cfg = compose("train", overrides=[f"straggler={straggler}", f"seed={seed}"])
-    if cfg.straggler is None:
+    if not cfg.straggler:  # stragglers: none
         return compute_s
     model = instantiate(cfg.straggler.model)
     steps = [sorted(model.delay_s(w, step, compute_s) for w in range(RANKS)) for step in range(_BOUND_STEPS)]
