@@ -62,6 +62,8 @@ class CodedFit:
         self._local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
         self._loader = loader
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
+        # Whether there are workers that this process does not start.
+        self._elsewhere = num_nodes > 1 or environment.creates_processes_externally
         self._own = None if settings.dedicated_coordinator else 0
         self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
         self._wire = settings.wire(self._blocks.dtype, self._blocks.device, loader.seed)
@@ -94,10 +96,9 @@ class CodedFit:
             WorkerFailed: a worker ended before it joined.
             TimeoutError: a worker did not join in ``timeout_s``.
         """
-        environment, spans = self._environment, self._num_nodes > 1
-        external = environment.creates_processes_externally
-        host = rendezvous.resolve(environment.main_address) if spans or external else rendezvous.LOOPBACK
-        port = environment.main_port if spans or external else 0
+        environment, external = self._environment, self._environment.creates_processes_externally
+        host = rendezvous.resolve(environment.main_address) if self._elsewhere else rendezvous.LOOPBACK
+        port = environment.main_port if self._elsewhere else 0
         listener = None if _agent_serves_store() else rendezvous.listen(host, port)
         if listener is not None:
             port = listener.getsockname()[1]
@@ -165,17 +166,17 @@ class CodedFit:
             epoch, following = epoch + 1, 0
         self._publish(epoch, following, void_older=False)
 
-    def stop(self, *, patient: bool = False) -> None:
+    def stop(self, *, completed: bool = False) -> None:
         """End the workers and put torch's thread count back; does nothing the second time.
 
-        ``patient``: wait until the last words have crossed slow links, for a fit that ended as it should.
+        ``completed``: the fit ended as it should, so workers on other machines are waited for to end too.
         """
         if self._stopped:
             return
         self._stopped = True
         try:
             if self._coordinator is not None:
-                self._coordinator.stop(patient=patient)
+                self._coordinator.stop(await_farewell=completed and self._elsewhere)
         finally:
             self._store = None
             self._workers.end()

@@ -300,7 +300,7 @@ class LWPDStrategy(ParallelStrategy):
 
     def on_train_end(self) -> None:
         """The fit is over: end the workers."""
-        self._end_fit(patient=True)
+        self._end_fit(completed=True)
 
     def on_exception(self, exception: BaseException) -> None:
         """The fit broke: end the workers."""
@@ -311,9 +311,9 @@ class LWPDStrategy(ParallelStrategy):
         self._end_fit()
         super().teardown()
 
-    def _end_fit(self, *, patient: bool = False) -> None:
+    def _end_fit(self, *, completed: bool = False) -> None:
         if self._fit is not None:
-            self._fit.stop(patient=patient)
+            self._fit.stop(completed=completed)
 
     # Collectives: outside the exchange every rank is alone.
 

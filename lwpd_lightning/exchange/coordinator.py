@@ -21,15 +21,15 @@ from lwpd_lightning.exchange.message import Messages, words
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.transport import LINGER_S, Hub, LinkLost, Message
+from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 
 log = logging.getLogger(__name__)
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
 _REPORT_S = 60.0
-# A link that ends meanwhile is not waited for, and a fit that broke waits for none.
-_PATIENCE_S = 30.0
+# How long workers on other machines may take to hear that the fit is over and hang up.
+_FAREWELL_S = 10.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
 
@@ -267,14 +267,20 @@ class Coordinator:
         """Leave the gradient of the update that was closed last in the parameters' ``.grad``."""
         self._blocks.scatter(self._flat, *self._decoded)
 
-    def stop(self, *, patient: bool) -> None:
+    def stop(self, *, await_farewell: bool) -> None:
         """Tell every worker that the fit is over and close the links.
 
-        ``patient``: let the words cross a slow link behind the parameters that are still on their way.
+        Args:
+            await_farewell: first read on until the workers have hung up, but not for ever. A socket that is closed with
+                codewords unread takes back what it has sent, and a worker behind a slow link would not hear the end.
         """
-        for worker in self._rule.live - {self._rule.always}:
+        staying = self._rule.live - {self._rule.always}
+        for worker in staying:
             self._send(worker, Op.STOP)
-        self._hub.close(_PATIENCE_S if patient else LINGER_S)
+        deadline = time.monotonic() + _FAREWELL_S
+        while await_farewell and staying and time.monotonic() < deadline:
+            staying -= {event.worker for event in self._hub.events(_LOOK_S) if isinstance(event, LinkLost)}
+        self._hub.close()
 
     def _handle(self, event: Message | LinkLost) -> None:
         if isinstance(event, LinkLost):

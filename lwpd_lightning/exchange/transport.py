@@ -22,7 +22,7 @@ Payload = bytes | memoryview
 
 # A worker has at most one message on its way in each direction, plus the closing one.
 _HIGH_WATER_MARK = 4
-LINGER_S = 1.0
+_LINGER_MS = 1000
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ class Hub:
             self._owner[self._link[frames[0].get(zmq.SRCFD)]] = worker, identity.bytes
         return Message(worker, [frame.buffer for frame in frames])
 
-    def close(self, linger_s: float = LINGER_S) -> None:
-        """Close every link, giving what is queued on one that lives so long to leave."""
+    def close(self) -> None:
+        """Close every link, giving what is queued a second to leave."""
         self._router.disable_monitor()
         self._monitor.close(0)
-        self._router.close(int(linger_s * 1000))
+        self._router.close(_LINGER_MS)
         self._auth.stop()
-        _end(self._context, linger_s)
+        _end(self._context)
 
 
 class Spoke:
@@ -192,16 +192,16 @@ class Spoke:
         """Close the link, giving what is queued a second to leave."""
         self._dealer.disable_monitor()
         self._monitor.close(0)
-        self._dealer.close(int(LINGER_S * 1000))
-        _end(self._context, LINGER_S)
+        self._dealer.close(_LINGER_MS)
+        _end(self._context)
 
 
-def _end(context: zmq.Context[zmq.Socket[bytes]], linger_s: float) -> None:
+def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     # libzmq 4.3.5 sometimes waits for ever for a link that ended while its socket was closing (1 closing in 100 when
     # peers die at that moment, on a busy machine). Nothing is left to send after the linger, so nothing is lost.
     ending = threading.Thread(target=context.term, name="links-end", daemon=True)
     ending.start()
-    ending.join(linger_s + 1.0)
+    ending.join(2 * _LINGER_MS / 1000)
 
 
 def _configure(socket: zmq.Socket[bytes], heartbeat_s: float) -> None:
