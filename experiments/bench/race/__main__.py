@@ -23,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.bench.race.plan import SCHEMES, STRAGGLERS, WORKLOADS, Race, links_of, races, tuning
 from experiments.bench.race.testbed import refuse_missing_tools
 
+_PAGE = 120  # columns of a table that goes to a file or a pipe
+
 
 def main() -> None:
     """Tune, race, print and write the tables and figures."""
@@ -57,7 +59,7 @@ def main() -> None:
     )
     _write_csv(results.rows, options.out / "results.csv")
     drawn = draw(results.rows, options.out)
-    Console().print(f"Tables: {options.out}/tables.md; rows: results.csv, results.jsonl; figures: {', '.join(drawn)}")
+    _console().print(f"Tables: {options.out}/tables.md; rows: results.csv, results.jsonl; figures: {', '.join(drawn)}")
 
 
 def _options() -> argparse.Namespace:
@@ -103,7 +105,7 @@ def _race(planned: list[Race], results: object, out: Path) -> None:
     def tables() -> list[object]:
         return [table(regime, rows) for regime, rows in standings(results.rows).items()]
 
-    with Live(Group(progress), console=Console()) as live:
+    with Live(Group(progress), console=_console()) as live:
         for race in left:
             progress.update(task, description=race.name)
             directory = out / "runs" / race.name
@@ -114,6 +116,10 @@ def _race(planned: list[Race], results: object, out: Path) -> None:
                 live.console.print(f"{race.name}: {row['failed']}")
             progress.advance(task)
             live.update(Group(*tables(), progress))  # type: ignore[arg-type]
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PAGE)
 
 
 def _write_csv(rows: list[dict[str, object]], path: Path) -> None:

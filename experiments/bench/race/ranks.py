@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.race.plan import RANKS, Race, links_of
-from experiments.bench.race.testbed import Host, Testbed, Traffic
+from experiments.bench.race.testbed import Host, ShapedHosts, Traffic
 
 _PORT = 29500
 _POLL_S = 0.1
@@ -32,8 +32,8 @@ def run(race: Race, directory: Path, limit_s: float) -> dict[str, Any]:
     """
     links = links_of(race.links)
     shaped = links.mbit is not None
-    bed: AbstractContextManager[Testbed | None] = (
-        Testbed(RANKS, links.mbit, links.coordinator_mbit) if shaped else nullcontext()
+    bed: AbstractContextManager[ShapedHosts | None] = (
+        ShapedHosts(RANKS, links.mbit, links.coordinator_mbit) if shaped else nullcontext()
     )
     with bed as testbed:
         hosts: list[Host | None] = [*testbed.hosts] if testbed is not None else [None] * RANKS

@@ -9,6 +9,8 @@ from rich.table import Table
 from experiments.bench.race.plan import OURS, WORKLOADS
 from experiments.bench.race.results import Regime, Standing
 
+COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "MB", "tuned to")
+
 
 def table(regime: Regime, standings: list[Standing]) -> Table:
     """One regime's schemes, fastest first; ours in bold."""
@@ -34,7 +36,7 @@ def table(regime: Regime, standings: list[Standing]) -> Table:
 
 
 _CAPTION = (
-    "Seconds from the first update to the target: median over seeds and least..greatest; above 1 x best peer is faster "
+    "Seconds from the first update to the target: median over seeds (least..greatest); above 1 x best peer is faster "
     "than every peer. bound: share of an update's time that the slowest needed rank or link explains. MB: through the "
     "busiest host's interface."
 )
@@ -43,11 +45,10 @@ _CAPTION = (
 def cells(workload: str, s: Standing) -> list[str]:
     """A standing's figures as text, in the table's order."""
     missed = f"not reached ({s.reached} of {s.runs})"
-    spread = "" if s.spread_s is None else f"{s.spread_s[0]:.1f}..{s.spread_s[1]:.1f}"
+    spread = "" if s.spread_s is None or s.runs == 1 else f" ({s.spread_s[0]:.1f}..{s.spread_s[1]:.1f})"
     point = " ".join(word.removeprefix("model.optimizer.") for word in WORKLOADS[workload].grid[s.point])
     return [
-        missed if s.time_s is None else f"{s.time_s:.1f} s",
-        spread,
+        missed if s.time_s is None else f"{s.time_s:.1f}{spread} s",
         "" if s.ratio is None else f"{s.ratio:.2f}",
         "" if math.isnan(s.updates) else f"{s.updates:.0f}",
         "" if math.isnan(s.update_s) else f"{1000 * s.update_s:.0f}",
@@ -59,7 +60,6 @@ def cells(workload: str, s: Standing) -> list[str]:
 
 def markdown(regime: Regime, standings: list[Standing]) -> str:
     """The same for a README."""
-    header = "| scheme | time to target | spread | x best peer | updates | ms/update | bound | MB | tuned to |"
-    lines = [header, "|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---:|---|"]
     lines += [f"| {s.scheme} | {' | '.join(cells(regime[0], s))} |" for s in standings]
     return "\n".join(lines)

@@ -55,7 +55,7 @@ class Host:
         return Traffic(int(sent), int(received))
 
 
-class Testbed:
+class ShapedHosts:
     """``count`` hosts on one switch; a context manager that leaves nothing behind.
 
     Args:
@@ -80,7 +80,7 @@ class Testbed:
         self._switch = f"{prefix}-switch"
         self.hosts = [Host(f"{prefix}-h{i}", f"10.77.0.{i + 1}") for i in range(count)]
 
-    def __enter__(self) -> Testbed:
+    def __enter__(self) -> ShapedHosts:
         try:
             self._build()
         except BaseException:
