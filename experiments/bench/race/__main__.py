@@ -1,0 +1,134 @@
+"""Race every scheme to a target on shaped links: ``python -m experiments.bench.race`` (root, Linux, iproute2).
+
+First each scheme is tuned in each regime on a seed of its own, over the same small grid; then it is raced at its best
+point. What has been run is kept: the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a rank, whatever the machine
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.bench.race.plan import SCHEMES, STRAGGLERS, WORKLOADS, Race, links_of, races, tuning
+from experiments.bench.race.testbed import refuse_missing_tools
+
+_PAGE = 120  # columns of a table that goes to a file or a pipe
+
+
+def main() -> None:
+    """Tune, race, print and write the tables and figures."""
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # no host and no rank is left behind
+    regimes = [_regime(options.workload, regime) for regime in options.regimes]
+    try:
+        shaped = [links for _, links, _ in regimes if links_of(links).mbit is not None]
+        if shaped:
+            refuse_missing_tools()
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    # Imported here, once, for all ranks of all races.
+    import experiments.job
+    import experiments.report  # noqa: F401
+    from experiments.bench.race.figures import draw
+    from experiments.bench.race.results import Results, standings
+    from experiments.bench.race.table import markdown
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = Results(options.out / "results.jsonl")
+    if options.point is None:
+        _race(tuning(regimes, options.schemes), results, options.out)
+        chosen = results.chosen()
+    else:
+        chosen = {(regime, scheme): options.point for regime in regimes for scheme in options.schemes}
+    wanted = {key: point for key, point in chosen.items() if key[0] in regimes and key[1] in options.schemes}
+    _race(races(wanted, options.seeds), results, options.out)
+    found = standings(results.rows)
+    (options.out / "tables.md").write_text(
+        "\n\n".join(f"**{' / '.join(regime)}**\n\n{markdown(regime, rows)}" for regime, rows in found.items()) + "\n"
+    )
+    _write_csv(results.rows, options.out / "results.csv")
+    drawn = draw(results.rows, options.out)
+    _console().print(f"Tables: {options.out}/tables.md; rows: results.csv, results.jsonl; figures: {', '.join(drawn)}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.race", description=__doc__)
+    parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
+    parser.add_argument(
+        "--regimes", nargs="+", metavar="LINKS/STRAGGLER", default=["unshaped/none", "even/none", "even/slow_tail"]
+    )
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--point", type=int, help="race at this point of the grid, without tuning")
+    parser.add_argument("--out", type=Path, default=Path("outputs/race"))
+    parser.add_argument("--quick", action="store_true", help="four schemes in one regime, one seed, untuned: 4 minutes")
+    options = parser.parse_args()
+    if options.quick:
+        options.regimes, options.seeds, options.point = ["asymmetric/none"], [0], 1
+        options.schemes = ["ddp", "powersgd", "k_async", "sketch"]
+    return options
+
+
+def _regime(workload: str, text: str) -> tuple[str, str, str]:
+    links, _, straggler = text.partition("/")
+    if straggler not in STRAGGLERS:
+        sys.exit(f"--regimes {text}: use links, a slash and one of {', '.join(STRAGGLERS)}, such as even/slow_tail.")
+    return workload, links, straggler
+
+
+def _race(planned: list[Race], results: object, out: Path) -> None:
+    from experiments.bench.race.ranks import run
+    from experiments.bench.race.results import Results, standings
+    from experiments.bench.race.table import table
+
+    assert isinstance(results, Results)
+    left = [race for race in planned if not results.has(race)]
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    task = progress.add_task("", total=len(planned), completed=len(planned) - len(left))
+
+    def tables() -> list[object]:
+        return [table(regime, rows) for regime, rows in standings(results.rows).items()]
+
+    with Live(Group(progress), console=_console()) as live:
+        for race in left:
+            progress.update(task, description=race.name)
+            directory = out / "runs" / race.name
+            shutil.rmtree(directory, ignore_errors=True)  # of a race that was interrupted
+            row = run(race, directory, results.limit_s(race))
+            results.add(row)
+            if row["failed"]:
+                live.console.print(f"{race.name}: {row['failed']}")
+            progress.advance(task)
+            live.update(Group(*tables(), progress))  # type: ignore[arg-type]
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PAGE)
+
+
+def _write_csv(rows: list[dict[str, object]], path: Path) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""One race: the training command on every host of a testbed, forked from a process that has imported it already.
+
+Eight imports of torch on a small machine take longer than many a race. Each fork enters its host's network namespace
+and then runs `experiments.train` as the command line would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+import traceback
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.race.plan import RANKS, Race, links_of
+from experiments.bench.race.testbed import Host, ShapedHosts, Traffic
+
+_PORT = 29500
+_POLL_S = 0.1
+_GRACE_S = 15.0
+
+
+def run(race: Race, directory: Path, limit_s: float) -> dict[str, Any]:
+    """Run a race and return its row: the race, its summary and, on a testbed, what each host sent and received.
+
+    A race that takes longer than ``limit_s``, or that failed (``failed`` then names the log), reached no target.
+    """
+    links = links_of(race.links)
+    shaped = links.mbit is not None
+    bed: AbstractContextManager[ShapedHosts | None] = (
+        ShapedHosts(RANKS, links.mbit, links.coordinator_mbit) if shaped else nullcontext()
+    )
+    with bed as testbed:
+        hosts: list[Host | None] = [*testbed.hosts] if testbed is not None else [None] * RANKS
+        started = time.monotonic()
+        failed = _train(race, hosts, directory, limit_s)
+        wall_s = time.monotonic() - started
+        traffic = [host.traffic() for host in hosts if host is not None]
+    measured = _measured(directory) if failed is None else {"reached": False, "time_to_target_s": None}
+    return {**vars(race), **measured, "failed": failed, "wall_s": wall_s, **_wire(traffic)}
+
+
+def _train(race: Race, hosts: list[Host | None], directory: Path, limit_s: float) -> str | None:
+    """Train on all hosts; what went wrong, if anything did."""
+    directory.mkdir(parents=True)
+    key = secrets.token_hex(32)
+    address = hosts[0].address if hosts[0] is not None else "127.0.0.1"
+    ranks = [_fork(race, rank, host, directory, {
+        "NODE_RANK": str(rank), "MASTER_ADDR": address, "MASTER_PORT": str(_PORT), "LWPD_RUN_KEY": key,
+        "GLOO_SOCKET_IFNAME": host.interface if host is not None else "lo",
+    }) for rank, host in enumerate(hosts)]  # fmt: skip
+    deadline = time.monotonic() + limit_s
+    late, ended = False, dict.fromkeys(ranks)
+    try:
+        while any(code is None for code in ended.values()):
+            for pid in [pid for pid, code in ended.items() if code is None]:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    ended[pid] = os.waitstatus_to_exitcode(status)
+            first = ended[ranks[0]]
+            if first is not None and deadline > time.monotonic() + _GRACE_S:
+                deadline = time.monotonic() + _GRACE_S  # the others have nobody to talk to any more
+            if time.monotonic() > deadline:
+                late = first is None
+                break
+            time.sleep(_POLL_S)
+    finally:
+        for pid in [pid for pid, code in ended.items() if code is None]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    if late:
+        return f"not done after {limit_s:.0f} s"
+    failed = [rank for rank, pid in enumerate(ranks) if ended[pid] not in (0, None)]
+    return f"rank {failed[0]} failed, see {directory / f'rank{failed[0]}.log'}" if failed else None
+
+
+def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment: dict[str, str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        log = os.open(directory / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if host is not None:
+            host.enter()
+        os.environ.update(environment)
+        run_dir = directory if rank == 0 else directory / f"rank{rank}"
+        sys.argv = ["train", *race.overrides(), f"hydra.run.dir={run_dir}"]
+        from experiments.train import main
+
+        main()
+        code = 0
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _measured(directory: Path) -> dict[str, Any]:
+    summary = json.loads((directory / "summary.json").read_text())
+    reached = summary["time_to_target_s"] is not None
+    kept = ("updates", "update_s_mean", "compute_s_mean", "wait_s_mean", "parameters", "val_acc", "val_bpc",
+            "bytes_up_per_update_per_worker", "startup_s")  # fmt: skip
+    return {
+        "reached": reached,
+        # From the first update on: how long processes take to find each other is not what is raced.
+        "time_to_target_s": summary["time_to_target_s"] - summary["startup_s"] if reached else None,
+        **{name: summary[name] for name in kept if name in summary},
+    }
+
+
+def _wire(traffic: list[Traffic]) -> dict[str, list[int]]:
+    return {"sent": [host.sent for host in traffic], "received": [host.received for host in traffic]}

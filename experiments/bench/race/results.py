@@ -1,0 +1,182 @@
+"""Rows of finished races: kept on disk one by one, summed up by scheme, and held against what no scheme can beat."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from experiments.bench.race.plan import PEERS, RANKS, TUNING_SEED, WAIT_FOR, WORKLOADS, Race, links_of
+from experiments.train import CONFIG_PATH
+
+Row = dict[str, Any]
+Regime = tuple[str, str, str]
+# Schemes whose updates wait for all ranks.
+WAITS_FOR_ALL = ("sync", "ddp", "ddp_bf16", "powersgd")
+_BOUND_STEPS = 2000  # steps of the straggler model that the bound averages over
+
+
+class Results:
+    """One JSON line for each finished race, so that a race that was interrupted goes on where it was.
+
+    Args:
+        path: the file; made when the first row is added.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        if path.exists():
+            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def add(self, row: Row) -> None:
+        """Keep a row, on disk before this returns."""
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def has(self, race: Race) -> bool:
+        """Whether the race has been run."""
+        return any(all(row[name] == value for name, value in vars(race).items()) for row in self.rows)
+
+    def limit_s(self, race: Race) -> float:
+        """How long the race may take: a point of the grid need not be followed beyond twice the best one's time."""
+        limit = WORKLOADS[race.workload].limit_s
+        if race.seed != TUNING_SEED:
+            return limit
+        same = [row for row in self.rows if (row["seed"], row["scheme"]) == (TUNING_SEED, race.scheme)]
+        walls = [row["wall_s"] for row in same if _regime(row) == race.regime and row["reached"]]
+        return min([limit, *(2 * wall for wall in walls)])
+
+    def chosen(self) -> dict[tuple[Regime, str], int]:
+        """(regime, scheme) -> the grid's point that reached the target soonest in tuning; the first where none did."""
+        best: dict[tuple[Regime, str], tuple[tuple[bool, float], int]] = {}
+        for row in self.rows:
+            if row["seed"] != TUNING_SEED:
+                continue
+            key = _regime(row), row["scheme"]
+            time_s = row["time_to_target_s"]
+            merit = (time_s is None, time_s if time_s is not None else math.inf)
+            if key not in best or merit < best[key][0]:
+                best[key] = merit, row["point"]
+        return {key: point for key, (_, point) in best.items()}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One scheme in one regime, over its seeds; times in seconds, medians where not said otherwise.
+
+    Attributes:
+        scheme: its name.
+        point: its point of the grid.
+        runs: finished races.
+        reached: those that reached the target.
+        time_s: to the target; None unless most races reached it.
+        spread_s: least and greatest time.
+        update_s: of one update.
+        updates: to the target.
+        megabytes: through one host's interface to the target, the busiest host's, the busier way; None unshaped.
+        bound_s: least time of one update with this scheme's bytes (`bound_s`).
+        ratio: time of the best peer over this one's: above 1 is faster than every peer.
+    """
+
+    scheme: str
+    point: int
+    runs: int
+    reached: int
+    time_s: float | None
+    spread_s: tuple[float, float] | None
+    update_s: float
+    updates: float
+    megabytes: float | None
+    bound_s: float
+    ratio: float | None = None
+
+    @property
+    def bound_share(self) -> float:
+        """What of an update's time the bound explains: 1 is as fast as can be."""
+        return self.bound_s / self.update_s if self.update_s else 0.0
+
+
+def standings(rows: Iterable[Row]) -> dict[Regime, list[Standing]]:
+    """The schemes of each regime, fastest first; tuning runs do not count."""
+    grouped: dict[Regime, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["seed"] != TUNING_SEED:
+            grouped[_regime(row)][row["scheme"]].append(row)
+    return {regime: _ranked(regime, schemes) for regime, schemes in sorted(grouped.items())}
+
+
+def _regime(row: Row) -> Regime:
+    return row["workload"], row["links"], row["straggler"]
+
+
+def _ranked(regime: Regime, schemes: dict[str, list[Row]]) -> list[Standing]:
+    found = [_standing(regime, scheme, rows) for scheme, rows in schemes.items()]
+    times = [s.time_s for s in found if s.scheme in PEERS and s.time_s is not None]
+    best = min(times, default=None)
+    ranked = [
+        Standing(**{**vars(s), "ratio": best / s.time_s if best is not None and s.time_s is not None else None})
+        for s in found
+    ]
+    return sorted(ranked, key=lambda s: (s.time_s is None, s.time_s or 0.0))
+
+
+def _standing(regime: Regime, scheme: str, rows: list[Row]) -> Standing:
+    measured = [row for row in rows if "update_s_mean" in row]
+    times = [row["time_to_target_s"] for row in rows if row["reached"]]
+    busiest = [max(*row["sent"], *row["received"]) for row in measured if row["sent"]]
+    bounds = [bound_s(regime, scheme, row) for row in measured]
+    return Standing(
+        scheme=scheme,
+        point=rows[0]["point"],
+        runs=len(rows),
+        reached=len(times),
+        time_s=statistics.median(times) if 2 * len(times) > len(rows) else None,
+        spread_s=(min(times), max(times)) if times else None,
+        update_s=_median([row["update_s_mean"] for row in measured]),
+        updates=_median([row["updates"] for row in measured]),
+        megabytes=_median(busiest) / 1e6 if busiest else None,
+        bound_s=_median(bounds),
+    )
+
+
+def bound_s(regime: Regime, scheme: str, row: Row) -> float:
+    """The least time of an update: max(computing of the K-th fastest rank, bytes / rate of the busiest link).
+
+    The K-th fastest is averaged over steps of the regime's straggler model on top of the mean computing time that the
+    run measured; the bytes are those that the run's hosts sent and received, each way of each link by itself.
+    """
+    wait_for = RANKS if scheme in WAITS_FOR_ALL else WAIT_FOR
+    computing = _kth_fastest_s(regime[2], row["seed"], row["compute_s_mean"], wait_for)
+    links = links_of(regime[1])
+    if links.mbit is None:
+        return computing
+    rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (RANKS - 1)]
+    busiest = max(max(s, r) / (mbit * 1e6 / 8) for s, r, mbit in zip(row["sent"], row["received"], rates, strict=True))
+    return max(computing, busiest / row["updates"])
+
+
+def _kth_fastest_s(straggler: str, seed: int, compute_s: float, wait_for: int) -> float:
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        cfg = compose("train", overrides=[f"straggler={straggler}", f"seed={seed}"])
+    if not cfg.straggler:  # stragglers: none
+        return compute_s
+    model = instantiate(cfg.straggler.model)
+    steps = [sorted(model.delay_s(w, step, compute_s) for w in range(RANKS)) for step in range(_BOUND_STEPS)]
+    return compute_s + statistics.fmean(delays[wait_for - 1] for delays in steps)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else math.nan

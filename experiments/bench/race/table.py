@@ -1,0 +1,65 @@
+"""The race's tables."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+
+from experiments.bench.race.plan import OURS, WORKLOADS
+from experiments.bench.race.results import Regime, Standing
+
+COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "MB", "tuned to")
+
+
+def table(regime: Regime, standings: list[Standing]) -> Table:
+    """One regime's schemes, fastest first; ours in bold."""
+    workload, links, straggler = regime
+    title = f"{workload}, {links} links, stragglers: {straggler}"
+    drawn = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
+    for name in (
+        "scheme",
+        "time to target",
+        "spread",
+        "x best peer",
+        "updates",
+        "ms/update",
+        "bound",
+        "MB",
+        "tuned to",
+    ):
+        drawn.add_column(name, justify="left" if name in ("scheme", "tuned to") else "right")
+    for s in standings:
+        style = "bold" if s.scheme in OURS else ""
+        drawn.add_row(s.scheme, *cells(workload, s), style=style)
+    return drawn
+
+
+_CAPTION = (
+    "Seconds from the first update to the target: median over seeds (least..greatest); above 1 x best peer is faster "
+    "than every peer. bound: share of an update's time that the slowest needed rank or link explains. MB: through the "
+    "busiest host's interface."
+)
+
+
+def cells(workload: str, s: Standing) -> list[str]:
+    """A standing's figures as text, in the table's order."""
+    missed = f"not reached ({s.reached} of {s.runs})"
+    spread = "" if s.spread_s is None or s.runs == 1 else f" ({s.spread_s[0]:.1f}..{s.spread_s[1]:.1f})"
+    point = " ".join(word.removeprefix("model.optimizer.") for word in WORKLOADS[workload].grid[s.point])
+    return [
+        missed if s.time_s is None else f"{s.time_s:.1f}{spread} s",
+        "" if s.ratio is None else f"{s.ratio:.2f}",
+        "" if math.isnan(s.updates) else f"{s.updates:.0f}",
+        "" if math.isnan(s.update_s) else f"{1000 * s.update_s:.0f}",
+        "" if math.isnan(s.bound_s) else f"{s.bound_share:.0%}",
+        "" if s.megabytes is None else f"{s.megabytes:.0f}",
+        point,
+    ]
+
+
+def markdown(regime: Regime, standings: list[Standing]) -> str:
+    """The same for a README."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---:|---|"]
+    lines += [f"| {s.scheme} | {' | '.join(cells(regime[0], s))} |" for s in standings]
+    return "\n".join(lines)

@@ -1,0 +1,162 @@
+"""The race: what is planned, hosts that are really apart, one race for real, and what its rows come to."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from experiments.bench.race.plan import RANKS, SCHEMES, TUNING_SEED, WORKLOADS, Race, races, tuning
+from experiments.bench.race.results import Results, bound_s, standings
+from experiments.bench.race.table import markdown
+from experiments.bench.race.testbed import ShapedHosts
+from experiments.train import CONFIG_PATH
+
+EVEN = ("mlp", "even", "none")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"),
+    reason="network namespaces need root and iproute2",
+)
+
+
+def row(scheme="ddp", seed=0, time_s=10.0, regime=EVEN, point=0, **others):
+    workload, links, straggler = regime
+    reached = time_s is not None
+    return {
+        **asdict(Race(workload, links, straggler, scheme, seed, point)),
+        **{"reached": reached, "time_to_target_s": time_s, "failed": None, "wall_s": 15.0},
+        **{"updates": 10, "update_s_mean": 1.0, "compute_s_mean": 0.1, "parameters": 1000},
+        **{"sent": [12_500_000] * RANKS, "received": [1000] * RANKS},
+        **others,
+    }
+
+
+def test_every_scheme_is_tuned_on_the_same_grid_and_on_no_raced_seed():
+    planned = tuning([EVEN], SCHEMES)
+
+    assert {(race.scheme, race.point) for race in planned} == {
+        (scheme, point) for scheme in SCHEMES for point in range(len(WORKLOADS["mlp"].grid))
+    }
+    assert {race.seed for race in planned} == {TUNING_SEED}
+    assert {race.seed for race in races({(EVEN, "ddp"): 2}, [0, 1, 2])} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_race_composes(workload, scheme):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        for point in range(len(WORKLOADS[workload].grid)):
+            cfg = compose("train", overrides=Race(workload, "even", "slow_tail", scheme, 3, point).overrides())
+
+    assert (cfg.scheme.name, cfg.seed, cfg.trainer.num_nodes, cfg.trainer.devices) == (scheme, 3, RANKS, 1)
+    assert cfg.callbacks.stop.stopping_threshold == cfg.target.value
+
+
+def test_the_soonest_point_is_raced_and_slow_ones_are_not_followed_to_their_end(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    for point, time_s in enumerate([30.0, 12.0, None]):
+        results.add(row(seed=TUNING_SEED, point=point, time_s=time_s, wall_s=40.0 - 10 * point))
+
+    again = Results(tmp_path / "results.jsonl")
+
+    assert again.rows == results.rows
+    assert again.chosen() == {(EVEN, "ddp"): 1}
+    assert again.has(Race(*EVEN, "ddp", TUNING_SEED, 2))
+    assert not again.has(Race(*EVEN, "ddp", TUNING_SEED, 3))
+    assert again.limit_s(Race(*EVEN, "ddp", TUNING_SEED, 3)) == 2 * 30.0
+    assert again.limit_s(Race(*EVEN, "lwpd", TUNING_SEED, 3)) == WORKLOADS["mlp"].limit_s
+
+
+def test_ratios_are_to_the_best_peer_and_races_that_missed_count():
+    rows = [row(seed=seed, time_s=10.0 + seed) for seed in range(3)]
+    rows += [row("sketch", seed=seed, time_s=5.5) for seed in range(3)]
+    rows += [row("lwpd", seed=0, time_s=1.0), row("lwpd", seed=1, time_s=None), row("lwpd", seed=2, time_s=None)]
+    rows.append(row("k_sync", seed=TUNING_SEED, time_s=0.1))  # tuning does not count
+
+    ((regime, found),) = standings(rows).items()
+
+    assert regime == EVEN
+    assert [(s.scheme, s.time_s, s.ratio, s.reached) for s in found] == [
+        ("sketch", 5.5, 2.0, 3),
+        ("ddp", 11.0, 1.0, 3),
+        ("lwpd", None, None, 1),
+    ]
+    assert "| lwpd | not reached (1 of 3) |" in markdown(regime, found)
+
+
+def test_the_bound_is_the_busiest_link_or_the_kth_fastest():
+    assert bound_s(EVEN, "ddp", row()) == pytest.approx(12_500_000 / 12_500_000 / 10)
+    assert bound_s(EVEN, "ddp", row(compute_s_mean=0.5)) == pytest.approx(0.5)
+    wide = row(sent=[125_000_000] + [0] * (RANKS - 1))
+    assert bound_s(("mlp", "asymmetric", "none"), "ddp", wide) == pytest.approx(0.1)  # host 0's link is 1 Gbit/s
+    tail = ("mlp", "unshaped", "slow_tail")
+    all_of_8, six_of_8 = bound_s(tail, "ddp", row(sent=[])), bound_s(tail, "k_sync", row(sent=[]))
+    assert all_of_8 == pytest.approx(0.1 + 1 - 0.9**8, abs=0.05)
+    assert six_of_8 == pytest.approx(0.1 + 0.038, abs=0.02)  # three slow ones of eight or more
+
+
+@needs_root
+def test_hosts_reach_each_other_and_their_bytes_are_counted():
+    said = os.urandom(100_000)
+    with ShapedHosts(2, mbit=100.0) as bed:
+        first, second = bed.hosts
+        listening, told = os.pipe()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                second.enter()
+                with socket.create_server((second.address, 5000)) as server:
+                    os.write(told, b"!")
+                    link, _ = server.accept()
+                    heard = b""
+                    while piece := link.recv(65536):
+                        heard += piece
+                code = 0 if heard == said else 2
+            finally:
+                os._exit(code)
+        os.read(listening, 1)
+        speaker = os.fork()
+        if not speaker:
+            code = 1
+            try:
+                first.enter()
+                with socket.create_connection((second.address, 5000), 10) as link:
+                    link.sendall(said)
+                code = 0
+            finally:
+                os._exit(code)
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in (speaker, child)] == [0, 0]
+        assert 100_000 < first.traffic().sent < 110_000
+        assert 100_000 < second.traffic().received < 110_000
+    assert not [name for name in os.listdir("/run/netns") if name == first.namespace]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [({"mbit": 0.0}, "mbit=0.0 is no rate"), ({"count": 1}, "count=1")])
+def test_testbeds_that_cannot_be_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ShapedHosts(**{"count": 2, **settings})
+
+
+@needs_root
+def test_a_race_is_run_kept_and_not_run_again(tmp_path):
+    command = [sys.executable, "-m", "experiments.bench.race", "--regimes", "1000/none", "--schemes", "powersgd"]
+    command += ["--seeds", "0", "--point", "1", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(CONFIG_PATH).parent)}
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+
+    (kept,) = Results(tmp_path / "results.jsonl").rows
+    assert kept["reached"]
+    assert kept["val_acc"] >= 0.97
+    # What interfaces counted: on ranks that pass no part of the first model on, a ring's bytes and headers.
+    assert 1 < min(kept["sent"]) / (kept["updates"] * kept["bytes_up_per_update_per_worker"]) < 1.5
+    assert "| powersgd |" in (tmp_path / "tables.md").read_text()
+    assert (tmp_path / "mlp-1000-none-wall.png").read_bytes().startswith(b"\x89PNG")
