@@ -112,9 +112,10 @@ def _race(planned: list[Race], results: object, out: Path) -> None:
             shutil.rmtree(directory, ignore_errors=True)  # of a race that was interrupted
             row = run(race, directory, results.limit_s(race))
             results.add(row)
-            if row["failed"]:
-                live.console.print(f"{race.name}: {row['failed']}")
             progress.advance(task)
+            if row["failed"] or not live.console.is_terminal:  # a pipe shows the tables at the end only
+                reached = f"{row['time_to_target_s']:.1f} s" if row["reached"] else "target not reached"
+                live.console.print(f"{race.name}: {row['failed'] or reached}", soft_wrap=True)
             live.update(Group(*tables(), progress))  # type: ignore[arg-type]
 
 
