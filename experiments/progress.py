@@ -21,7 +21,7 @@ from experiments.report import readable_bytes
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from lwpd_lightning.exchange.coordinator import Update
+    from lwpd_lightning.exchange.update import Update
 
 _RECENT = 50  # updates over which arrivals and staleness are averaged
 

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 from lwpd_lightning.stragglers import StragglerModel
 
 if TYPE_CHECKING:
-    from lwpd_lightning.exchange.coordinator import Failure, Update
+    from lwpd_lightning.exchange.update import Failure, Update
 
 
 class WorkerCallback(pl.Callback):

@@ -15,8 +15,8 @@ from lwpd_lightning.callbacks import WorkerCallback
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_everything_locally
-from lwpd_lightning.exchange.coordinator import Contribution
 from lwpd_lightning.exchange.state import StateLayout
+from lwpd_lightning.exchange.update import Contribution
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

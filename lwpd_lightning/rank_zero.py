@@ -18,11 +18,12 @@ from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.arena import Arena
-from lwpd_lightning.exchange.coordinator import Coordinator, Failure, Update
+from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Hub
+from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
 from lwpd_lightning.refusals import refuse_accumulation
 from lwpd_lightning.settings import ExchangeSettings

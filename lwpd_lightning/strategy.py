@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.data import CodedLoader
-from lwpd_lightning.exchange.coordinator import Failure, Update
 from lwpd_lightning.exchange.rule import Stale
+from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
 from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
 from lwpd_lightning.refusals import (

@@ -21,12 +21,12 @@ from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
 from lwpd_lightning.exchange.arena import Arena
-from lwpd_lightning.exchange.coordinator import Contribution
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Spoke
+from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.launcher import Workers, job_command, watch_parent
 from lwpd_lightning.settings import ExchangeSettings

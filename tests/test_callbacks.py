@@ -11,8 +11,8 @@ import torch
 
 from lwpd_lightning import callbacks
 from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, StragglerInjector
-from lwpd_lightning.exchange.coordinator import Failure, Update
 from lwpd_lightning.exchange.rule import Arrival
+from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.stragglers import SlowTail, SlowWorkers
 
 

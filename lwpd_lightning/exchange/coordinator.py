@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,10 +18,11 @@ from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
 from lwpd_lightning.exchange.message import Messages, words
-from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
+from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
+from lwpd_lightning.exchange.update import Contribution, Failure, TooFewWorkers, Update, WorkerFailed
 
 log = logging.getLogger(__name__)
 
@@ -32,83 +33,6 @@ _REPORT_S = 60.0
 _FAREWELL_S = 10.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
-
-
-class WorkerFailed(RuntimeError):
-    """An exception in a worker, with its traceback."""
-
-
-class TooFewWorkers(RuntimeError):
-    """More workers died than the run may lose."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A worker that became an erasure."""
-
-    worker: int
-    update: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What a worker computed for one version: its codeword and what rank 0 logs of it.
-
-    Attributes:
-        codeword: (d,) tensor.
-        touched: for each trainable parameter, whether it got a gradient.
-        loss: mean loss over the worker's data parts.
-        samples: samples in one data part.
-        compute_s: seconds from receiving the version to the finished codeword.
-        statistics: packed normalisation statistics (`StateLayout.statistics`).
-    """
-
-    codeword: Tensor
-    touched: Sequence[bool]
-    loss: float
-    samples: int
-    compute_s: float
-    statistics: Tensor
-
-
-@dataclass(frozen=True)
-class Update:
-    """One closed update, as it is logged. Times in seconds, traffic in bytes over all links.
-
-    Attributes:
-        version: the version that it steps from.
-        epoch: epoch of its batch.
-        batch_index: index of its batch in the epoch.
-        arrivals: the codewords that counted.
-        loss: mean loss over the contributors.
-        samples: samples in the distinct data parts that the contributors computed.
-        wait_s: from the end of the coordinator's own computing to the closing.
-        compute_s: mean computing time of the contributors.
-        bytes_up: received since the last update closed.
-        bytes_down: sent since then.
-        uploads: codewords received since then, counted or not.
-        decoded_share: share of the k task directions that the arrivals span.
-        dropped: codewords that came too stale to count.
-        live: workers that live.
-        inclusion: for each worker, the share of updates so far in which it counted.
-    """
-
-    version: int
-    epoch: int
-    batch_index: int
-    arrivals: list[Arrival]
-    loss: float
-    samples: int
-    wait_s: float
-    compute_s: float
-    bytes_up: int
-    bytes_down: int
-    uploads: int
-    decoded_share: float
-    dropped: int
-    live: int
-    inclusion: list[float]
 
 
 @dataclass

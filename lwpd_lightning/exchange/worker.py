@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import WireFormat
-from lwpd_lightning.exchange.coordinator import Contribution
 from lwpd_lightning.exchange.header import Header, Op
 from lwpd_lightning.exchange.message import Messages, text
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Spoke
+from lwpd_lightning.exchange.update import Contribution
 
 
 @dataclass(frozen=True)

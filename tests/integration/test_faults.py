@@ -15,7 +15,7 @@ from rich.live import Live
 
 from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, WorkerCallback
-from lwpd_lightning.exchange.coordinator import TooFewWorkers, WorkerFailed
+from lwpd_lightning.exchange.update import TooFewWorkers, WorkerFailed
 from lwpd_lightning.launcher import fork_workers
 from lwpd_lightning.testing import Job
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
