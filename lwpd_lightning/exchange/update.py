@@ -1,4 +1,4 @@
-"""What an update is made of and what is told of it: contributions that go in, the record that comes out, who was lost."""
+"""What an update is made of, and what is told of it: contributions go in, a record comes out, workers are lost."""
 
 from __future__ import annotations
 
