@@ -82,15 +82,13 @@ def _trained(cfg: DictConfig) -> dict[str, Any]:
         metrics = job.trainer.validate(job.model, datamodule=job.data, verbose=False)[0]
         summary = summarise(cfg, job, dict(metrics), wall_s=time.perf_counter() - started)
         directory = Path(cfg.paths.run_dir)
-        if job.trainer.is_global_zero:
-            conclude(job, summary, directory)
-            write_atomically(directory / sweep.SUMMARY, summary)
-            (directory / sweep.FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
+        (directory / sweep.FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
+        write_atomically(directory / sweep.SUMMARY, summary)
+        conclude(job, summary, directory)
         finished = True
     finally:
         _finish_wandb(exit_code=0 if finished else 1)
-    if job.trainer.is_global_zero:
-        show(summary, job.code, directory)
+    show(summary, job.code, directory)
     return summary
 
 

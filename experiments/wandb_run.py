@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
@@ -40,23 +40,36 @@ def begin(loggers: Iterable[Logger]) -> None:
 
 
 def conclude(job: Job, summary: dict[str, Any], directory: Path) -> None:
-    """Give the run `summary`'s figures, as result/..., and its pictures, which are also kept in `directory`."""
+    """Give the run `summary`'s figures, as result/..., and its pictures, which are also kept in `directory`.
+
+    Call it when the directory holds summary.json.
+    """
     loggers = list(_of_wandb(job.trainer.loggers))
     if not loggers:
         return
-    from experiments.figures import arrivals, learning_curve, read_series  # matplotlib takes a second to import
-
-    pictures = {}
-    for csv in (logger for logger in job.trainer.loggers if isinstance(logger, CSVLogger)):
-        series = read_series(Path(csv.log_dir) / "metrics.csv")
-        pictures["learning_curve"] = learning_curve(series, summary["target"], directory / "learning_curve.png")
-        pictures["arrivals"] = arrivals(series, directory / "arrivals.png")
     figures = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
+    pictures = _pictures(directory)
     for logger in loggers:
-        for name, path in pictures.items():
-            if path is not None:
-                logger.log_image(f"figures/{name}", [str(path)], step=job.trainer.global_step)
+        for path in pictures:
+            logger.log_image(f"figures/{path.stem}", [str(path)], step=job.trainer.global_step)
         logger.experiment.summary.update({f"{RESULT}{name}": value for name, value in figures.items()})
+
+
+def _pictures(directory: Path) -> list[Path]:
+    """Draw the learning curve and the arrivals, as far as they were logged: a comparison of one run."""
+    # matplotlib takes a second to import.
+    from experiments.comparison import curves, timeline, workers
+    from experiments.comparison.find import local_runs
+    from experiments.comparison.groups import group
+
+    groups = group(local_runs([directory])[0], ["scheme"])
+    drawn = []
+    if not curves.draw(directory / "learning_curve.png", groups, "updates"):
+        drawn.append(directory / "learning_curve.png")
+    if workers.monitored(groups):
+        timeline.draw(directory / "arrivals.png", groups)
+        drawn.append(directory / "arrivals.png")
+    return drawn
 
 
 def _of_wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:
