@@ -59,7 +59,9 @@ def main() -> None:
     )
     _write_csv(results.rows, options.out / "results.csv")
     drawn = draw(results.rows, options.out)
-    _console().print(f"Tables: {options.out}/tables.md; rows: results.csv, results.jsonl; figures: {', '.join(drawn)}")
+    _console().print(
+        f"\nTables: {options.out}/tables.md; rows: results.csv, results.jsonl; figures: {', '.join(drawn)}"
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -105,7 +107,7 @@ def _race(planned: list[Race], results: object, out: Path) -> None:
     def tables() -> list[object]:
         return [table(regime, rows) for regime, rows in standings(results.rows).items()]
 
-    with Live(Group(progress), console=_console()) as live:
+    with Live(Group(*tables(), progress), console=_console()) as live:  # type: ignore[arg-type]
         for race in left:
             progress.update(task, description=race.name)
             directory = out / "runs" / race.name

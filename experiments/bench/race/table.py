@@ -17,18 +17,8 @@ def table(regime: Regime, standings: list[Standing]) -> Table:
     workload, links, straggler = regime
     title = f"{workload}, {links} links, stragglers: {straggler}"
     drawn = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
-    for name in (
-        "scheme",
-        "time to target",
-        "spread",
-        "x best peer",
-        "updates",
-        "ms/update",
-        "bound",
-        "MB",
-        "tuned to",
-    ):
-        drawn.add_column(name, justify="left" if name in ("scheme", "tuned to") else "right")
+    for name in COLUMNS:
+        drawn.add_column(name, justify="left" if name in ("scheme", "tuned to") else "right", no_wrap=True)
     for s in standings:
         style = "bold" if s.scheme in OURS else ""
         drawn.add_row(s.scheme, *cells(workload, s), style=style)
