@@ -120,7 +120,12 @@ class ForkedRanks(_Launcher):
             workers.end()
 
     def kill(self, signum: Any) -> None:
-        """Lightning broadcasts a SIGTERM of rank 0 to all ranks; no signal is passed on."""
+        """End the fit at once, from Lightning's SIGTERM handler; `launch` ends the other ranks on its way out.
+
+        Lightning would broadcast the signal from within the handler, amid whatever collective the others are in, and
+        sometimes all would wait for ever.
+        """
+        raise SystemExit(128 + int(signum))
 
 
 class _Reports:

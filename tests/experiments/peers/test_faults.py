@@ -29,7 +29,9 @@ def test_sigterm_ends_all_ranks():
     with job("--peer", "powersgd") as running:
         running.wait_for_output("UPDATE 3", 60)
         running.kill(signum=signal.SIGTERM)
-        assert "DONE" not in running.wait(30).output
+        result = running.wait(30)
+        assert result.exit_code == 128 + signal.SIGTERM
+        assert "DONE" not in result.output
         running.wait_until_nothing_is_left(10)
 
 
