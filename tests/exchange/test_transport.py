@@ -203,7 +203,7 @@ def test_a_worker_does_not_speak_to_another_runs_coordinator(hub):
 
 
 def test_a_refused_worker_cannot_send_for_ever(hub):
-    with closing(spoke(RunKey.generate(), 0, hub)) as end, pytest.raises(CoordinatorLost):
+    with closing(spoke(RunKey.generate(), 0, hub, heartbeat_s=0.5)) as end, pytest.raises(CoordinatorLost):
         list(map(end.send, [[b"hello"]] * 100))
 
 

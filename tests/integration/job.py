@@ -32,7 +32,8 @@ def main():
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--fits", type=int, default=1)
     parser.add_argument("--accelerator", default="cpu")
-    parser.add_argument("--wait-for", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--wait-for", type=int)
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--loader-workers", type=int, default=0)
     options = parser.parse_args()
@@ -41,13 +42,13 @@ def main():
     model.fail_at = options.fail_at
     for _ in range(options.fits):  # each with a trainer of its own
         strategy = LWPDStrategy(
-            code=lwpd_code(4, 2, 2),
-            wait_for=options.wait_for,
+            code=lwpd_code(options.workers, 2, 2),
+            wait_for=options.wait_for or options.workers - (options.workers > 2),
             start_method=options.start if options.nodes == 1 else "auto",
             timeout_s=100,
-            parallel_devices=[torch.device("cuda", 0)] * 4 if options.accelerator == "gpu" else None,
+            parallel_devices=[torch.device("cuda", 0)] * options.workers if options.accelerator == "gpu" else None,
         )
-        devices = {} if options.accelerator == "gpu" else {"devices": 4 // options.nodes}
+        devices = {} if options.accelerator == "gpu" else {"devices": options.workers // options.nodes}
         trainer = quiet_trainer(
             accelerator=options.accelerator,
             num_nodes=options.nodes,

@@ -55,7 +55,7 @@ def test_ranks_that_a_launcher_started():
 def test_rerun_and_forked_ranks_end_with_the_same_weights():
     norms = []
     for start in ("rerun", "fork"):
-        command = [*JOB, "--start", start, "--updates", "10", "--wait-for", "4"]
+        command = [*JOB, "--start", start, "--updates", "10", "--workers", "2"]
         with Job(command, env={"PYTHONPATH": str(ROOT)}) as job:
             result = job.wait(110)
             assert result.exit_code == 0, result.output

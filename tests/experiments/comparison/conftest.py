@@ -14,7 +14,7 @@ def sweep(tmp_path_factory) -> Path:
     command = [
         sys.executable, "-m", "experiments.train", "-m", "scheme=lwpd,k_async", "seed=0,1", "code=lwpd_4_2_2",
         "model.hidden=[16]", "trainer.max_steps=6", "trainer.val_check_interval=2", "target.value=0.05",
-        f"hydra.sweep.dir={directory}",
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={directory}",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
