@@ -286,12 +286,13 @@ class _Steps(Classifier):
         return super().training_step(batch, batch_idx) * (1 + self.global_step + 10 * self.current_epoch + batch_idx)
 
 
-def test_workers_know_step_and_epoch_though_weights_change_after_the_step():
+@pytest.mark.parametrize("callbacks", [[], [_ClipWeights()]], ids=["published_ahead", "weights_change_after_the_step"])
+def test_workers_know_step_and_epoch(callbacks):
     slow = lambda parameters: torch.optim.SGD(parameters, lr=1e-4)  # noqa: E731
     model, alone = _Steps(slow), _Steps(slow)
     settings = {"max_epochs": 2, "limit_train_batches": 3}
-    quiet_trainer(devices=4, strategy=strategy(), callbacks=[_ClipWeights()], **settings).fit(model, loader())
-    quiet_trainer(devices=1, callbacks=[_ClipWeights()], **settings).fit(alone, loader())
+    quiet_trainer(devices=4, strategy=strategy(), callbacks=callbacks, **settings).fit(model, loader())
+    quiet_trainer(devices=1, callbacks=callbacks, **settings).fit(alone, loader())
     torch.testing.assert_close(weights(model), weights(alone), rtol=1e-4, atol=1e-6)
 
 
