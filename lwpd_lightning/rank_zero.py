@@ -203,7 +203,8 @@ class CodedFit:
         assert self._coordinator is not None
         at_epoch, at_index, values = self._published
         # Values, because autograd's version counters do not see what is done to a parameter's ``data``.
-        same = all(torch.equal(then, now) for then, now in zip(values, self._travelling(), strict=True))
+        # What a layer registered since (map ends before it) does not travel.
+        same = all(map(torch.equal, values, self._travelling()))
         moved = not same and not self._coordinator.unchanged_since_publication()
         self._ahead = not moved
         if moved or (at_epoch, at_index) != (epoch, batch_index):
