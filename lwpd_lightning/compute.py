@@ -57,6 +57,7 @@ class CodewordComputation:
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
         self._losses: list[float] = []
+        self._remembered: set[int] = set()  # parameters of which the feedback's memory may hold something
         self._version, self._started = 0, 0.0
 
     @property
@@ -117,6 +118,8 @@ class CodewordComputation:
         """The finished codeword; its buffer is written again by the next `begin`."""
         if self._feedback is not None:
             self._feedback.codeword(self._version, out=self._codeword)
+            self._remembered |= touched
+            touched = self._remembered  # what is taken off the memory must not be left out of the gradient
         for callback in self._callbacks:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()

@@ -79,7 +79,7 @@ class CodedFit:
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
-        self._published: tuple[int, int, list[int]] | None = None
+        self._published: tuple[int, int, list[Tensor]] | None = None
         self._ahead = True
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
@@ -165,7 +165,8 @@ class CodedFit:
         epoch, following = self._trainer.current_epoch, batch_index + 1
         if following >= self._trainer.num_training_batches:
             epoch, following = epoch + 1, 0
-        self._publish(epoch, following, void_older=False)
+        # Lightning counts the step only after its hook, in which this is called.
+        self._publish(epoch, following, global_step=self._trainer.global_step + 1)
 
     def stop(self, *, completed: bool = False) -> None:
         """End the workers and put torch's thread count back; does nothing the second time.
@@ -197,23 +198,26 @@ class CodedFit:
                 "at its start, so freeze or unfreeze between two fits instead."
             )
         if self._published is None:
-            self._publish(epoch, batch_index, void_older=False)
+            self._publish(epoch, batch_index, global_step=self._trainer.global_step)
             return
         assert self._coordinator is not None
-        at_epoch, at_index, versions = self._published
-        moved = versions != self._tensor_versions() and not self._coordinator.unchanged_since_publication()
+        at_epoch, at_index, values = self._published
+        # Values, because autograd's version counters do not see what is done to a parameter's ``data``.
+        # What a layer registered since (map ends before it) does not travel.
+        same = all(map(torch.equal, values, self._travelling()))
+        moved = not same and not self._coordinator.unchanged_since_publication()
         self._ahead = not moved
         if moved or (at_epoch, at_index) != (epoch, batch_index):
-            self._publish(epoch, batch_index, void_older=True)
+            self._publish(epoch, batch_index, global_step=self._trainer.global_step, void_older=True)
 
-    def _publish(self, epoch: int, batch_index: int, *, void_older: bool) -> None:
+    def _publish(self, epoch: int, batch_index: int, *, global_step: int, void_older: bool = False) -> None:
         assert self._coordinator is not None
-        self._coordinator.publish(epoch, batch_index, self._trainer.global_step, void_older=void_older)
-        self._published = (epoch, batch_index, self._tensor_versions())
+        self._coordinator.publish(epoch, batch_index, global_step, void_older=void_older)
+        self._published = (epoch, batch_index, [tensor.clone() for tensor in self._travelling()])
 
-    def _tensor_versions(self) -> list[int]:
-        module = self._trainer.lightning_module
-        return [tensor._version for tensor in (*self._blocks.parameters, *module.buffers())]
+    def _travelling(self) -> list[Tensor]:
+        """What a version tells the workers of the model."""
+        return [tensor.detach() for tensor in (*self._blocks.parameters, *self._trainer.lightning_module.buffers())]
 
     def _coordinate(self, meeting: Meeting, listener: Any) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module

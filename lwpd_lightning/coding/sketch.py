@@ -46,8 +46,11 @@ class SketchCode(Code):
 
     @cached_property
     def cycle(self) -> tuple[Code, ...]:
-        """The sketch with each of the B rows."""
-        return tuple(SketchCode.of_rows(self.n, self.rows, row) for row in range(self.blocks))
+        """The sketch with each of the B rows, which is the cycle of each of them too."""
+        codes = tuple(SketchCode.of_rows(self.n, self.rows, row) for row in range(self.blocks))
+        for code in codes:
+            vars(code)["cycle"] = codes  # or B codes would each make B of their own: B^3 n^2 numbers
+        return codes
 
     def at(self, version: int) -> Code:
         """The sketch with the row of that version."""

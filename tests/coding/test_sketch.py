@@ -121,3 +121,9 @@ def test_one_block_is_no_sketch():
 def test_only_the_projective_decoder_goes_with_a_sketch(decoder):
     with pytest.raises(ValueError, match=f"decoder='{decoder}' with Code"):
         sketch(4, 4).decoding_weights([0, 1], decoder)
+
+
+def test_the_codes_of_a_cycle_share_it():
+    code = local_code(3, data_parts=3, blocks=4)
+    assert all(turn.cycle is code.cycle for turn in code.cycle)
+    assert all(turn.at(version) is code.at(version) for turn in code.cycle for version in range(9))

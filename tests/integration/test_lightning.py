@@ -265,6 +265,14 @@ def test_a_dedicated_coordinator_computes_nothing():
     assert monitor.summary()["arrivals_mean"] == 4
 
 
+class _ClipData(pl.Callback):
+    """As many scripts do it: autograd's version counters see nothing of it."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for parameter in pl_module.parameters():
+            parameter.data.clamp_(-0.1, 0.1)
+
+
 class _ClipWeights(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         with torch.no_grad():
@@ -272,10 +280,11 @@ class _ClipWeights(pl.Callback):
                 parameter.clamp_(-0.1, 0.1)
 
 
-def test_weights_changed_after_the_step_reach_the_workers():
+@pytest.mark.parametrize("clip", [_ClipWeights, _ClipData])
+def test_weights_changed_after_the_step_reach_the_workers(clip):
     model, alone = Classifier(sgd), Classifier(sgd)
-    quiet_trainer(devices=4, strategy=strategy(), max_steps=8, callbacks=[_ClipWeights()]).fit(model, loader())
-    quiet_trainer(devices=1, max_steps=8, callbacks=[_ClipWeights()]).fit(alone, loader())
+    quiet_trainer(devices=4, strategy=strategy(), max_steps=8, callbacks=[clip()]).fit(model, loader())
+    quiet_trainer(devices=1, max_steps=8, callbacks=[clip()]).fit(alone, loader())
     torch.testing.assert_close(weights(model), weights(alone), rtol=1e-4, atol=1e-6)
 
 
@@ -286,12 +295,13 @@ class _Steps(Classifier):
         return super().training_step(batch, batch_idx) * (1 + self.global_step + 10 * self.current_epoch + batch_idx)
 
 
-def test_workers_know_step_and_epoch_though_weights_change_after_the_step():
+@pytest.mark.parametrize("callbacks", [[], [_ClipWeights()]], ids=["published_ahead", "weights_change_after_the_step"])
+def test_workers_know_step_and_epoch(callbacks):
     slow = lambda parameters: torch.optim.SGD(parameters, lr=1e-4)  # noqa: E731
     model, alone = _Steps(slow), _Steps(slow)
     settings = {"max_epochs": 2, "limit_train_batches": 3}
-    quiet_trainer(devices=4, strategy=strategy(), callbacks=[_ClipWeights()], **settings).fit(model, loader())
-    quiet_trainer(devices=1, callbacks=[_ClipWeights()], **settings).fit(alone, loader())
+    quiet_trainer(devices=4, strategy=strategy(), callbacks=callbacks, **settings).fit(model, loader())
+    quiet_trainer(devices=1, callbacks=callbacks, **settings).fit(alone, loader())
     torch.testing.assert_close(weights(model), weights(alone), rtol=1e-4, atol=1e-6)
 
 

@@ -80,3 +80,29 @@ def test_it_trains_without_feedback():
     trainer = quiet_trainer(devices=4, strategy=strategy, max_steps=80, max_epochs=-1)
     trainer.fit(Classifier(sgd), loader(shuffle=True), loader())
     assert trainer.callback_metrics["val_acc"] > 0.85
+
+
+class _Seldom(Classifier):
+    """Its scale takes part in the first update only."""
+
+    def __init__(self):
+        super().__init__(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+        self.scale = torch.nn.Parameter(torch.ones(12))
+        self.paid = torch.zeros(12)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return torch.nn.functional.cross_entropy(self.net(x * self.scale if self.current_epoch == 0 else x), y)
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.scale.grad is not None:
+            self.paid += self.scale.grad
+
+
+def test_feedback_pays_a_parameter_that_no_longer_gets_gradients():
+    model, data = _Seldom(), classification(72)
+    strategy = LWPDStrategy(code=local_code(3, data_parts=3, blocks=4), error_feedback=True)
+    quiet_trainer(devices=3, strategy=strategy, max_epochs=4).fit(model, loader(data))  # one cycle
+    x, y = data.tensors
+    (owed,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model.net(x * model.scale), y), [model.scale])
+    torch.testing.assert_close(model.paid, owed, rtol=1e-4, atol=1e-6)
