@@ -79,7 +79,7 @@ class CodedFit:
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
-        self._published: tuple[int, int, list[Tensor]] | None = None
+        self._published: tuple[int, int] | None = None
         self._ahead = True
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
@@ -201,23 +201,16 @@ class CodedFit:
             self._publish(epoch, batch_index, global_step=self._trainer.global_step)
             return
         assert self._coordinator is not None
-        at_epoch, at_index, values = self._published
-        # Values, because autograd's version counters do not see what is done to a parameter's ``data``.
-        # What a layer registered since (map ends before it) does not travel.
-        same = all(map(torch.equal, values, self._travelling()))
-        moved = not same and not self._coordinator.unchanged_since_publication()
+        # Asked of the values: autograd's version counters do not see what is done to a parameter's ``data``.
+        moved = not self._coordinator.unchanged_since_publication()
         self._ahead = not moved
-        if moved or (at_epoch, at_index) != (epoch, batch_index):
+        if moved or self._published != (epoch, batch_index):
             self._publish(epoch, batch_index, global_step=self._trainer.global_step, void_older=True)
 
     def _publish(self, epoch: int, batch_index: int, *, global_step: int, void_older: bool = False) -> None:
         assert self._coordinator is not None
         self._coordinator.publish(epoch, batch_index, global_step, void_older=void_older)
-        self._published = (epoch, batch_index, [tensor.clone() for tensor in self._travelling()])
-
-    def _travelling(self) -> list[Tensor]:
-        """What a version tells the workers of the model."""
-        return [tensor.detach() for tensor in (*self._blocks.parameters, *self._trainer.lightning_module.buffers())]
+        self._published = epoch, batch_index
 
     def _coordinate(self, meeting: Meeting, listener: Any) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module

@@ -93,6 +93,7 @@ class Coordinator:
         self._everything = StateLayout.everything(model, device)
         self._per_version = StateLayout.per_version(model, device, parameter_wire)
         self._statistics = StateLayout.statistics(model, device)
+        self._now = self._per_version.buffer()
         self._flat = blocks.zeros()
         self._staging = Staging(device)
         self._idle: set[int] = set()
@@ -157,9 +158,8 @@ class Coordinator:
     def unchanged_since_publication(self) -> bool:
         """Whether the model, packed again, still gives the bytes that were published last."""
         assert self._published is not None
-        now = torch.zeros_like(self._published[1])
-        self._per_version.pack(now)
-        return torch.equal(now, self._published[1])
+        self._per_version.pack(self._now)
+        return torch.equal(self._now, self._published[1])
 
     def contribute(self, contribution: Contribution) -> None:
         """Count the coordinator's own codeword."""
