@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from lightning.pytorch.plugins.precision import DoublePrecision
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
-from torch import nn
 
 from experiments.code_facts import exactness, layout, recovery, size, span, tasks_text
 from experiments.description import decoding
@@ -44,7 +45,10 @@ def announce(job: Job, scheme: str) -> None:
 def rows(job: Job) -> list[tuple[str, str]]:
     """(name, text) of each line of the panel; a scheme without a code has the first ones only."""
     trainable = [p for p in job.model.parameters() if p.requires_grad]
-    extent = f"{sum(p.numel() for p in trainable):,} parameters, {readable_bytes(sum(p.nbytes for p in trainable))}"
+    # Lightning converts the module later, when the fit begins.
+    double = isinstance(job.trainer.precision_plugin, DoublePrecision)
+    nbytes = sum(p.numel() * torch.float64.itemsize if double else p.nbytes for p in trainable)
+    extent = f"{sum(p.numel() for p in trainable):,} parameters, {readable_bytes(nbytes)}"
     facts = job.data.facts
     lines = [
         ("model", f"{type(job.model).__name__}, {extent}"),
@@ -76,13 +80,12 @@ def rows(job: Job) -> list[tuple[str, str]]:
         *lines,
         ("decodes exactly", exactness(code, worth)),
         ("an update", f"waits for K={settings.wait_for} of {code.n}: {decoding(settings, worth)}"),
-        ("upload", _upload(settings, job.model)),
+        ("upload", _upload(settings, BlockMap(trainable, code.blocks), double)),
     ]
 
 
-def _upload(settings: ExchangeSettings, model: nn.Module) -> str:
-    assert settings.code is not None
-    blocks = BlockMap(model.parameters(), settings.code.blocks)
-    wire = settings.wire(blocks.dtype, blocks.device, seed=0)
-    codeword, gradient = wire.nbytes(blocks.block_size), blocks.numel * blocks.dtype.itemsize
+def _upload(settings: ExchangeSettings, blocks: BlockMap, double: bool) -> str:
+    dtype = torch.float64 if double else blocks.dtype
+    wire = settings.wire(dtype, blocks.device, seed=0)
+    codeword, gradient = wire.nbytes(blocks.block_size), blocks.numel * dtype.itemsize
     return f"{readable_bytes(codeword)} a codeword ({wire.name}), {codeword / gradient:.0%} of the whole gradient"

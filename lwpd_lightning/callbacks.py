@@ -61,7 +61,7 @@ class FaultInjector(WorkerCallback):
         kills: worker -> the first version (update) that it does not live to compute.
 
     Raises:
-        ValueError: for a negative worker or version.
+        ValueError: for a negative worker or version; at setup, for a worker that the run does not have, and for rank 0.
     """
 
     def __init__(self, kills: Mapping[int, int]) -> None:
@@ -69,6 +69,18 @@ class FaultInjector(WorkerCallback):
         for worker, version in self._kills.items():
             if worker < 0 or version < 0:
                 raise ValueError(f"kills[{worker}]={version} names no worker or no version: use numbers >= 0.")
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse workers whose death would never come."""
+        code = getattr(trainer.strategy, "code", None)
+        workers = code.n if code is not None else trainer.world_size
+        first = 0 if workers < trainer.world_size else 1  # a dedicated coordinator is no worker
+        for worker in self._kills:
+            if not first <= worker < workers:
+                raise ValueError(
+                    f"kills names worker {worker}, but only workers {first} to {workers - 1} of the run can be killed: "
+                    "nothing survives rank 0."
+                )
 
     def on_codeword_start(self, trainer: pl.Trainer, worker: int, version: int) -> None:
         """Die where it is this worker's turn; rank 0 lives, since nothing survives its coordinator."""

@@ -70,6 +70,22 @@ def test_impossible_kills_are_refused(kills):
         FaultInjector(kills)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "first", "workers"),
+    [
+        (SimpleNamespace(), 1, 8),
+        (SimpleNamespace(code=SimpleNamespace(n=8)), 1, 8),
+        (SimpleNamespace(code=SimpleNamespace(n=7)), 0, 7),  # rank 0 is a dedicated coordinator
+    ],
+)
+def test_kills_that_would_never_come_are_refused_at_setup(strategy, first, workers):
+    trainer = SimpleNamespace(strategy=strategy, world_size=8)
+    FaultInjector({first: 0, workers - 1: 0}).setup(trainer, None, "fit")
+    for worker in {0, workers} - {first}:
+        with pytest.raises(ValueError, match=f"names worker {worker}, but only workers {first} to {workers - 1} "):
+            FaultInjector({worker: 0}).setup(trainer, None, "fit")
+
+
 def _compute(injector, worker, versions, is_global_zero, reached):
     for version in versions:
         injector.on_codeword_start(SimpleNamespace(is_global_zero=is_global_zero), worker, version)

@@ -44,7 +44,8 @@ def build(project: str, title: str, table: tuple[list[str], list[list[str]]], gr
 
 
 def _config_key(key: str) -> str:
-    return "config." + {"scheme": "scheme.name", "wait_for": "code.wait_for", "world_size": "code.n"}.get(key, key)
+    named = {"scheme": "scheme.name", "wait_for": "scheme.strategy.wait_for", "world_size": "code.n"}
+    return "config." + named.get(key, key)
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -62,7 +62,7 @@ class Curve:
     """A metric at every validation of one fit, and what had been spent by then.
 
     Attributes:
-        value: the metric.
+        value: the metric, NaN where a validation gave no number (the model diverged).
         updates: updates made.
         wall: seconds since the start of `fit`, NaN where the log does not tell.
         bytes: over all links, both ways; NaN where no exchange was monitored.
@@ -121,13 +121,15 @@ def learning_curve(series: Series, metric: str, startup_s: float | None) -> Curv
 
     clock = np.flatnonzero(~np.isnan(series.get("val_wall_s", missing)))
     if clock.size:
-        # The clock is logged right after the validation that it belongs to.
+        # The clock is logged right after its validation, whose metric is NaN where none was logged since the last one.
         last = np.searchsorted(at, clock) - 1
-        at, wall = at[last], series["val_wall_s"][clock]
-    else:
-        at = at[_no_repeat(updates[at])]
-        wall = _by_updates(update_s, startup_s)[at]
-    return Curve(values[at], updates[at], wall, spent[at])
+        own = np.diff(last, prepend=-1) > 0
+        value = missing[clock]
+        value[own] = values[at[last[own]]]
+        counted = updates if is_update.any() else updates - 1.0  # its step is the number of updates
+        return Curve(value, counted[clock], series["val_wall_s"][clock], spent[clock])
+    at = at[_no_repeat(updates[at])]
+    return Curve(values[at], updates[at], _by_updates(update_s, startup_s)[at], spent[at])
 
 
 def _no_repeat(updates: Column) -> NDArray[np.bool_]:

@@ -105,6 +105,20 @@ def test_the_panel_of_a_scheme_without_a_code(tmp_path):
     }
 
 
+def test_the_panel_knows_that_double_precision_doubles_the_bytes(tmp_path):
+    def panel(precision):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            settings = [f"paths.run_dir={tmp_path}", "logger=csv", f"trainer.precision={precision}"]
+            return dict(rows(assemble(compose("train", overrides=settings))))
+
+    single, double = panel("32-true"), panel("64-true")
+
+    assert single["model"].endswith(", 340 kB")
+    assert double["model"].endswith(", 680 kB")
+    assert single["upload"] == "170 kB a codeword (float32), 50% of the whole gradient"
+    assert double["upload"] == "340 kB a codeword (float64), 50% of the whole gradient"
+
+
 class Line(LightningModule):
     """One weight that goes to zero."""
 

@@ -24,3 +24,15 @@ def test_a_report_holds_the_table_and_panels_of_the_groups():
     assert [key["name"] for key in runs["grouping"]] == ["scheme.value.name"]
     panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
     assert any(panel["config"].get("metrics") == ["val_acc"] for panel in panels)
+
+
+def test_runs_are_grouped_by_the_wait_for_that_counted():
+    pytest.importorskip("wandb_workspaces")
+    groups = group([run(summary={"wait_for": wait_for}) for wait_for in (4, 6)])
+
+    made = report.build("team/project", "two runs", ([], []), groups)
+
+    (grid,) = (block for block in made._to_model().spec.blocks if block.type == "panel-grid")
+    (runs,) = grid.metadata.run_sets
+    # code.wait_for is what a scheme starts from, and may replace: sync waits for all.
+    assert [key.name for key in runs.grouping] == ["scheme.value.strategy.wait_for"]

@@ -1,6 +1,9 @@
 """Curves out of logs as Lightning's CSVLogger writes them, whole or cut off, new or old."""
 
+import math
+
 import numpy as np
+import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from experiments.comparison.series import learning_curve, of_curve, read_metrics
@@ -54,6 +57,19 @@ def test_an_older_log_tells_the_time_by_its_updates(tmp_path):
     curve = learning_curve(read_metrics(path, of_curve("val_acc")), "val_acc", startup_s=2.0)
 
     assert curve.wall.tolist() == [2.5]
+
+
+@pytest.mark.parametrize("values", [[3.0, math.nan, 2.0, math.nan], [math.nan, 3.0], [math.nan, math.nan]])
+def test_a_validation_that_gave_no_number_has_none_at_its_time(tmp_path, values):
+    rows = []
+    for step, value in enumerate(values, 1):
+        rows += [update(step), (step - 1, {"val_loss": value}), (step, {"val_wall_s": float(step)})]
+
+    curve = learning_curve(read_metrics(logged(tmp_path, rows), of_curve("val_loss")), "val_loss", None)
+
+    np.testing.assert_array_equal(curve.value, values)
+    assert curve.wall.tolist() == curve.updates.tolist() == [*range(1, len(values) + 1)]
+    assert curve.first_reach(2.5, minimised=True) == (2 if 2.0 in values else None)
 
 
 def test_a_line_that_was_cut_off_is_no_line(tmp_path):
