@@ -44,7 +44,7 @@ def failures(directory: Path) -> dict[int, str]:
     return {number: failure["sentence"] for number, failure in documents(directory, "failure.json").items()}
 
 
-@pytest.mark.parametrize(("launcher", "schemes"), [((), ["k_async"]), (JOBLIB, ["lwpd", "k_async"])])
+@pytest.mark.parametrize(("launcher", "schemes"), [((), ["k_async"]), (JOBLIB, ["lwpd"])])
 def test_the_number_of_processes_changes_between_jobs(tmp_path, launcher, schemes):
     grid = ("code=lwpd_4_2_2,lwpd_8_4_2", f"scheme={','.join(schemes)}", "straggler=none", "seed=0", "logger=csv")
     with sweep(tmp_path, "sweep=schemes_under_stragglers", *SHORT, *grid, *launcher) as running:
