@@ -27,6 +27,12 @@ class WorkerCallback(pl.Callback):
         """Called when the codeword is computed, ``compute_s`` seconds after its start, before it is sent."""
 
 
+def _workers(trainer: pl.Trainer) -> int:
+    # A dedicated coordinator is a rank, but no worker; a strategy without a code has no other ranks than workers.
+    code = getattr(trainer.strategy, "code", None)
+    return int(code.n) if code is not None else trainer.world_size
+
+
 class StragglerInjector(WorkerCallback):
     """Makes workers late for real: a computed codeword is held back as long as ``model`` says.
 
@@ -42,8 +48,7 @@ class StragglerInjector(WorkerCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a model that is not for this many workers."""
-        code = getattr(trainer.strategy, "code", None)
-        self.model.check(code.n if code is not None else trainer.world_size)
+        self.model.check(_workers(trainer))
 
     def on_codeword_end(self, trainer: pl.Trainer, worker: int, version: int, compute_s: float) -> None:
         """Sleep as long as this worker is late."""
@@ -72,8 +77,7 @@ class FaultInjector(WorkerCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse workers whose death would never come."""
-        code = getattr(trainer.strategy, "code", None)
-        workers = code.n if code is not None else trainer.world_size
+        workers = _workers(trainer)
         first = 0 if workers < trainer.world_size else 1  # a dedicated coordinator is no worker
         for worker in self._kills:
             if not first <= worker < workers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -149,18 +149,7 @@ class CodedLoader:
         self._next = (-1, 0)
         # How many batches lie ready at most: a jump over fewer is cheaper to read than to fetch anew.
         self._ahead = loader.num_workers * (loader.prefetch_factor or 0) // max(1, len(self.parts))
-        self._fetcher: DataLoader[Any] = DataLoader(
-            _SeededDataset(loader.dataset),
-            batch_sampler=self._requests,  # type: ignore[arg-type]
-            collate_fn=loader.collate_fn,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            prefetch_factor=loader.prefetch_factor,
-            persistent_workers=loader.persistent_workers,
-        )
+        self._fetcher = fetching_like(loader, _SeededDataset(loader.dataset), self._requests)
 
     def for_worker(self, parts: Sequence[int], seed: int) -> CodedLoader:
         """The same loader with another worker's data parts, under the seed that rank 0 announced."""
@@ -233,6 +222,22 @@ class CodedLoader:
                     set_epoch(epoch)
             seed_everything_locally(seed)
             return [list(batch) for batch in self.loader.batch_sampler]  # type: ignore[union-attr]
+
+
+def fetching_like(loader: DataLoader[Any], dataset: Dataset[Any], batch_sampler: Iterable[Any]) -> DataLoader[Any]:
+    """A loader of other batches, fetched and collated as ``loader``'s are."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
 
 
 def _part(indices: Sequence[Any], part: int, data_parts: int) -> Sequence[Any]:

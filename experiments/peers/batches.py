@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from lwpd_lightning.data import fetching_like
+
 
 class _Share:
     """Of each batch every ``ranks``-th sample, from ``rank`` on; batches that have none are left out."""
@@ -31,15 +33,4 @@ def share_of(loader: DataLoader[Any], rank: int, ranks: int) -> DataLoader[Any]:
     [[1, 3], [5, 7], [9]]
     """
     assert loader.batch_sampler is not None
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=_Share(loader.batch_sampler, rank, ranks),  # type: ignore[arg-type]
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-    )
+    return fetching_like(loader, loader.dataset, _Share(loader.batch_sampler, rank, ranks))

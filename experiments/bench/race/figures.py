@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.bench.race.plan import OURS, TUNING_SEED, Race, links_of
-from experiments.bench.race.results import Regime, Row, Standing, standings
+from experiments.bench.race.results import Regime, Row, Standing, regime_of, standings
 from experiments.comparison import curves
 from experiments.comparison.find import local_runs
 from experiments.comparison.groups import group
@@ -57,9 +57,7 @@ def _draw_crossovers(raced: dict[Regime, list[Standing]], rows: list[Row], out: 
     """Speed ratios against how slow links are, where workload and stragglers met two kinds of even links or more."""
     points: dict[tuple[str, str], list[tuple[float, dict[str, Standing]]]] = defaultdict(list)
     for (workload, links, straggler), found in raced.items():
-        x = upload_over_compute(
-            row for row in rows if (row["workload"], row["links"], row["straggler"]) == (workload, links, straggler)
-        )
+        x = upload_over_compute(row for row in rows if regime_of(row) == (workload, links, straggler))
         if x is not None and links_of(links).coordinator_mbit is None:
             points[workload, straggler].append((x, {standing.scheme: standing for standing in found}))
     written = []

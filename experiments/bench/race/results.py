@@ -56,7 +56,7 @@ class Results:
         if race.seed != TUNING_SEED:
             return limit
         same = [row for row in self.rows if (row["seed"], row["scheme"]) == (TUNING_SEED, race.scheme)]
-        walls = [row["wall_s"] for row in same if _regime(row) == race.regime and row["reached"]]
+        walls = [row["wall_s"] for row in same if regime_of(row) == race.regime and row["reached"]]
         return min([limit, *(2 * wall for wall in walls)])
 
     def chosen(self) -> dict[tuple[Regime, str], int]:
@@ -65,7 +65,7 @@ class Results:
         for row in self.rows:
             if row["seed"] != TUNING_SEED:
                 continue
-            key = _regime(row), row["scheme"]
+            key = regime_of(row), row["scheme"]
             time_s = row["time_to_target_s"]
             merit = (time_s is None, time_s if time_s is not None else math.inf)
             if key not in best or merit < best[key][0]:
@@ -114,11 +114,12 @@ def standings(rows: Iterable[Row]) -> dict[Regime, list[Standing]]:
     grouped: dict[Regime, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["seed"] != TUNING_SEED:
-            grouped[_regime(row)][row["scheme"]].append(row)
+            grouped[regime_of(row)][row["scheme"]].append(row)
     return {regime: _ranked(regime, schemes) for regime, schemes in sorted(grouped.items())}
 
 
-def _regime(row: Row) -> Regime:
+def regime_of(row: Row) -> Regime:
+    """Workload, links and stragglers of a race."""
     return row["workload"], row["links"], row["straggler"]
 
 
