@@ -6,14 +6,12 @@ import hashlib
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
-Samples = DataLoader[tuple[Tensor, ...]]
+from experiments.data.split import SplitData
 
 
-class Digits(LightningDataModule):
+class Digits(SplitData):
     """1,797 images of handwritten digits, float32 (1, 8, 8), with int64 labels 0 to 9.
 
     The split is stratified by digit and depends on `split_seed` alone, so runs with several training seeds are judged
@@ -31,13 +29,11 @@ class Digits(LightningDataModule):
     learns = "classes"
 
     def __init__(self, batch_size: int, val_share: float = 0.2, split_seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(batch_size, val_batch_size=512)
         if not 0 < val_share < 1:
             raise ValueError(f"data.val_share={val_share} leaves one split empty: use a number between 0 and 1.")
-        self.batch_size = batch_size
         self.val_share = val_share
         self.split_seed = split_seed
-        self._splits: tuple[TensorDataset, TensorDataset] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Load and split, once."""
@@ -60,27 +56,6 @@ class Digits(LightningDataModule):
             _dataset((train - mean) / deviation, train_labels),
             _dataset((val - mean) / deviation, val_labels),
         )
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a run's record says of its data: samples in each split, SHA-256 of all images and labels."""
-        train, val = self.splits
-        return {"train_samples": len(train), "val_samples": len(val), "sha256": self.sha256}
-
-    @property
-    def splits(self) -> tuple[TensorDataset, TensorDataset]:
-        """Training and validation samples."""
-        self.setup()
-        assert self._splits is not None
-        return self._splits
-
-    def train_dataloader(self) -> Samples:
-        """Shuffled batches of `batch_size`; what is left over of an epoch is dropped."""
-        return DataLoader(self.splits[0], self.batch_size, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> Samples:
-        """All held-out samples, in order."""
-        return DataLoader(self.splits[1], batch_size=512)
 
 
 def _dataset(images: Any, labels: Any) -> TensorDataset:

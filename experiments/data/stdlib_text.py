@@ -6,14 +6,13 @@ import hashlib
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-Windows = DataLoader[tuple[Tensor, Tensor]]
+from experiments.data.split import SplitData
+
 VOCABULARY = 128
 
 
@@ -73,7 +72,7 @@ class CharacterWindows(Dataset[tuple[Tensor, Tensor]]):
         return window[:-1], window[1:]
 
 
-class StdlibText(LightningDataModule):
+class StdlibText(SplitData):
     """Windows of `stdlib_sources`, int64 (context,) in and out; the end of every file is held out for validation.
 
     Args:
@@ -91,14 +90,12 @@ class StdlibText(LightningDataModule):
     def __init__(
         self, batch_size: int, context: int = 128, max_chars: int | None = None, val_share: float = 0.1
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, val_batch_size=64)
         if not 0 < val_share < 1:
             raise ValueError(f"data.val_share={val_share} leaves one split empty: use a number between 0 and 1.")
-        self.batch_size = batch_size
         self.context = context
         self.max_chars = max_chars
         self.val_share = val_share
-        self._splits: tuple[CharacterWindows, CharacterWindows] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split, once."""
@@ -120,24 +117,3 @@ class StdlibText(LightningDataModule):
                 f"{self.context} characters: use enough for one batch of {self.batch_size} and one window."
             )
         self._splits = (train, val)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a run's record says of its data: windows in each split, SHA-256 of the characters used, both splits."""
-        train, val = self.splits
-        return {"train_samples": len(train), "val_samples": len(val), "sha256": self.sha256}
-
-    @property
-    def splits(self) -> tuple[CharacterWindows, CharacterWindows]:
-        """Training and validation windows."""
-        self.setup()
-        assert self._splits is not None
-        return self._splits
-
-    def train_dataloader(self) -> Windows:
-        """Shuffled batches of `batch_size`; what is left over of an epoch is dropped."""
-        return DataLoader(self.splits[0], self.batch_size, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> Windows:
-        """All held-out windows, in order."""
-        return DataLoader(self.splits[1], batch_size=64)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-Samples = DataLoader[tuple[Tensor, Tensor]]
+from experiments.data.split import SplitData
+
 SHAPES = {"MNIST": (1, 28, 28), "FashionMNIST": (1, 28, 28), "CIFAR10": (3, 32, 32)}
 
 
@@ -36,7 +36,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return (self.images[index] - self.mean) / self.deviation, self.labels[index]
 
 
-class Vision(LightningDataModule):
+class Vision(SplitData):
     """A data set of torchvision with ten classes, in its own split: trained on `train`, judged on `test`.
 
     Pixels are shifted and scaled by each channel's mean and standard deviation over the training images. There is no
@@ -57,11 +57,10 @@ class Vision(LightningDataModule):
     learns = "classes"
 
     def __init__(self, name: str, root: str, batch_size: int, download: bool = True) -> None:
-        super().__init__()
+        super().__init__(batch_size, val_batch_size=512)
         if name not in SHAPES:
             raise ValueError(f"data.name={name} is unknown: use one of {', '.join(SHAPES)}.")
-        self.name, self.root, self.batch_size, self.download = name, root, batch_size, download
-        self._splits: tuple[Images, Images] | None = None
+        self.name, self.root, self.download = name, root, download
 
     def setup(self, stage: str | None = None) -> None:
         """Read, and download where needed, once."""
@@ -96,27 +95,6 @@ class Vision(LightningDataModule):
         # MNIST's have no channel dimension, CIFAR's have it last.
         images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         return images.contiguous(), torch.as_tensor(read.targets, dtype=torch.int64)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a run's record says of its data: samples in each split, SHA-256 of all images and labels."""
-        train, val = self.splits
-        return {"train_samples": len(train), "val_samples": len(val), "sha256": self.sha256}
-
-    @property
-    def splits(self) -> tuple[Images, Images]:
-        """Training and validation samples."""
-        self.setup()
-        assert self._splits is not None
-        return self._splits
-
-    def train_dataloader(self) -> Samples:
-        """Shuffled batches of `batch_size`; what is left over of an epoch is dropped."""
-        return DataLoader(self.splits[0], self.batch_size, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> Samples:
-        """All of the test split, in order."""
-        return DataLoader(self.splits[1], batch_size=512)
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
