@@ -9,14 +9,13 @@ from typing import Literal, get_args
 
 import torch
 
-from lwpd_lightning.coding import Code, lwpd_code
+from lwpd_lightning.coding import BlockMap, Code, lwpd_code
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
 from lwpd_lightning.coding.wire import WireFormat, wire_format
 from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WireDtype = Literal["float64", "float32", "bfloat16", "int8"]
-ParameterDtype = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class ExchangeSettings:
     stale: Stale = "apply"
     max_staleness: int | None = None
     wire_dtype: WireDtype | None = None
-    parameter_dtype: ParameterDtype | None = None
+    update_dtype: WireDtype | None = None
     error_feedback: bool = False
     min_workers: int | None = None
     heartbeat_s: float = 5.0
@@ -42,7 +41,7 @@ class ExchangeSettings:
             ("decoder", self.decoder, get_args(Decoder)),
             ("stale", self.stale, get_args(Stale)),
             ("wire_dtype", self.wire_dtype, (None, *get_args(WireDtype))),
-            ("parameter_dtype", self.parameter_dtype, (None, *get_args(ParameterDtype))),
+            ("update_dtype", self.update_dtype, (None, *get_args(WireDtype))),
             ("start_method", self.start_method, get_args(StartMethod)),
         ):
             if value not in choices:
@@ -146,16 +145,33 @@ class ExchangeSettings:
             return self
         return replace(self, start_method="fork" if forkable else "rerun")
 
-    def wire(self, dtype: torch.dtype, device: torch.device, seed: int) -> WireFormat:
-        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
-        name = self.wire_dtype or str(dtype).removeprefix("torch.")
-        if name == "int8" and not self.error_feedback:
-            return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
-        return wire_format(name)
+    @property
+    def along_direction(self) -> bool:
+        """Whether all codewords of an update show the gradient along one row, so that their sum is all there is."""
+        assert self.code is not None
+        return self.stale == "drop" and self.code.direction is not None
 
-    def parameter_wire(self) -> WireFormat | None:
-        """How the values of trainable parameters travel to the workers; None: as they are."""
-        return None if self.parameter_dtype is None else wire_format(self.parameter_dtype)
+    @property
+    def rows(self) -> int:
+        """Rows of d values that a decoded gradient has."""
+        assert self.code is not None
+        return 1 if self.along_direction else self.code.blocks
+
+    def wire(self, blocks: BlockMap, seed: int) -> WireFormat:
+        """How codewords travel; int8 is rounded without bias unless errors are fed back."""
+        return _wire(self.wire_dtype, blocks, blocks.device, self.error_feedback, seed)
+
+    def update_wire(self, blocks: BlockMap, seed: int) -> WireFormat:
+        """How decoded gradients travel; int8 is rounded without bias unless what it loses can be fed back."""
+        fed_back = self.error_feedback and (self.along_direction or blocks.blocks == 1)
+        return _wire(self.update_dtype, blocks, torch.device("cpu"), fed_back, seed)
+
+
+def _wire(name: str | None, blocks: BlockMap, device: torch.device, fed_back: bool, seed: int) -> WireFormat:
+    name = name or str(blocks.dtype).removeprefix("torch.")
+    if name == "int8" and not fed_back:
+        return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
+    return wire_format(name)
 
 
 def default_code(workers: int) -> Code:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-_CHUNK = 1024  # values that share one int8 scale: 0.4 % overhead, and an outlier coarsens only its neighbours
+CHUNK = 1024  # values that share one int8 scale: 0.4 % overhead, and an outlier coarsens only its neighbours
 
 
 class WireFormat(ABC):
@@ -52,6 +52,13 @@ class WireFormat(ABC):
         return self._read(payload, size)
 
     @abstractmethod
+    def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
+        """The values ``start`` to ``stop`` of a packed codeword of ``size`` values, packed.
+
+        Both ends are multiples of `CHUNK`, or ``size``. A view of ``payload`` where the format has nothing but values.
+        """
+
+    @abstractmethod
     def _read(self, payload: Tensor, size: int) -> Tensor: ...
 
 
@@ -64,6 +71,9 @@ class _Float(WireFormat):
 
     def pack(self, codeword: Tensor) -> Tensor:
         return codeword.detach().to(self._dtype).contiguous().view(torch.uint8)
+
+    def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
+        return payload[start * self._dtype.itemsize : stop * self._dtype.itemsize]
 
     def _read(self, payload: Tensor, size: int) -> Tensor:
         # A slice behind an odd header cannot be viewed as wider values.
@@ -84,12 +94,12 @@ class _Int8(WireFormat):
         self._generator = generator
 
     def nbytes(self, size: int) -> int:
-        return 4 * -(-size // _CHUNK) + size
+        return 4 * -(-size // CHUNK) + size
 
     def pack(self, codeword: Tensor) -> Tensor:
         size = codeword.numel()
         header = self.nbytes(size) - size
-        values = torch.nn.functional.pad(codeword.detach().float(), (0, -size % _CHUNK)).view(-1, _CHUNK)
+        values = torch.nn.functional.pad(codeword.detach().float(), (0, -size % CHUNK)).view(-1, CHUNK)
         scales = values.abs().amax(dim=1) / 127
         levels = values / scales[:, None]
         if self._generator is None:
@@ -105,10 +115,15 @@ class _Int8(WireFormat):
         payload[header:].view(torch.int8).copy_(levels.view(-1)[:size])
         return payload
 
+    def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
+        header = self.nbytes(size) - size
+        scales = payload[4 * (start // CHUNK) : 4 * -(-stop // CHUNK)]
+        return torch.cat([scales, payload[header + start : header + stop]])
+
     def _read(self, payload: Tensor, size: int) -> Tensor:
         header = self.nbytes(size) - size
         scales = payload[:header].clone().view(torch.float32)
-        values = torch.zeros(scales.numel(), _CHUNK, device=payload.device)
+        values = torch.zeros(scales.numel(), CHUNK, device=payload.device)
         values.view(-1)[:size] = payload[header:].view(torch.int8)
         return values.mul_(scales[:, None]).view(-1)[:size]
 
