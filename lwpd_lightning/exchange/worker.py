@@ -48,6 +48,15 @@ class _Version:
     buffers: Tensor
 
 
+@dataclass
+class _Codeword:
+    """The codeword that is ready: at which version it was computed, and what became of it."""
+
+    version: int
+    said: bool = False
+    counted: bool = False
+
+
 class Worker:
     """Follows rank 0 from version to version and computes one codeword for each that it is free for.
 
@@ -86,8 +95,8 @@ class Worker:
         self._newest = -1  # the newest version that was published
         self._versions: dict[int, _Version] = {}
         self._resyncing = False
-        self._codeword: tuple[int, bool] | None = None  # version of the one that is ready, and whether it was counted
-        self._dropped = 0
+        self._codeword: _Codeword | None = None
+        self._dropped = 0  # codewords that came too late and that rank 0 has not heard of
         self._unmet: set[int] | None = None
 
     def run(self, compute: Callable[[Assignment], tuple[Tensor, Contribution]]) -> None:
@@ -112,13 +121,14 @@ class Worker:
                         return
                     continue
                 packed, contribution = compute(self._assignment())
-                self._codeword = self._at, False
+                self._codeword = _Codeword(self._at)
                 self._reduction.offer(packed)
                 # It may have come too late meanwhile: then it never leaves.
                 while self._links.waiting:
                     if not self._receive(None):
                         return
                 if self._codeword is not None:
+                    self._codeword.said = True
                     self._say_ready(contribution)
         except BaseException:
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
@@ -167,7 +177,7 @@ class Worker:
         elif header.op is Op.DECISION:
             decision = Decision.unpack(header, payload, rest, self._reduction.rows)
             if self._worker in decision.workers and self._codeword is not None:
-                self._codeword = self._codeword[0], True
+                self._codeword.counted = True
             self._reduction.begin(decision)
         elif header.op is Op.LOST:
             self._reduction.ranks.workers.discard(header.version)
@@ -178,13 +188,11 @@ class Worker:
         number = version.header.version
         self._versions[number] = version
         self._newest = max(self._newest, number)
-        if self._codeword is None:
-            return
-        computed, counted = self._codeword
-        if counted or computed < version.header.oldest:
+        codeword = self._codeword
+        if codeword is not None and (codeword.counted or codeword.version < version.header.oldest):
             self._codeword = None
             self._reduction.withdraw()
-            self._dropped += not counted
+            self._dropped += not (codeword.counted or codeword.said)
 
     # Among workers.
 
