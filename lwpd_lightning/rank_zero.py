@@ -250,7 +250,7 @@ class CodedFit:
             worker,
             self._blocks,
             seed,
-            wire=settings.wire(self._blocks, derive_seed(seed, worker)),
+            wire=settings.wire(self._blocks.dtype, self._blocks.device, derive_seed(seed, worker)),
             slot=meeting.memory.codewords[worker] if meeting.memory is not None else None,
             feedback=self._feedback,
         )
@@ -303,8 +303,8 @@ class CodedFit:
         """The meeting with memory for all that travels between rank 0 and its forks."""
         settings, blocks, code = self._settings, self._blocks, self._settings.code
         assert code is not None
-        codeword = settings.wire(blocks, 0).nbytes(blocks.block_size)
-        update = parts_bytes(blocks, code, settings.rows, settings.update_wire(blocks, 0))
+        codeword = settings.wire(blocks.dtype, blocks.device).nbytes(blocks.block_size)
+        update = parts_bytes(blocks, code, settings.rows, settings.update_wire(blocks.dtype))
         updates = window(blocks, settings)
         arena = Arena([codeword] * code.n + [updates * update])
         codewords = [arena.take(codeword) for _ in range(code.n)]

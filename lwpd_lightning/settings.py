@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-from lwpd_lightning.coding import BlockMap, Code, lwpd_code
+from lwpd_lightning.coding import Code, lwpd_code
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
 from lwpd_lightning.coding.wire import WireFormat, wire_format
 from lwpd_lightning.exchange.rule import Stale
@@ -157,18 +157,18 @@ class ExchangeSettings:
         assert self.code is not None
         return 1 if self.along_direction else self.code.blocks
 
-    def wire(self, blocks: BlockMap, seed: int) -> WireFormat:
-        """How codewords travel; int8 is rounded without bias unless errors are fed back."""
-        return _wire(self.wire_dtype, blocks, blocks.device, self.error_feedback, seed)
+    def wire(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> WireFormat:
+        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
+        return _wire(self.wire_dtype, dtype, device, self.error_feedback, seed)
 
-    def update_wire(self, blocks: BlockMap, seed: int) -> WireFormat:
+    def update_wire(self, dtype: torch.dtype, seed: int = 0) -> WireFormat:
         """How decoded gradients travel; int8 is rounded without bias unless what it loses can be fed back."""
-        fed_back = self.error_feedback and (self.along_direction or blocks.blocks == 1)
-        return _wire(self.update_dtype, blocks, torch.device("cpu"), fed_back, seed)
+        fed_back = self.error_feedback and self.rows == 1
+        return _wire(self.update_dtype, dtype, torch.device("cpu"), fed_back, seed)
 
 
-def _wire(name: str | None, blocks: BlockMap, device: torch.device, fed_back: bool, seed: int) -> WireFormat:
-    name = name or str(blocks.dtype).removeprefix("torch.")
+def _wire(name: str | None, dtype: torch.dtype, device: torch.device, fed_back: bool, seed: int) -> WireFormat:
+    name = name or str(dtype).removeprefix("torch.")
     if name == "int8" and not fed_back:
         return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
     return wire_format(name)

@@ -107,7 +107,7 @@ def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
 
 def window(blocks: BlockMap, settings: ExchangeSettings) -> int:
     """Updates that a late worker may find waiting when it is done: as many as take the room of one float32 model."""
-    update = settings.update_wire(blocks, 0).nbytes(settings.rows * blocks.block_size)
+    update = settings.update_wire(blocks.dtype).nbytes(settings.rows * blocks.block_size)
     return max(_LEAST_WINDOW, min(_LONGEST_WINDOW, 4 * blocks.numel // update))
 
 
@@ -127,8 +127,8 @@ def reduction(
         ranks=Ranks(worker, None if settings.dedicated_coordinator else 0, set(range(code.n))),
         blocks=blocks,
         code=code,
-        wire=settings.wire(blocks, 0),
-        update_wire=settings.update_wire(blocks, derive_seed(seed, code.n, -1 if worker is None else worker)),
+        wire=settings.wire(blocks.dtype, blocks.device),
+        update_wire=settings.update_wire(blocks.dtype, derive_seed(seed, code.n, -1 if worker is None else worker)),
         messages=meeting.messages,
         send=send,
         memory=meeting.memory,
@@ -154,7 +154,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
             worker,
             blocks,
             seed,
-            wire=settings.wire(blocks, derive_seed(seed, worker)),
+            wire=settings.wire(blocks.dtype, blocks.device, derive_seed(seed, worker)),
             slot=meeting.memory.codewords[worker] if meeting.memory is not None else None,
             feedback=feedback,
         )
