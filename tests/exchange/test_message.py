@@ -24,7 +24,7 @@ def on_the_wire(frames):
 
 
 def codeword(**fields):
-    return Header(Op.CODEWORD, RUN, 3, version=7, **fields)
+    return Header(Op.SLICE, RUN, 3, version=7, **fields)
 
 
 @quick

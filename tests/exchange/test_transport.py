@@ -101,7 +101,7 @@ def test_messages_of_one_worker_keep_their_order(link):
 
 def test_workers_are_told_apart_by_their_keys(hub, run_key):
     """Whatever a message claims, and whatever routing id its socket chose."""
-    lie = Header(Op.CODEWORD, bytes(16), worker=2).pack()
+    lie = Header(Op.SLICE, bytes(16), worker=2).pack()
     liar = Intruder(hub, curve=run_key.worker(1), server_key=run_key.coordinator().public, routing_id=b"worker-2")
     with closing(liar), closing(spoke(run_key, 2, hub)) as honest:
         liar.socket.send_multipart([lie])
