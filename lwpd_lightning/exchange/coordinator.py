@@ -22,7 +22,7 @@ from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
 from lwpd_lightning.exchange.state import StateLayout, to_bytes
 from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
-from lwpd_lightning.exchange.update import Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
+from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 
 log = logging.getLogger(__name__)
 
@@ -201,10 +201,10 @@ class Coordinator:
         for worker, contribution in list(self._ready.items()):
             self._count(worker, contribution)
 
-    def contribute(self, packed: Tensor, contribution: Contribution) -> None:
-        """Count the coordinator's own codeword, packed and on the host, where it stays until the update is closed."""
+    def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
+        """Count the coordinator's own codeword, which stays as it is until the update is closed."""
         assert self._rule.always is not None
-        self._reduction.offer(packed)
+        self._reduction.offer(codeword)
         self._count(self._rule.always, contribution)
 
     def collect(self) -> Update:

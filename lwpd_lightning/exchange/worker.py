@@ -22,7 +22,7 @@ from lwpd_lightning.exchange.message import Messages, text, words
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.state import StateLayout, checksum, from_bytes
 from lwpd_lightning.exchange.transport import LinkLost
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Codeword, Contribution
 
 _EMPTY = torch.empty(0, dtype=torch.uint8)
 # Versions that a worker lets pass while a part of an older one may still be on its way to it.
@@ -49,8 +49,8 @@ class _Version:
 
 
 @dataclass
-class _Codeword:
-    """The codeword that is ready: at which version it was computed, and what became of it."""
+class _Fate:
+    """Of the codeword that was computed last: at which version it was, and what became of it."""
 
     version: int
     said: bool = False
@@ -95,15 +95,15 @@ class Worker:
         self._newest = -1  # the newest version that was published
         self._versions: dict[int, _Version] = {}
         self._resyncing = False
-        self._codeword: _Codeword | None = None
+        self._codeword: _Fate | None = None
         self._dropped = 0  # codewords that came too late and that rank 0 has not heard of
         self._unmet: set[int] | None = None
 
-    def run(self, compute: Callable[[Assignment], tuple[Tensor, Contribution]]) -> None:
+    def run(self, compute: Callable[[Assignment], tuple[Codeword, Contribution]]) -> None:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
 
         Args:
-            compute: gives a version's codeword, packed and on the host, and what is told of it.
+            compute: gives a version's codeword and what is told of it.
 
         Raises:
             CoordinatorLost: the link ended without a word.
@@ -120,9 +120,9 @@ class Worker:
                     if not self._receive(None):
                         return
                     continue
-                packed, contribution = compute(self._assignment())
-                self._codeword = _Codeword(self._at)
-                self._reduction.offer(packed)
+                codeword, contribution = compute(self._assignment())
+                self._codeword = _Fate(self._at)
+                self._reduction.offer(codeword)
                 # It may have come too late meanwhile: then it never leaves.
                 while self._links.waiting:
                     if not self._receive(None):
