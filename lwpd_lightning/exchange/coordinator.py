@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
+from lwpd_lightning.exchange.header import COORDINATOR, HEADER_BYTES, Header, Op, ProtocolError
 from lwpd_lightning.exchange.message import Messages, text, words
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
@@ -25,6 +25,8 @@ from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 
 log = logging.getLogger(__name__)
+
+_EMPTY = torch.empty(0, dtype=torch.uint8)
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
@@ -193,11 +195,8 @@ class Coordinator:
         buffers = self._changed_buffers()
         whole = [worker for worker in self._others if self._needs_whole(worker, moved)]
         if whole:
-            state = self._state()
-            for worker in whole:
-                self._send_state(worker, state)
-        for worker in self._others:
-            self._send_version(worker, settings, buffers)
+            self._send(whole, Header(Op.STATE, self._messages.run_id, COORDINATOR, self.version), self._state())
+        self._send_version(self._others, settings, buffers)
         for worker, contribution in list(self._ready.items()):
             self._count(worker, contribution)
 
@@ -282,7 +281,7 @@ class Coordinator:
     def _take(self, header: Header, payload: Tensor, rest: Tensor) -> None:
         if header.op is Op.READY:
             contribution = self._contribution(header, payload, rest)
-            self._bytes_up += payload.numel() + rest.numel()
+            self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
             self._ready[header.worker] = contribution
             assert self._open is not None
             self._open.dropped += header.elements
@@ -347,8 +346,7 @@ class Coordinator:
             Op.DECISION, self._messages.run_id, COORDINATOR, self.version, elements=len(arrivals),
             decision=self._decisions,
         )  # fmt: skip
-        for worker in self._others:
-            self._send(worker, header, payload, rest)
+        self._send(self._others, header, payload, rest)
         self._reduction.begin(update.decision)
 
     def _close(self, update: _Open, started: float) -> Update:
@@ -393,9 +391,9 @@ class Coordinator:
             log.warning("Worker %d takes over rank 0's state at version %d: %s", header.worker, self.version, reason)
         assert self._open is not None
         self._open.resyncs += 1
-        self._send_state(header.worker, self._state())
+        self._send([header.worker], Header(Op.STATE, self._messages.run_id, COORDINATOR, self.version), self._state())
         settings = None if self._sent_settings is None else to_bytes(self._sent_settings)
-        self._send_version(header.worker, settings, self._sent_buffers)
+        self._send_version([header.worker], settings, self._sent_buffers)
 
     def _needs_whole(self, worker: int, changed: bool) -> bool:
         whole = self._whole[worker]
@@ -457,17 +455,20 @@ class Coordinator:
         self._sent_buffers = buffer
         return buffer
 
-    def _send_version(self, worker: int, settings: Tensor | None, buffers: Tensor | None) -> None:
+    def _send_version(self, workers: list[int], settings: Tensor | None, buffers: Tensor | None) -> None:
         assert self._position is not None
-        self._send(worker, self._position, *(_EMPTY if part is None else part for part in (settings, buffers)))
+        self._send(
+            workers,
+            self._position,
+            _EMPTY if buffers is None else buffers,
+            _EMPTY if settings is None else settings,
+        )
 
-    def _send_state(self, worker: int, state: Tensor) -> None:
-        self._send(worker, Header(Op.STATE, self._messages.run_id, COORDINATOR, self.version), state)
-
-    def _send(self, worker: int, header: Header, payload: Tensor, rest: Tensor | None = None) -> None:
-        frames = self._messages.pack(header, payload, _EMPTY if rest is None else rest)
-        self._bytes_down += payload.numel() + (0 if rest is None else rest.numel()) + len(frames[0])
-        self._hub.send(worker, frames)
+    def _send(self, workers: list[int], header: Header, payload: Tensor, rest: Tensor = _EMPTY) -> None:
+        frames = self._messages.pack(header, payload, rest)
+        self._bytes_down += sum(len(frame) for frame in frames) * len(workers)
+        for worker in workers:
+            self._hub.send(worker, frames)
 
     def _post(self, worker: int, op: Op, payload: Tensor | None = None, *, version: int = 0) -> None:
         header = Header(op, self._messages.run_id, COORDINATOR, version)
@@ -490,6 +491,3 @@ class Coordinator:
     def _check_deadline(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {self._timeout_s:g} s for {awaited}.")
-
-
-_EMPTY = torch.empty(0, dtype=torch.uint8)

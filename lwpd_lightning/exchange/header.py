@@ -14,6 +14,7 @@ INLINE = -1
 # magic, protocol, op, wire dtype, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
 # elements, global step, decision, oldest version, checksum, the payload's offset in the arena, bytes of both payloads.
 _LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqQqqqQQ")
+HEADER_BYTES = _LAYOUT.size
 
 
 class ProtocolError(RuntimeError):
@@ -28,7 +29,7 @@ class Op(enum.IntEnum):
     PEERS = 3  # coordinator -> worker: everybody has joined [addresses of all inboxes]
     MEET = 4  # worker -> worker: the first message of a link
     MET = 5  # worker -> coordinator: a link from every other worker is there
-    VERSION = 6  # coordinator -> worker: step to this version and compute this batch [optimizer settings, buffers]
+    VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]
     READY = 7  # worker -> coordinator: my codeword is computed [statistics and touched parameters]
     DECISION = 8  # coordinator -> worker: who counts, and with what weight [workers and weights, touched parameters]
     SLICE = 9  # worker -> reducer: my codeword's share of your positions [packed slice]

@@ -173,7 +173,7 @@ class Worker:
         elif header.op is Op.PEERS:
             self._meet(words(payload))
         elif header.op is Op.VERSION:
-            self._published(_Version(header, payload, rest))
+            self._published(_Version(header, settings=rest, buffers=payload))
         elif header.op is Op.DECISION:
             decision = Decision.unpack(header, payload, rest, self._reduction.rows)
             if self._worker in decision.workers and self._codeword is not None:
