@@ -21,6 +21,7 @@ from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import SharedMemory, parts_bytes
 from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import checksum
@@ -283,15 +284,16 @@ class CodedFit:
             always=self._own,
             feedback=settings.error_feedback,
         )
+        optimizer_state = self._trainer.strategy.optimizers[0].state_dict
         return Coordinator(
             hub=hub,
+            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer_state),
             rule=rule,
             reduction=reduction(
                 self._blocks, settings, meeting, self._own, hub.send, self._feedback, self._loader.seed
             ),
             model=module,
             messages=meeting.messages,
-            optimizer_state=self._trainer.strategy.optimizers[0].state_dict,
             fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
             first_version=self._trainer.global_step,
             min_workers=settings.fewest_workers,

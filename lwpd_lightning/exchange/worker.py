@@ -53,7 +53,6 @@ class _Fate:
     """Of the codeword that was computed last: at which version it was, and what became of it."""
 
     version: int
-    said: bool = False
     counted: bool = False
 
 
@@ -96,7 +95,6 @@ class Worker:
         self._versions: dict[int, _Version] = {}
         self._resyncing = False
         self._codeword: _Fate | None = None
-        self._dropped = 0  # codewords that came too late and that rank 0 has not heard of
         self._unmet: set[int] | None = None
 
     def run(self, compute: Callable[[Assignment], tuple[Codeword, Contribution]]) -> None:
@@ -127,9 +125,7 @@ class Worker:
                 while self._links.waiting:
                     if not self._receive(None):
                         return
-                if self._codeword is not None:
-                    self._codeword.said = True
-                    self._say_ready(contribution)
+                self._say(Op.LATE if self._codeword is None else Op.READY, contribution)
         except BaseException:
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
@@ -192,7 +188,6 @@ class Worker:
         if codeword is not None and (codeword.counted or codeword.version < version.header.oldest):
             self._codeword = None
             self._reduction.withdraw()
-            self._dropped += not (codeword.counted or codeword.said)
 
     # Among workers.
 
@@ -274,12 +269,11 @@ class Worker:
 
     # What goes out.
 
-    def _say_ready(self, contribution: Contribution) -> None:
+    def _say(self, op: Op, contribution: Contribution) -> None:
         header = Header(
-            Op.READY, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
-            compute_s=contribution.compute_s, samples=contribution.samples, elements=self._dropped,
+            op, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
+            compute_s=contribution.compute_s, samples=contribution.samples,
         )  # fmt: skip
-        self._dropped = 0
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, touched))
 
