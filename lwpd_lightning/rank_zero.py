@@ -18,6 +18,7 @@ from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
 from lwpd_lightning.exchange import rendezvous
+from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.keys import RunKey
@@ -275,14 +276,27 @@ class CodedFit:
             store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
         store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed)
         self._store = store  # served as long as the fit lasts
+        least, most = settings.waits
+        adaptive = None
+        if settings.wait_for == "adaptive":
+            adaptive = AdaptiveWait(
+                settings.code,
+                least,
+                most,
+                always=self._own,
+                feedback=settings.error_feedback,
+                decoder=settings.decoder,
+                max_staleness=0 if settings.stale == "drop" else settings.max_staleness,
+            )
         rule = ArrivalRule(
             settings.code,
-            settings.wait_for,
+            most,
             decoder=settings.decoder,
             stale=settings.stale,
             max_staleness=settings.max_staleness,
             always=self._own,
             feedback=settings.error_feedback,
+            adaptive=adaptive,
         )
         optimizer_state = self._trainer.strategy.optimizers[0].state_dict
         return Coordinator(

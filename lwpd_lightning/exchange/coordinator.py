@@ -8,6 +8,7 @@ counts and keeps the one true state; the adding up is shared among those who cou
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -187,6 +188,7 @@ class Coordinator:
         """Count the coordinator's own codeword, which stays as it is until the update is closed."""
         assert self._rule.always is not None
         self._reduction.offer(codeword)
+        self._rule.observe(self._rule.always, contribution.compute_s)
         self._count(self._rule.always, contribution)
 
     def collect(self) -> Update:
@@ -261,6 +263,8 @@ class Coordinator:
             self._lose(event.worker, str(error))
 
     def _take(self, header: Header, payload: Tensor, rest: Tensor) -> None:
+        if header.op in (Op.READY, Op.LATE):
+            self._observe(header)
         if header.op is Op.READY:
             contribution = self._contribution(header, payload, rest)
             self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
@@ -281,6 +285,11 @@ class Coordinator:
             self._unlinked(header.worker, header.version, words(payload))
         else:
             raise ProtocolError(f"{header.op.name} from a worker")
+
+    def _observe(self, header: Header) -> None:
+        if not 0 <= header.compute_s < math.inf:
+            raise ProtocolError(f"{header.op.name} after {header.compute_s} s")
+        self._rule.observe(header.worker, header.compute_s)
 
     def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
         if payload.numel() != self._statistics.nbytes or rest.numel() != self._tensors:
@@ -307,7 +316,7 @@ class Coordinator:
             update.dropped += 1
 
     def _decide(self, update: _Open) -> None:
-        decoding, rule = self._rule.decide(), self._rule
+        decoding, rule = self._rule.decide(time.monotonic()), self._rule
         # The coordinator's own comes last: where there are fewer slices than codewords, it has enough to do.
         arrivals = sorted(rule.arrivals, key=lambda arrival: arrival.worker == rule.always)
         rows = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
