@@ -78,7 +78,7 @@ class ExchangeSettings:
                 raise ValueError(f"{setting} is outside 1..{code.n}: the code has n={code.n} workers.")
         if self.wait_for_bounds is not None and self.wait_for_bounds[0] > self.wait_for_bounds[1]:
             raise ValueError(
-                f"wait_for_bounds={self.wait_for_bounds} are the wrong way round: use (least, most), within 1..{code.n}."
+                f"wait_for_bounds={self.wait_for_bounds} are the wrong way round: use (least, most) in 1..{code.n}."
             )
 
         refuse_decoder(code, self.decoder)

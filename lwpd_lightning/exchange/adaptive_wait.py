@@ -45,10 +45,10 @@ class AdaptiveWait:
     loss falls, here the batch stays at its gradient noise scale.
 
     How long workers take does not depend on K, so what any K would bring can be told from the delays measured under
-    another: alongside the run each K is rehearsed in exchanges of imagined workers, whose delays are drawn from the last
-    32 of the real ones and who are counted by `ArrivalRule`'s rule: busy workers stay busy from update to update, and
-    all that is there at the close counts. Each call of `choose` rehearses one more update of each K, all under the same
-    draws. Long delays thus show K = 3 that K = 8 would be slow, and short ones that it no longer is, without a trial.
+    another: alongside the run each K is rehearsed in exchanges of imagined workers, whose delays are drawn from the
+    last 32 of the real ones and who are counted by `ArrivalRule`'s rule: busy workers stay busy from update to update,
+    and all that is there at the close counts. Each call of `choose` rehearses one more update of each K, all under the
+    same draws. Long delays thus show K = 3 that K = 8 would be slow, and short ones that it no longer is, untried.
 
     Until workers are known, K is ``most``. A worker's first delay is not believed: it holds its warm-up.
 
