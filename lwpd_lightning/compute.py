@@ -18,7 +18,7 @@ from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_everything_locally
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Codeword, Contribution
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -120,8 +120,8 @@ class CodewordComputation:
             touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
         return touched
 
-    def finish(self, batch: CodedBatch, touched: set[int]) -> tuple[Tensor, Contribution]:
-        """The finished codeword, packed and on the host, until the next `begin`; and what is told of it."""
+    def finish(self, batch: CodedBatch, touched: set[int]) -> tuple[Codeword, Contribution]:
+        """The finished codeword, which stays as it is until the next `begin`, and what is told of it."""
         if self._feedback is not None:
             self._feedback.codeword(self._version, out=self._codeword)
             self._remembered |= touched
@@ -130,7 +130,7 @@ class CodewordComputation:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()
         self._statistics.pack(statistics)
-        return self._packed(), Contribution(
+        return Codeword(self._codeword, self._packed()), Contribution(
             version=self._version,
             touched=[position in touched for position in range(len(self.blocks.parameters))],
             loss=sum(self._losses) / len(self._losses),

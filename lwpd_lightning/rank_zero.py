@@ -18,9 +18,11 @@ from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
 from lwpd_lightning.exchange import rendezvous
+from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import SharedMemory, parts_bytes
 from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import checksum
@@ -274,24 +276,38 @@ class CodedFit:
             store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
         store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed)
         self._store = store  # served as long as the fit lasts
+        least, most = settings.waits
+        adaptive = None
+        if settings.wait_for == "adaptive":
+            adaptive = AdaptiveWait(
+                settings.code,
+                least,
+                most,
+                always=self._own,
+                feedback=settings.error_feedback,
+                decoder=settings.decoder,
+                max_staleness=0 if settings.stale == "drop" else settings.max_staleness,
+            )
         rule = ArrivalRule(
             settings.code,
-            settings.wait_for,
+            most,
             decoder=settings.decoder,
             stale=settings.stale,
             max_staleness=settings.max_staleness,
             always=self._own,
             feedback=settings.error_feedback,
+            adaptive=adaptive,
         )
+        optimizer_state = self._trainer.strategy.optimizers[0].state_dict
         return Coordinator(
             hub=hub,
+            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer_state),
             rule=rule,
             reduction=reduction(
                 self._blocks, settings, meeting, self._own, hub.send, self._feedback, self._loader.seed
             ),
             model=module,
             messages=meeting.messages,
-            optimizer_state=self._trainer.strategy.optimizers[0].state_dict,
             fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
             first_version=self._trainer.global_step,
             min_workers=settings.fewest_workers,

@@ -15,6 +15,7 @@ from lwpd_lightning.coding.wire import WireFormat, wire_format
 from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
+WaitFor = int | Literal["adaptive"]
 WireDtype = Literal["float64", "float32", "bfloat16", "int8"]
 
 
@@ -23,7 +24,8 @@ class ExchangeSettings:
     """The strategy's arguments; `LWPDStrategy` documents them. Raises ValueError for values that cannot work."""
 
     code: Code | None = None
-    wait_for: int | None = None
+    wait_for: WaitFor | None = None
+    wait_for_bounds: tuple[int, int] | None = None
     decoder: Decoder = "projective"
     stale: Stale = "apply"
     max_staleness: int | None = None
@@ -49,6 +51,13 @@ class ExchangeSettings:
         for name, seconds in (("heartbeat_s", self.heartbeat_s), ("timeout_s", self.timeout_s)):
             if not 0 < seconds < math.inf:
                 raise ValueError(f"{name}={seconds} is no duration: use a positive number of seconds.")
+        if isinstance(self.wait_for, str) and self.wait_for != "adaptive":
+            raise ValueError(f"wait_for={self.wait_for!r} is no number of codewords: use an integer, or 'adaptive'.")
+        if self.wait_for_bounds is not None and self.wait_for != "adaptive":
+            raise ValueError(
+                f"wait_for_bounds={self.wait_for_bounds} with wait_for={self.wait_for!r}: only wait_for='adaptive' "
+                "chooses between bounds."
+            )
         if self.max_staleness is not None and (self.stale == "drop" or self.max_staleness < 0):
             raise ValueError(
                 f"max_staleness={self.max_staleness} with stale={self.stale!r}: use a number of versions >= 0 with "
@@ -64,17 +73,22 @@ class ExchangeSettings:
             self._check_counts(self.code)
 
     def _check_counts(self, code: Code) -> None:
-        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
-            if count is not None and not 1 <= count <= code.n:
-                raise ValueError(f"{name}={count} is outside 1..{code.n}: the code has n={code.n} workers.")
+        for setting, count in self._counts:
+            if not 1 <= count <= code.n:
+                raise ValueError(f"{setting} is outside 1..{code.n}: the code has n={code.n} workers.")
+        if self.wait_for_bounds is not None and self.wait_for_bounds[0] > self.wait_for_bounds[1]:
+            raise ValueError(
+                f"wait_for_bounds={self.wait_for_bounds} are the wrong way round: use (least, most) in 1..{code.n}."
+            )
 
         refuse_decoder(code, self.decoder)
         if self.decoder == "exact":
             self._check_exact(code)
 
-        if self.wait_for == 1 < code.n and not self.dedicated_coordinator and self.decoder != "exact":
+        alone = [setting for setting, count in self._counts if count == 1 and setting.startswith("wait_for")]
+        if alone and code.n > 1 and not self.dedicated_coordinator and self.decoder != "exact":
             raise ValueError(
-                "wait_for=1 would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
+                f"{alone[0]} would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
                 f"2..{code.n}, or dedicated_coordinator=True."
             )
 
@@ -86,12 +100,32 @@ class ExchangeSettings:
                 f"stale={self.stale!r} with decoder='exact': codewords of several versions do not "
                 "solve for one gradient, use stale='drop'."
             )
-        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
-            if count is not None and count < threshold:
+        for setting, count in self._counts:
+            if count < threshold:
                 raise ValueError(
-                    f"{name}={count} with decoder='exact': the code gives the exact gradient from any {threshold} of "
+                    f"{setting} with decoder='exact': the code gives the exact gradient from any {threshold} of "
                     f"{code.n} codewords, so use {threshold}..{code.n}, or decoder='least_squares' for the nearest one."
                 )
+
+    @property
+    def _counts(self) -> list[tuple[str, int]]:
+        """All numbers of workers that were set, each with its setting in words."""
+        counts = [(f"wait_for_bounds={self.wait_for_bounds}", count) for count in self.wait_for_bounds or ()]
+        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
+            if isinstance(count, int):
+                counts.append((f"{name}={count}", count))
+        return counts
+
+    @property
+    def waits(self) -> tuple[int, int]:
+        """The least and the most codewords that an update waits for; equal where K is fixed."""
+        assert self.code is not None
+        if isinstance(self.wait_for, int):
+            return self.wait_for, self.wait_for
+        least = 2 if not self.dedicated_coordinator else 1
+        if self.decoder == "exact":
+            least = self.code.recovery_threshold or least
+        return self.wait_for_bounds or (min(least, self.code.n), self.code.n)
 
     @property
     def fewest_workers(self) -> int:

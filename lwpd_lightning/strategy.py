@@ -31,7 +31,7 @@ from lwpd_lightning.refusals import (
     refuse_process_group,
     refuse_trainer,
 )
-from lwpd_lightning.settings import ExchangeSettings, StartMethod, WireDtype
+from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor, WireDtype
 from lwpd_lightning.worker_rank import Meeting, WorkerRankLauncher, next_generation
 
 _Object = TypeVar("_Object")
@@ -49,7 +49,9 @@ class LWPDStrategy(ParallelStrategy):
     Args:
         code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
         wait_for: K, how many codewords an update waits for (2..n, 1 only with a dedicated coordinator); default n,
-            which equals single-process training.
+            which equals single-process training. "adaptive": chosen for every update from the measured delays and the
+            decoding error (`exchange.adaptive_wait`), and logged as ``exchange/wait_for``.
+        wait_for_bounds: (least, most) of the adaptive K; None: from the least that works to n.
         decoder: "projective" (add what arrives, no solve; for tight frames), "least_squares" (solve for the arrival
             set; for stale="drop") or "exact" (`gradient_code`: the same solve, with settings under which it is always
             exact; the run fails when more workers died than the code tolerates, where "least_squares" goes on with the
@@ -83,7 +85,8 @@ class LWPDStrategy(ParallelStrategy):
     def __init__(
         self,
         code: Code | None = None,
-        wait_for: int | None = None,
+        wait_for: WaitFor | None = None,
+        wait_for_bounds: tuple[int, int] | None = None,
         decoder: Decoder = "projective",
         stale: Stale = "apply",
         max_staleness: int | None = None,
@@ -106,6 +109,7 @@ class LWPDStrategy(ParallelStrategy):
         self.settings = ExchangeSettings(
             code=code,
             wait_for=wait_for,
+            wait_for_bounds=None if wait_for_bounds is None else (int(wait_for_bounds[0]), int(wait_for_bounds[1])),
             decoder=decoder,
             stale=stale,
             max_staleness=max_staleness,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
-from torch import Tensor, nn
+from torch import nn
 
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
@@ -28,7 +28,7 @@ from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Payload
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.launcher import Workers, job_command, watch_parent
 from lwpd_lightning.settings import ExchangeSettings
@@ -173,7 +173,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
         raise
     module.log = _log_nothing  # type: ignore[method-assign]
 
-    def compute(assignment: Assignment) -> tuple[Tensor, Contribution]:
+    def compute(assignment: Assignment) -> tuple[Codeword, Contribution]:
         _take_position(trainer, assignment)
         batch = loader.batch(assignment.epoch, assignment.batch_index)
         computation.begin(assignment.version)

@@ -71,8 +71,11 @@ class ErrorFeedback:
 
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
         """
-        self.memory.addr_(self._row, arrived.to(self.memory), alpha=-1)
-        self.memory.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        arrived = arrived.to(self.memory)
+        self.memory.addr_(self._row, arrived, alpha=-1)
+        # A row has no zeros: what is not finite in the memory is not in the codeword either, which is B times shorter.
+        if not torch.isfinite(arrived.sum()):
+            self.memory.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     @torch.no_grad()
     def give_back(self, start: int, stop: int, lost: Tensor) -> None:

@@ -8,23 +8,27 @@ counts and keeps the one true state; the adding up is shared among those who cou
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
+from lwpd_lightning.exchange.header import HEADER_BYTES, Header, Op, ProtocolError
 from lwpd_lightning.exchange.message import Messages, text, words
+from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
-from lwpd_lightning.exchange.state import StateLayout, to_bytes
+from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
-from lwpd_lightning.exchange.update import Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
+from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 
 log = logging.getLogger(__name__)
+
+_EMPTY = torch.empty(0, dtype=torch.uint8)
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
@@ -35,8 +39,6 @@ _FAREWELL_S = 10.0
 _EXIT_S = 0.5
 # Decisions that one update may have because links between workers broke and came back, before a worker is given up.
 _RETRIES = 3
-# A worker that could not step as rank 0 did gets whole states for so many versions at most before it may try again.
-_LONGEST_WHOLE = 64
 
 
 @dataclass
@@ -54,24 +56,16 @@ class _Open:
     resyncs: int = 0
 
 
-@dataclass
-class _Whole:
-    """A worker that gets whole states: for how many versions more, and how many it got the last time."""
-
-    left: int = 0
-    length: int = 0
-
-
 class Coordinator:
     """Owns the hub, the K-of-n rule and the true state of model and optimizer.
 
     Args:
         hub: links to the workers.
+        publication: what is sent over them.
         rule: which codewords count.
         reduction: rank 0's share in adding up.
         model: the module that is trained.
         messages: packs and reads this fit's messages.
-        optimizer_state: gives what the optimizer remembers, as plain containers and tensors.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         first_version: number of the first version that is published.
         min_workers: fewer live workers than this, the coordinator's own included, end the run.
@@ -83,11 +77,11 @@ class Coordinator:
         self,
         *,
         hub: Hub,
+        publication: Publication,
         rule: ArrivalRule,
         reduction: Reduction,
         model: nn.Module,
         messages: Messages,
-        optimizer_state: Callable[[], object],
         fingerprint: bytes,
         first_version: int,
         min_workers: int,
@@ -96,22 +90,15 @@ class Coordinator:
     ) -> None:
         self.failures: list[Failure] = []
         self.version = first_version - 1
-        self._hub, self._rule, self._reduction, self._messages = hub, rule, reduction, messages
-        self._optimizer_state, self._fingerprint = optimizer_state, fingerprint
+        self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
+        self._messages, self._fingerprint = messages, fingerprint
         self._min_workers, self._timeout_s, self._exited = min_workers, timeout_s, exited
-        blocks = reduction.blocks
-        self._tensors = len(blocks.parameters)
-        self._everything = StateLayout.everything(model, blocks.device)
-        self._buffers = StateLayout.buffers(model, blocks.device)
-        self._statistics = StateLayout.statistics(model, blocks.device)
-        self._sent_buffers = torch.empty(0, dtype=torch.uint8)
-        self._sent_settings: object = None
+        self._tensors = len(reduction.blocks.parameters)
+        self._statistics = StateLayout.statistics(model, reduction.blocks.device)
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
         self._decisions = 0
-        self._position: Header | None = None
-        self._whole = {worker: _Whole() for worker in self._others}
         self._open: _Open | None = None
-        self._bytes_up = self._bytes_down = 0
+        self._bytes_up = self._bytes_told = 0
 
     @property
     def _others(self) -> list[int]:
@@ -124,7 +111,7 @@ class Coordinator:
         addresses: dict[int, str] = {}
         met: set[int] = set()
         deadline = time.monotonic() + self._timeout_s
-        state = self._state()
+        state = self._publication.state()
         introduced = False
         while not met.issuperset(self._others):
             waiting = [worker for worker in self._others if worker not in met]
@@ -146,7 +133,7 @@ class Coordinator:
                             f"worker {event.worker} came to another fit than rank 0: its model's shapes, its code, "
                             "its batches or its seed differ."
                         )
-                    self._post(event.worker, Op.STATE, state, version=self.version)
+                    self._publication.send([event.worker], self._publication.header(Op.STATE, self.version), state)
                     addresses[event.worker] = words(rest)
                 elif header.op is Op.MET:
                     met.add(event.worker)
@@ -154,8 +141,7 @@ class Coordinator:
                 introduced = True
                 # The lost ones too: workers learn of a loss only from LOST, whose order with PEERS is then no matter.
                 peers = "\n".join(f"{worker} {address}" for worker, address in addresses.items())
-                for worker in self._others:
-                    self._post(worker, Op.PEERS, text(peers))
+                self._tell(Op.PEERS, text(peers))
             self._check_enough_live()
 
     # One update.
@@ -185,26 +171,24 @@ class Coordinator:
         self.version += 1
         self._open = _Open(epoch, batch_index)
         self._rule.open(self.version, time.monotonic(), void_older=void_older)
-        self._position = Header(
-            Op.VERSION, self._messages.run_id, COORDINATOR, self.version, epoch, batch_index, global_step=global_step,
-            decision=step.decision if step is not None else 0, oldest=self._rule.oldest, checksum=checksum,
-        )  # fmt: skip
-        settings = self._changed_settings(step)
-        buffers = self._changed_buffers()
-        whole = [worker for worker in self._others if self._needs_whole(worker, moved)]
-        if whole:
-            state = self._state()
-            for worker in whole:
-                self._send_state(worker, state)
-        for worker in self._others:
-            self._send_version(worker, settings, buffers)
+        position = replace(
+            self._publication.header(Op.VERSION, self.version),
+            epoch=epoch,
+            batch_index=batch_index,
+            global_step=global_step,
+            decision=step.decision if step is not None else 0,
+            oldest=self._rule.oldest,
+            checksum=checksum,
+        )
+        self._publication.publish(self._others, position, step, moved)
         for worker, contribution in list(self._ready.items()):
             self._count(worker, contribution)
 
-    def contribute(self, packed: Tensor, contribution: Contribution) -> None:
-        """Count the coordinator's own codeword, packed and on the host, where it stays until the update is closed."""
+    def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
+        """Count the coordinator's own codeword, which stays as it is until the update is closed."""
         assert self._rule.always is not None
-        self._reduction.offer(packed)
+        self._reduction.offer(codeword)
+        self._rule.observe(self._rule.always, contribution.compute_s)
         self._count(self._rule.always, contribution)
 
     def collect(self) -> Update:
@@ -251,8 +235,7 @@ class Coordinator:
                 codewords unread takes back what it has sent, and a worker behind a slow link would not hear the end.
         """
         staying = set(self._others)
-        for worker in staying:
-            self._post(worker, Op.STOP)
+        self._tell(Op.STOP)
         deadline = time.monotonic() + _FAREWELL_S
         while await_farewell and staying and time.monotonic() < deadline:
             staying -= {event.worker for event in self._hub.events(_LOOK_S) if isinstance(event, LinkLost)}
@@ -269,7 +252,7 @@ class Coordinator:
             if header.op is Op.FAILURE:  # also from a worker whose link has ended since
                 raise WorkerFailed(words(payload))
             if event.worker not in self._rule.live:
-                self._post(event.worker, Op.STOP)
+                self._publication.send([event.worker], self._publication.header(Op.STOP))
                 return
             if header.worker != event.worker:
                 raise ProtocolError(f"a message in the name of worker {header.worker}")
@@ -280,23 +263,33 @@ class Coordinator:
             self._lose(event.worker, str(error))
 
     def _take(self, header: Header, payload: Tensor, rest: Tensor) -> None:
+        if header.op in (Op.READY, Op.LATE):
+            self._observe(header)
         if header.op is Op.READY:
             contribution = self._contribution(header, payload, rest)
-            self._bytes_up += payload.numel() + rest.numel()
+            self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
             self._ready[header.worker] = contribution
-            assert self._open is not None
-            self._open.dropped += header.elements
             self._count(header.worker, contribution)
+        elif header.op is Op.LATE:
+            assert self._open is not None
+            self._open.dropped += 1
         elif header.op is Op.SLICE:
             self._reduction.slice_arrived(header, payload)
         elif header.op is Op.PART:
             self._reduction.part_arrived(header, payload)
         elif header.op is Op.RESYNC:
-            self._resync(header, words(payload))
+            assert self._open is not None
+            self._open.resyncs += 1
+            self._publication.take_over(header.worker, words(payload))
         elif header.op is Op.UNLINKED:
             self._unlinked(header.worker, header.version, words(payload))
         else:
             raise ProtocolError(f"{header.op.name} from a worker")
+
+    def _observe(self, header: Header) -> None:
+        if not 0 <= header.compute_s < math.inf:
+            raise ProtocolError(f"{header.op.name} after {header.compute_s} s")
+        self._rule.observe(header.worker, header.compute_s)
 
     def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
         if payload.numel() != self._statistics.nbytes or rest.numel() != self._tensors:
@@ -323,7 +316,7 @@ class Coordinator:
             update.dropped += 1
 
     def _decide(self, update: _Open) -> None:
-        decoding, rule = self._rule.decide(), self._rule
+        decoding, rule = self._rule.decide(time.monotonic()), self._rule
         # The coordinator's own comes last: where there are fewer slices than codewords, it has enough to do.
         arrivals = sorted(rule.arrivals, key=lambda arrival: arrival.worker == rule.always)
         rows = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
@@ -343,12 +336,9 @@ class Coordinator:
             touched=touched.tolist(),
         )
         payload, rest = update.decision.pack()
-        header = Header(
-            Op.DECISION, self._messages.run_id, COORDINATOR, self.version, elements=len(arrivals),
-            decision=self._decisions,
-        )  # fmt: skip
-        for worker in self._others:
-            self._send(worker, header, payload, rest)
+        header = self._publication.header(Op.DECISION, self.version)
+        header = replace(header, elements=len(arrivals), decision=self._decisions)
+        self._publication.send(self._others, header, payload, rest)
         self._reduction.begin(update.decision)
 
     def _close(self, update: _Open, started: float) -> Update:
@@ -372,7 +362,7 @@ class Coordinator:
             wait_s=time.monotonic() - started,
             compute_s=sum(contribution.compute_s for contribution in counted) / len(counted),
             bytes_up=self._bytes_up + up,
-            bytes_down=self._bytes_down + down,
+            bytes_down=self._publication.bytes_sent - self._bytes_told + down,
             uploads=len(counted),
             decoded_share=update.decoded_share,
             dropped=update.dropped,
@@ -380,29 +370,10 @@ class Coordinator:
             live=len(rule.live),
             inclusion=[rule.inclusion_rate(worker) for worker in range(rule.code.n)],
         )
-        self._bytes_up = self._bytes_down = 0
+        self._bytes_up, self._bytes_told = 0, self._publication.bytes_sent
         return closed
 
-    # Workers that cannot follow.
-
-    def _resync(self, header: Header, reason: str) -> None:
-        whole = self._whole[header.worker]
-        if reason:  # it stepped, and came elsewhere: it would again
-            whole.length = min(_LONGEST_WHOLE, 2 * whole.length + 1)
-            whole.left = whole.length
-            log.warning("Worker %d takes over rank 0's state at version %d: %s", header.worker, self.version, reason)
-        assert self._open is not None
-        self._open.resyncs += 1
-        self._send_state(header.worker, self._state())
-        settings = None if self._sent_settings is None else to_bytes(self._sent_settings)
-        self._send_version(header.worker, settings, self._sent_buffers)
-
-    def _needs_whole(self, worker: int, changed: bool) -> bool:
-        whole = self._whole[worker]
-        if whole.left:
-            whole.left -= 1
-            return True
-        return changed
+    # Links and workers that are lost.
 
     def _unlinked(self, reporter: int, worker: int, reason: str) -> None:
         """A link between two workers broke: what was on it is lost, so the update is decided again; not for ever."""
@@ -433,45 +404,10 @@ class Coordinator:
         log.warning(
             "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
         )
-        for other in self._others:
-            self._post(other, Op.LOST, version=worker)
+        self._tell(Op.LOST, version=worker)
 
-    # What is sent.
-
-    def _state(self) -> Tensor:
-        buffer = self._everything.buffer()
-        self._everything.pack(buffer)
-        return torch.cat([buffer, to_bytes(self._optimizer_state())])
-
-    def _changed_settings(self, step: Step | None) -> Tensor | None:
-        if step is None or step.settings == self._sent_settings:
-            return None
-        self._sent_settings = step.settings
-        return to_bytes(step.settings)
-
-    def _changed_buffers(self) -> Tensor | None:
-        buffer = self._buffers.buffer()
-        self._buffers.pack(buffer)
-        if torch.equal(buffer, self._sent_buffers):
-            return None
-        self._sent_buffers = buffer
-        return buffer
-
-    def _send_version(self, worker: int, settings: Tensor | None, buffers: Tensor | None) -> None:
-        assert self._position is not None
-        self._send(worker, self._position, *(_EMPTY if part is None else part for part in (settings, buffers)))
-
-    def _send_state(self, worker: int, state: Tensor) -> None:
-        self._send(worker, Header(Op.STATE, self._messages.run_id, COORDINATOR, self.version), state)
-
-    def _send(self, worker: int, header: Header, payload: Tensor, rest: Tensor | None = None) -> None:
-        frames = self._messages.pack(header, payload, _EMPTY if rest is None else rest)
-        self._bytes_down += payload.numel() + (0 if rest is None else rest.numel()) + len(frames[0])
-        self._hub.send(worker, frames)
-
-    def _post(self, worker: int, op: Op, payload: Tensor | None = None, *, version: int = 0) -> None:
-        header = Header(op, self._messages.run_id, COORDINATOR, version)
-        self._hub.send(worker, self._messages.pack(header, _EMPTY if payload is None else payload))
+    def _tell(self, op: Op, payload: Tensor = _EMPTY, *, version: int = 0) -> None:
+        self._publication.send(self._others, self._publication.header(op, version), payload)
 
     # Waiting.
 
@@ -490,6 +426,3 @@ class Coordinator:
     def _check_deadline(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {self._timeout_s:g} s for {awaited}.")
-
-
-_EMPTY = torch.empty(0, dtype=torch.uint8)

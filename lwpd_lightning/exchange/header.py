@@ -14,6 +14,7 @@ INLINE = -1
 # magic, protocol, op, wire dtype, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
 # elements, global step, decision, oldest version, checksum, the payload's offset in the arena, bytes of both payloads.
 _LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqQqqqQQ")
+HEADER_BYTES = _LAYOUT.size
 
 
 class ProtocolError(RuntimeError):
@@ -28,16 +29,17 @@ class Op(enum.IntEnum):
     PEERS = 3  # coordinator -> worker: everybody has joined [addresses of all inboxes]
     MEET = 4  # worker -> worker: the first message of a link
     MET = 5  # worker -> coordinator: a link from every other worker is there
-    VERSION = 6  # coordinator -> worker: step to this version and compute this batch [optimizer settings, buffers]
-    READY = 7  # worker -> coordinator: my codeword is computed [statistics and touched parameters]
-    DECISION = 8  # coordinator -> worker: who counts, and with what weight [workers and weights, touched parameters]
-    SLICE = 9  # worker -> reducer: my codeword's share of your positions [packed slice]
-    PART = 10  # reducer -> all: the decoded gradient at its positions [packed part]
-    RESYNC = 11  # worker -> coordinator: I cannot step as you did, send STATE [why]
-    UNLINKED = 12  # worker -> coordinator: my link from the worker named by `version` has ended
-    LOST = 13  # coordinator -> worker: the worker named by `version` is an erasure from now on
-    FAILURE = 14  # worker -> coordinator: an exception ends the run [traceback, utf-8]
-    STOP = 15  # coordinator -> worker: the fit is over
+    VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]
+    READY = 7  # worker -> coordinator: my codeword is computed [statistics, touched parameters]
+    LATE = 8  # worker -> coordinator: my codeword is computed, but counts no more
+    DECISION = 9  # coordinator -> worker: who counts, and with what weight [workers and weights, touched parameters]
+    SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
+    PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
+    RESYNC = 12  # worker -> coordinator: I cannot step as you did, send STATE [why]
+    UNLINKED = 13  # worker -> coordinator: my link from the worker named by `version` has ended
+    LOST = 14  # coordinator -> worker: the worker named by `version` is an erasure from now on
+    FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
+    STOP = 16  # coordinator -> worker: the fit is over
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Header:
         compute_s: seconds that the worker computed.
         samples: samples in one of its data parts.
         wire: wire dtype of a codeword (`WireFormat.code`).
-        elements: values in a slice or part, codewords in a decision, dropped codewords in READY.
+        elements: values in a slice or part, codewords in a decision.
         global_step: optimizer steps taken when the version was published.
         decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none.
         oldest: codewords of older versions than this do not count any more.

@@ -21,6 +21,7 @@ from lwpd_lightning.exchange.decision import Decision, Slice
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
 from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.transport import Payload
+from lwpd_lightning.exchange.update import Codeword
 
 
 class BadPeer(ProtocolError):
@@ -71,10 +72,10 @@ class Ranks:
 
 @dataclass
 class _Offered:
-    """This rank's codeword, and whether the feedback has been told that it counts."""
+    """This rank's codeword, and what the feedback has been told of it: nothing while it does not count."""
 
-    packed: Tensor
-    settled: bool = False
+    codeword: Codeword
+    settled: Tensor | None = None
 
 
 @dataclass
@@ -116,9 +117,9 @@ class Reduction:
         self._size = self.blocks.block_size
         self._decoded = torch.empty(0, dtype=self.blocks.dtype)
 
-    def offer(self, packed: Tensor) -> None:
-        """This rank's codeword, packed and on the host; it must stay as it is until it is withdrawn."""
-        self._offered = _Offered(packed)
+    def offer(self, codeword: Codeword) -> None:
+        """This rank's codeword, which must stay as it is until it is withdrawn."""
+        self._offered = _Offered(codeword)
 
     def withdraw(self) -> None:
         """The codeword that was offered last has been counted, or will never be."""
@@ -138,11 +139,11 @@ class Reduction:
             return
         if self.memory is None:
             self._send_slices(decision)
-            self._settle()  # while the slices travel
+            self._settle(decision)  # while the slices travel
             self._reduce_if_ready(decision)
         else:
             self._reduce_if_ready(decision)
-            self._settle()
+            self._settle(decision)
 
     def slice_arrived(self, header: Header, payload: Tensor) -> None:
         """A worker's codeword at the positions that this rank adds up."""
@@ -223,18 +224,27 @@ class Reduction:
             if part.reducer == self.ranks.me:
                 continue
             header = self._header(Op.SLICE, decision, part)
-            packed = self.wire.cut(self._offered.packed, self._size, part.start, part.stop)
+            packed = self.wire.cut(self._offered.codeword.packed, self._size, part.start, part.stop)
             self.send(self.ranks.address(part.reducer), self.messages.pack(header, packed))
 
-    def _settle(self) -> None:
+    def _settle(self, decision: Decision) -> None:
         offered = self._offered
         assert offered is not None
-        if self.feedback is not None and not offered.settled:
-            self.feedback.settle(self.wire.unpack(offered.packed, self._size))
-        offered.settled = True
+        if self.feedback is None:
+            return
+        arrived = self.wire.unpack(offered.codeword.packed, self._size).to(self.blocks.dtype)
+        mine = self._mine(decision)
+        if mine is not None:
+            arrived[mine.start : mine.stop] = offered.codeword.exact[mine.start : mine.stop]
+        # Decided again, since somebody died: what this rank adds up is another slice, and nothing else has changed.
+        self.feedback.settle(arrived if offered.settled is None else arrived - offered.settled)
+        offered.settled = arrived
+
+    def _mine(self, decision: Decision) -> Slice | None:
+        return next((part for part in decision.slices(self._size) if part.reducer == self.ranks.me), None)
 
     def _reduce_if_ready(self, decision: Decision) -> None:
-        mine = next((part for part in decision.slices(self._size) if part.reducer == self.ranks.me), None)
+        mine = self._mine(decision)
         arrived = self._slices.get(decision.number, {})
         others = [worker for worker in decision.workers if worker != self.ranks.me]
         if mine is None or (self.memory is None and not arrived.keys() >= set(others)):
@@ -243,8 +253,7 @@ class Reduction:
         # In the order of their numbers, so that the sum does not depend on who was first.
         for column in sorted(range(len(decision.workers)), key=decision.workers.__getitem__):
             worker = decision.workers[column]
-            values = self._unpack(self.wire, worker, self._slice(worker, mine, arrived), mine.stop - mine.start)
-            accumulate(total, decision.weights[:, column], values)
+            accumulate(total, decision.weights[:, column], self._slice(worker, mine, arrived))
         packed = self.update_wire.pack(total.flatten())
         if self.feedback is not None and self.feedback.takes_residuals and decision.rows == 1:
             lost = total[0] - self.update_wire.unpack(packed, total.numel())
@@ -253,14 +262,14 @@ class Reduction:
         self._publish(decision, mine, packed)
 
     def _slice(self, worker: int, mine: Slice, arrived: dict[int, Tensor]) -> Tensor:
-        if self.memory is not None:
-            packed = self.memory.codewords[worker]
-        elif worker != self.ranks.me:
-            return arrived[worker]
-        else:
+        if worker == self.ranks.me:  # it crosses no wire, so it need not be rounded
             assert self._offered is not None
-            packed = self._offered.packed
-        return self.wire.cut(packed, self._size, mine.start, mine.stop)
+            return self._offered.codeword.exact[mine.start : mine.stop].cpu()
+        if self.memory is None:
+            packed = arrived[worker]
+        else:
+            packed = self.wire.cut(self.memory.codewords[worker], self._size, mine.start, mine.stop)
+        return self._unpack(self.wire, worker, packed, mine.stop - mine.start)
 
     def _publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
         header = self._header(Op.PART, decision, mine)

@@ -14,6 +14,7 @@ import torch
 
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import Decoder, least_squares_coefficients, live_coefficients
+from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 
 Stale = Literal["apply", "drop"]
 
@@ -61,7 +62,7 @@ class ArrivalRule:
 
     Args:
         code: the code.
-        wait_for: K, in 1..n.
+        wait_for: K, in 1..n; with ``adaptive`` that of the open update.
         decoder: "projective" adds codewords up without a solve; "least_squares" and "exact" solve for the arrival set.
             That the set can be solved exactly is up to who drives the rule: while recovery_threshold workers live and
             wait_for is no less, it can.
@@ -69,6 +70,7 @@ class ArrivalRule:
         max_staleness: with "apply", older codewords than this many versions do not count; None: no bound.
         always: the worker whose own codeword every update waits for (the coordinator's), or None.
         feedback: workers send later what a codeword left out, so that nothing is made up for it here (a sketch).
+        adaptive: chooses K for each update; None: it stays.
     """
 
     code: Code
@@ -78,6 +80,7 @@ class ArrivalRule:
     max_staleness: int | None = None
     always: int | None = None
     feedback: bool = False
+    adaptive: AdaptiveWait | None = None
 
     live: set[int] = field(init=False)
     version: int = field(init=False, default=-1)
@@ -85,6 +88,7 @@ class ArrivalRule:
     inclusions: Counter[int] = field(init=False, default_factory=Counter)
     arrivals: list[Arrival] = field(init=False, default_factory=list)
     _opened_at: float = field(init=False, default=0.0)
+    _decided_at: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
     _duals: dict[Code, torch.Tensor] = field(init=False, default_factory=dict)
@@ -128,12 +132,21 @@ class ArrivalRule:
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
         self.version, self._opened_at, self.arrivals = version, now, []
+        if self.adaptive is not None:
+            if self._decided_at is not None:
+                self.adaptive.observe_rest(now - self._decided_at)
+            self.wait_for = self.adaptive.choose(self.live)
         if void_older:
             self._oldest_valid = version
         if self.live != self._expected:
             self._expected = set(self.live)
             self._duals = {}
         self._tilt = self._measured_tilt()
+
+    def observe(self, worker: int, seconds: float) -> None:
+        """Note how long a worker took for a codeword, whether or not it counts."""
+        if self.adaptive is not None:
+            self.adaptive.observe(worker, seconds)
 
     def counts(self, worker: int, version: int, now: float) -> bool:
         """Whether a codeword of ``version`` that arrived at ``now`` counts in the open update, and note it if so."""
@@ -144,8 +157,9 @@ class ArrivalRule:
         self.arrivals.append(Arrival(worker, self.version - version, max(0.0, now - self._opened_at)))
         return True
 
-    def decide(self) -> Decoding:
+    def decide(self, now: float) -> Decoding:
         """With what each codeword that has arrived enters the gradient of the open update."""
+        self._decided_at = now
         counted = [arrival.worker for arrival in self.arrivals]
         if self.decoder != "projective":
             solved = least_squares_coefficients(self.code, counted)

@@ -22,7 +22,7 @@ from lwpd_lightning.exchange.message import Messages, text, words
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.state import StateLayout, checksum, from_bytes
 from lwpd_lightning.exchange.transport import LinkLost
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Codeword, Contribution
 
 _EMPTY = torch.empty(0, dtype=torch.uint8)
 # Versions that a worker lets pass while a part of an older one may still be on its way to it.
@@ -49,11 +49,10 @@ class _Version:
 
 
 @dataclass
-class _Codeword:
-    """The codeword that is ready: at which version it was computed, and what became of it."""
+class _Fate:
+    """Of the codeword that was computed last: at which version it was, and what became of it."""
 
     version: int
-    said: bool = False
     counted: bool = False
 
 
@@ -95,15 +94,14 @@ class Worker:
         self._newest = -1  # the newest version that was published
         self._versions: dict[int, _Version] = {}
         self._resyncing = False
-        self._codeword: _Codeword | None = None
-        self._dropped = 0  # codewords that came too late and that rank 0 has not heard of
+        self._codeword: _Fate | None = None
         self._unmet: set[int] | None = None
 
-    def run(self, compute: Callable[[Assignment], tuple[Tensor, Contribution]]) -> None:
+    def run(self, compute: Callable[[Assignment], tuple[Codeword, Contribution]]) -> None:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
 
         Args:
-            compute: gives a version's codeword, packed and on the host, and what is told of it.
+            compute: gives a version's codeword and what is told of it.
 
         Raises:
             CoordinatorLost: the link ended without a word.
@@ -120,16 +118,14 @@ class Worker:
                     if not self._receive(None):
                         return
                     continue
-                packed, contribution = compute(self._assignment())
-                self._codeword = _Codeword(self._at)
-                self._reduction.offer(packed)
+                codeword, contribution = compute(self._assignment())
+                self._codeword = _Fate(self._at)
+                self._reduction.offer(codeword)
                 # It may have come too late meanwhile: then it never leaves.
                 while self._links.waiting:
                     if not self._receive(None):
                         return
-                if self._codeword is not None:
-                    self._codeword.said = True
-                    self._say_ready(contribution)
+                self._say(Op.LATE if self._codeword is None else Op.READY, contribution)
         except BaseException:
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
@@ -173,7 +169,7 @@ class Worker:
         elif header.op is Op.PEERS:
             self._meet(words(payload))
         elif header.op is Op.VERSION:
-            self._published(_Version(header, payload, rest))
+            self._published(_Version(header, settings=rest, buffers=payload))
         elif header.op is Op.DECISION:
             decision = Decision.unpack(header, payload, rest, self._reduction.rows)
             if self._worker in decision.workers and self._codeword is not None:
@@ -192,7 +188,6 @@ class Worker:
         if codeword is not None and (codeword.counted or codeword.version < version.header.oldest):
             self._codeword = None
             self._reduction.withdraw()
-            self._dropped += not (codeword.counted or codeword.said)
 
     # Among workers.
 
@@ -274,12 +269,11 @@ class Worker:
 
     # What goes out.
 
-    def _say_ready(self, contribution: Contribution) -> None:
+    def _say(self, op: Op, contribution: Contribution) -> None:
         header = Header(
-            Op.READY, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
-            compute_s=contribution.compute_s, samples=contribution.samples, elements=self._dropped,
+            op, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
+            compute_s=contribution.compute_s, samples=contribution.samples,
         )  # fmt: skip
-        self._dropped = 0
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, touched))
 
