@@ -50,7 +50,7 @@ def update(rule, version, arrived, theta, now=0.0):
 def decoded(rule, codewords):
     """The gradient of a complete update, (blocks, d)."""
     assert rule.complete
-    coefficients = rule.decide().coefficients
+    coefficients = rule.decide(0.0).coefficients
     assert coefficients.keys() == codewords.keys()
     return sum(
         torch.outer(torch.tensor(coefficients[worker], dtype=torch.float64), codeword)
@@ -183,7 +183,7 @@ def test_what_a_dead_worker_had_ready_counts_no_more():
     assert not rule.counts(2, 0, 0.0)
     rule.counts(1, 0, 0.0)
     assert rule.complete
-    assert rule.decide().coefficients.keys() == {0, 1}
+    assert rule.decide(0.0).coefficients.keys() == {0, 1}
     rule.close()
     assert [rule.inclusions[worker] for worker in range(3)] == [1, 1, 0]
     rule.open(1, 0.0)
@@ -201,7 +201,7 @@ def test_an_update_that_is_decided_twice_is_decoded_as_if_the_dead_worker_had_ne
         for worker in [*others, *range(code.n - 1)]:
             rule.counts(worker, 0, 0.0)
         if others:
-            assert dead in rule.decide().coefficients
+            assert dead in rule.decide(0.0).coefficients
             rule.lose(dead)
         gradient = decoded(rule, {worker: code.generator[worker] @ theta for worker in range(code.n - 1)})
         if not others:
@@ -214,7 +214,7 @@ def test_deciding_changes_nothing_and_closing_counts_once():
     rule.open(0, 0.0)
     for worker in (3, 0, 7, 1, 2):
         rule.counts(worker, 0, 0.0)
-    assert rule.decide() == rule.decide()
+    assert rule.decide(0.0) == rule.decide(0.0)
     assert rule.updates == 0
     rule.close()
     assert rule.updates == 1
@@ -322,7 +322,7 @@ def test_the_decoded_share_is_the_rank_of_the_arrivals(code, data):
     for worker in arrived:
         rule.counts(worker, 0, 0.0)
     rank = int(torch.linalg.matrix_rank(code.generator[arrived]))
-    assert rule.decide().decoded_share == pytest.approx(rank / code.k)
+    assert rule.decide(0.0).decoded_share == pytest.approx(rank / code.k)
 
 
 # Uneven arrival.
@@ -367,7 +367,7 @@ def test_a_rare_worker_is_weighted_up_by_the_clip_at_most():
     for worker in range(8):
         rule.counts(worker, 400, 0.0)
         even.counts(worker, 0, 0.0)
-    tilted, level = rule.decide().coefficients, even.decide().coefficients
+    tilted, level = rule.decide(0.0).coefficients, even.decide(0.0).coefficients
     ratios = [tilted[w][0] / level[w][0] for w in range(8)]
     assert ratios[7] == pytest.approx(_WEIGHT_CLIP)
     assert all(1 / _WEIGHT_CLIP <= ratio < 1 for ratio in ratios[:7])
@@ -406,7 +406,7 @@ def test_a_late_codeword_of_a_sketch_is_decoded_by_the_row_that_it_was_made_with
         assert rule.counts(2, version - stale, 0.0)
         rule.counts(0, version, 0.0)
         rule.counts(1, version, 0.0)
-        coefficients = rule.decide().coefficients
+        coefficients = rule.decide(0.0).coefficients
         for worker, made_at in ((0, version), (1, version), (2, version - stale)):
             row = code.at(made_at).coefficients(worker)[worker]
             torch.testing.assert_close(torch.tensor(coefficients[worker], dtype=torch.float64), scale * row)

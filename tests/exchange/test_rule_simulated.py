@@ -59,7 +59,7 @@ class Simulation:
                 elif worker in self.rule.live:
                     self.start(worker)
             self.arrivals.append(self.rule.arrivals)
-            coefficients = self.rule.decide().coefficients
+            coefficients = self.rule.decide(self.clock).coefficients
             assert coefficients.keys() == codewords.keys()
             weights = torch.tensor([coefficients[worker] for worker in codewords], dtype=torch.float64)
             gradient = weights.T @ torch.stack(list(codewords.values()))
