@@ -51,6 +51,16 @@ def links(run_key, worker, hub, heartbeat_s=5.0, peers=()):
     )
 
 
+def taken(spoke):
+    """The frames of the next message."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (frames := spoke.take()) is None:
+        left = deadline - time.monotonic()
+        assert left > 0, f"nothing came in {DEADLINE_S:g} s"
+        zmq.select([spoke.sockets[0]], [], [], left)
+    return [bytes(frame) for frame in frames]
+
+
 class Peer:
     """A worker's end of a link in a process of its own, which does what it is told through a pipe.
 

@@ -127,7 +127,7 @@ def test_sizes_that_lie_are_refused(payload, rest, sizes):
     if sizes == (payload.numel(), rest.numel()):
         messages.read(on_the_wire(frames))
     else:
-        with pytest.raises(ProtocolError, match="payloads of|frames instead of"):
+        with pytest.raises(ProtocolError, match=r"payloads of|frames instead of"):
             messages.read(on_the_wire(frames))
 
 
