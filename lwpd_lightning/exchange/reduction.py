@@ -153,7 +153,11 @@ class Reduction:
                 self._reduce_if_ready(self._decisions[header.decision])
 
     def part_arrived(self, header: Header, payload: Tensor) -> None:
-        """The decoded gradient at the positions that another rank adds up."""
+        """The decoded gradient at the positions that another rank adds up; raises BadPeer where its size is wrong."""
+        decision = self._decisions.get(header.decision)
+        if decision is not None:
+            sizes = {part.reducer: part.stop - part.start for part in decision.slices(self._size)}
+            self._check(self.update_wire, header.worker, payload, decision.rows * sizes.get(header.worker, 0))
         self._parts.setdefault(header.decision, {})[header.worker] = payload
 
     def missing(self, number: int) -> list[int]:
@@ -298,9 +302,12 @@ class Reduction:
             offset += -(-nbytes // 8) * 8
         raise KeyError(reducer)
 
-    def _unpack(self, wire: WireFormat, worker: int, packed: Tensor, size: int) -> Tensor:
+    def _check(self, wire: WireFormat, worker: int, packed: Tensor, size: int) -> None:
         if packed.numel() != wire.nbytes(size):
             raise BadPeer(worker, f"worker {worker} sent {packed.numel()} bytes for {size} values")
+
+    def _unpack(self, wire: WireFormat, worker: int, packed: Tensor, size: int) -> Tensor:
+        self._check(wire, worker, packed, size)
         return wire.unpack(packed, size)
 
     def _header(self, op: Op, decision: Decision, part: Slice) -> Header:
