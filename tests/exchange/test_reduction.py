@@ -18,7 +18,7 @@ from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import COORDINATOR, Op
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.reduction import BadPeer, Ranks, Reduction, SharedMemory, parts_bytes
 from lwpd_lightning.exchange.update import Codeword
@@ -294,23 +294,46 @@ def test_a_slice_of_another_size_names_its_sender(surplus, before):
     assert refused.value.worker == 2
 
 
-def test_a_part_of_another_size_names_its_sender():
+@pytest.mark.parametrize("before", [False, True])
+def test_a_part_of_another_size_names_its_sender(before):
+    """When it arrives, or, where it is there before the decision, when it is to be used."""
     table = Table(uncoded(3), SHAPES[1])
     table.offer(0)
     decision = table.decide(1, [2, 0, 1], 0)
+    victim = table.reductions[1]
     for rank in table.ranks:
         table.reductions[rank].begin(decision)
+    if before:
+        victim._decisions.clear()
+    refused = []
     while table.queue:
         _, to, frames = table.queue.popleft()
         header, payload, _ = table.messages.read(frames)
-        if (header.op, to) == (Op.PART, 1):
-            table.reductions[1].part_arrived(header, payload[:-4])
-        else:
+        if (header.op, to) != (Op.PART, 1):
             table.take(to, frames)
-    assert table.reductions[0].complete(1)
-    with pytest.raises(BadPeer, match="worker 2 sent") as refused:
-        table.reductions[1].scatter(1)
-    assert refused.value.worker == 2
+        elif before:
+            victim.part_arrived(header, payload[:-4])
+            victim.begin(decision)
+            with pytest.raises(BadPeer, match="worker 2 sent") as error:
+                victim.scatter(1)
+            refused.append(error.value.worker)
+            break  # it has sent its slices twice now
+        else:
+            with pytest.raises(BadPeer, match="worker 2 sent") as error:
+                victim.part_arrived(header, payload[:-4])
+            refused.append(error.value.worker)
+            assert not victim.complete(1)
+    assert refused == [2]
+
+
+def test_a_part_of_one_that_was_not_asked_is_refused():
+    table = Table(uncoded(3), SHAPES[1])
+    table.offer(0)
+    decision = table.decide(1, [2, 0], 0)
+    table.reductions[0].begin(decision)
+    header = Header(Op.PART, RUN, 1, decision=1)
+    with pytest.raises(BadPeer, match="worker 1 sent 8 bytes for 0 values"):
+        table.reductions[0].part_arrived(header, torch.zeros(8, dtype=torch.uint8))
 
 
 def compute(table, worker, number, value):

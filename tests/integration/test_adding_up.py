@@ -1,9 +1,12 @@
 """Who was asked to add up and dies, is late, or cannot hold what rank 0 holds: real processes, real signals."""
 
+import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,6 +16,9 @@ import torch
 from lwpd_lightning import LWPDStrategy, gradient_code, local_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor, WorkerCallback
 from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.exchange.decision import Decision, share_out
+from lwpd_lightning.exchange.header import Op
+from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.update import WorkerFailed
 from lwpd_lightning.exchange.worker import Worker
@@ -120,6 +126,39 @@ def test_codewords_that_came_after_a_decision_count_when_it_is_decided_again(mon
     trainer.fit(model, loader(batch_size=70))
     assert trainer.global_step == 3
     assert [failure["worker"] for failure in monitor.summary()["failures"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("op", "lie", "reason"),
+    [
+        (Op.PART, lambda header, *payloads: (header, payloads[0][:-4], *payloads[1:]), r"^worker 1 sent \d+ bytes for"),
+        (Op.READY, lambda header, *payloads: (header, payloads[0], payloads[1][1:]), "^READY with 0 and 3 bytes$"),
+        (Op.READY, lambda header, *payloads: (replace(header, worker=2), *payloads), "in the name of worker 2$"),
+        (Op.READY, lambda header, *payloads: (replace(header, compute_s=math.nan), *payloads), "^READY after nan s$"),
+    ],
+    ids=["part", "flags", "name", "seconds"],
+)
+def test_a_worker_that_says_what_cannot_be_is_an_erasure(monkeypatch, op, lie, reason):
+    pack, parent = Messages.pack, os.getpid()
+
+    def lying(messages, header, *payloads):
+        if (header.op, header.worker) == (op, 1) and os.getpid() != parent and header.version == DEATH:
+            header, *payloads = lie(header, *payloads)
+        return pack(messages, header, *payloads)
+
+    monkeypatch.setattr(Messages, "pack", lying)
+    # The small model has one reducer: worker 1, until it is gone.
+    reducer = lambda decision, size: share_out(size, [1 if 1 in decision.workers else 2])  # noqa: E731
+    monkeypatch.setattr(Decision, "slices", reducer)
+    model, monitor = Classifier(sgd), ExchangeMonitor()
+    seen = Seen(model, 4)
+    strategy = LWPDStrategy(code=uncoded(4), timeout_s=20)
+    trainer = quiet_trainer(devices=4, strategy=strategy, max_steps=UPDATES, max_epochs=-1, callbacks=[seen, monitor])
+    trainer.fit(model, loader())
+    (failure,) = monitor.summary()["failures"]
+    assert failure["worker"] == 1
+    assert re.search(reason, failure["reason"]), failure["reason"]
+    assert seen.check()[-1] == 3
 
 
 def test_ranks_that_share_no_memory_go_on_too():
