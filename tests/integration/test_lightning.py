@@ -271,27 +271,11 @@ def test_a_dedicated_coordinator_computes_nothing():
     assert monitor.summary()["arrivals_mean"] == 4
 
 
-class _ClipData(pl.Callback):
-    """As many scripts do it: autograd's version counters see nothing of it."""
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        for parameter in pl_module.parameters():
-            parameter.data.clamp_(-0.1, 0.1)
-
-
 class _ClipWeights(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         with torch.no_grad():
             for parameter in pl_module.parameters():
                 parameter.clamp_(-0.1, 0.1)
-
-
-@pytest.mark.parametrize("clip", [_ClipWeights, _ClipData])
-def test_weights_changed_after_the_step_reach_the_workers(clip):
-    model, alone = Classifier(sgd), Classifier(sgd)
-    quiet_trainer(devices=4, strategy=strategy(), max_steps=8, callbacks=[clip()]).fit(model, loader())
-    quiet_trainer(devices=1, max_steps=8, callbacks=[clip()]).fit(alone, loader())
-    torch.testing.assert_close(weights(model), weights(alone), rtol=1e-4, atol=1e-6)
 
 
 class _Steps(Classifier):
