@@ -69,9 +69,10 @@ def main():
     model.fail_at = options.fail_at
     if options.wide:
         model.widen()
-    code, exact = lwpd_code(options.workers, 2, 2), {}
     if options.exact:
         code, exact = gradient_code(options.workers, stragglers=1), {"decoder": "exact", "stale": "drop"}
+    else:
+        code, exact = lwpd_code(options.workers, 2, 2), {}
     for _ in range(options.fits):  # each with a trainer of its own
         strategy = LWPDStrategy(
             code=code,
