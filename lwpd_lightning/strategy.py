@@ -59,8 +59,8 @@ class LWPDStrategy(ParallelStrategy):
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
             "drop" it and give its worker fresh parameters.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
-        wire_dtype: codewords travel as "float32", "bfloat16", "int8" or "float64"; None: as the gradient is (float32,
-            or float64 at 64-true).
+        wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value, with
+            error_feedback) or "float64"; None: as the gradient is (float32, or float64 at 64-true).
         update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
             None: as the gradient is. With another, K = n is no longer equal to single-process training.
         error_feedback: what bfloat16 or int8 lost, what a sketch's row left out and what a dropped codeword carried go
