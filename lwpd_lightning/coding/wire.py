@@ -183,7 +183,8 @@ def _ternary(values: Tensor) -> tuple[Tensor, Tensor]:
     chunks, length = values.shape
     if not chunks:
         return values.new_empty(0), values.new_empty(0)
-    means = values.abs().sum(dim=1).div_(length)
+    # A little less than the mean, so that equal magnitudes do not all fall below it by rounding.
+    means = values.abs().sum(dim=1).mul_((1 - 2.0**-10) / length)
     if not means.isfinite().all():
         return _huge(values)
     digits = values.new_empty(chunks, -(-length // _DIGITS) * _DIGITS)
