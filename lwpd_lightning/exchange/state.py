@@ -110,6 +110,18 @@ def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
                     yield slots, name  # type: ignore[misc]
 
 
+def whole_state(everything: StateLayout, optimizer: object) -> Tensor:
+    """Parameters and buffers, then the optimizer's state (``state_dict()``), as one (nbytes,) uint8 tensor."""
+    buffer = everything.buffer()
+    everything.pack(buffer)
+    return torch.cat([buffer, to_bytes(optimizer)])
+
+
+def digest(state: Tensor) -> bytes:
+    """32 bytes that tell states apart."""
+    return hashlib.sha256(state.numpy().data).digest()
+
+
 @torch.no_grad()
 def checksum(parameters: Iterable[Tensor]) -> int:
     """A 64-bit sum over the parameters' bits: whoever steps differently, by however little, gets another one.
