@@ -1,14 +1,14 @@
 """How a codeword looks as bytes: float64, float32, bfloat16, scaled int8 or ternary."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 1024  # values that share one scale: 0.4 % overhead of int8, and an outlier coarsens only its neighbours
-_DIGITS = 5  # ternary values in a byte: 3^5 = 243
-_CHUNK_BYTES = -(-CHUNK // _DIGITS)
+from lwpd_lightning.coding.ternary import DIGITS, dequantise, quantise
+
+CHUNK = 1024  # values that share one scale or level: 0.4 % of int8, 2 % of ternary; an outlier coarsens its neighbours
 
 
 class WireFormat(ABC):
@@ -42,7 +42,7 @@ class WireFormat(ABC):
 
     def unpack(self, payload: Tensor, size: int) -> Tensor:
         """(nbytes(size),) uint8 -> (size,) codeword: float formats in their dtype, as a view where the payload is
-        aligned; int8 as float32.
+        aligned; int8 and ternary as float32.
 
         Raises:
             ValueError: where the payload's length is not ``nbytes(size)``: sizes come from a peer.
@@ -132,88 +132,67 @@ class _Int8(WireFormat):
 
 
 class _Ternary(WireFormat):
-    """ceil(d/1024) float32 levels s, then the values -s, 0 and s of each chunk, five in a byte in base 3.
+    """ceil(d/1024) float32 levels s, then each chunk's values -s, 0 and +s, five in a byte: about 1.6 bits a value.
 
-    A value x of a chunk with mean magnitude m becomes ``s * sign(x)`` where ``|x| >= m`` and 0 elsewhere, with s the
-    mean magnitude of those: the best level for them, so that of c such values ``|x - Q(x)|^2 = |x|^2 - c s^2``. That is
-    less than ``|x|^2``, which is what error feedback needs; without it, the format is biased (the ternary weights of Li
-    et al., 2016, have a threshold of 0.7 m).
-
-    A chunk that holds a value that is not finite arrives as NaN; one of subnormal values as zeros.
+    Biased: small values arrive as zeros until error feedback has made them large. `ternary.quantise` has the rule and
+    the bound of what is lost; a chunk that holds a value that is not finite arrives as NaN, all of it.
     """
 
     name = "ternary"
     code = 5
 
     def nbytes(self, size: int) -> int:
-        full, rest = divmod(size, CHUNK)
-        return 4 * -(-size // CHUNK) + full * _CHUNK_BYTES + -(-rest // _DIGITS)
+        return 4 * -(-size // CHUNK) + _ternary_bytes(size)
 
     def pack(self, codeword: Tensor) -> Tensor:
         size = codeword.numel()
-        values = codeword.detach().float()
-        full = size - size % CHUNK
-        chunks = values[:full].view(-1, CHUNK), values[full:].view(-1, size % CHUNK or CHUNK)  # all but the last, it
-        levels, packed = zip(*(_ternary(part) for part in chunks), strict=True)
+        values = codeword.detach().float().contiguous()
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
-        header = 4 * -(-size // CHUNK)
-        torch.cat(levels, out=payload[:header].view(torch.float32))
-        payload[header:].copy_(torch.cat(packed))
+        header = payload.numel() - _ternary_bytes(size)
+        levels, packed = payload[:header].view(torch.float32), payload[header:]
+        for chunks, bytes_, span, shape in _same_lengths(size):
+            level, row = quantise(values[span].view(shape))
+            levels[chunks].copy_(level)
+            packed[bytes_].copy_(row.flatten())
         return payload
 
     def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
-        chunks = -(-size // CHUNK)
-        first, last = start // CHUNK, -(-stop // CHUNK)
-        end = self.nbytes(size) if stop == size else 4 * chunks + last * _CHUNK_BYTES
-        return torch.cat([payload[4 * first : 4 * last], payload[4 * chunks + first * _CHUNK_BYTES : end]])
+        header = self.nbytes(size) - _ternary_bytes(size)
+        levels = payload[4 * (start // CHUNK) : 4 * -(-stop // CHUNK)]
+        return torch.cat([levels, payload[header + _ternary_bytes(start) : header + _ternary_bytes(stop)]])
 
     def _read(self, payload: Tensor, size: int) -> Tensor:
-        chunks = -(-size // CHUNK)
-        levels = payload[: 4 * chunks].clone().view(torch.float32)
-        packed = payload[4 * chunks :]
-        values = torch.zeros(chunks * _CHUNK_BYTES, _DIGITS, device=payload.device)
-        # NumPy gathers short rows several times faster than torch does.
-        rows = torch.from_numpy(np.take(_TRITS, packed.cpu().numpy(), axis=0))
-        values[: len(rows)] = rows.to(payload.device)
-        return values.view(chunks, -1)[:, :CHUNK].mul(levels[:, None]).reshape(-1)[:size]
+        header = self.nbytes(size) - _ternary_bytes(size)
+        # A slice behind an odd header cannot be viewed as wider values.
+        levels, packed = payload[:header].clone().view(torch.float32).cpu(), payload[header:].cpu()
+        values = torch.empty(size)
+        for chunks, bytes_, span, shape in _same_lengths(size):
+            dequantise(levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape))
+        return values.to(payload.device)
 
 
-def _ternary(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(chunks, length) values -> (chunks,) levels and (chunks * ceil(length / 5),) bytes, still as floats."""
-    chunks, length = values.shape
-    if not chunks:
-        return values.new_empty(0), values.new_empty(0)
-    # A little less than the mean, so that equal magnitudes do not all fall below it by rounding.
-    means = values.abs().sum(dim=1).mul_((1 - 2.0**-10) / length)
-    if not means.isfinite().all():
-        return _huge(values)
-    digits = values.new_empty(chunks, -(-length // _DIGITS) * _DIGITS)
-    digits[:, length:] = 0.0
-    signs = digits[:, :length]
-    torch.div(values, means.clamp(min=torch.finfo().tiny)[:, None], out=signs)
-    signs.trunc_().clamp_(-1, 1)
-    levels = (values * signs).sum(dim=1).div_(signs.square().sum(dim=1).clamp_(min=1))
-    weights = 3.0 ** torch.arange(_DIGITS, device=values.device)
-    return levels, torch.mv(digits.view(-1, _DIGITS), weights).add_(weights.sum())
+def _ternary_bytes(size: int) -> int:
+    """Bytes without levels: those of whole chunks, and of a shorter last one."""
+    return -(-CHUNK // DIGITS) * (size // CHUNK) + -(-(size % CHUNK) // DIGITS)
 
 
-def _huge(values: Tensor) -> tuple[Tensor, Tensor]:
-    """`_ternary` of values whose sum is too large for a float32, or that are not finite."""
-    finite = values.isfinite().all(dim=1)
-    levels, packed = _ternary(torch.where(finite[:, None], values, 0.0) * 2.0**-12)
-    return torch.where(finite, levels * 2.0**12, torch.nan), packed
-
-
-# Row by byte: its five digits less 1. What no sender writes, 243 to 255, is read as zeros.
-_TRITS = ((np.arange(256)[:, None] // 3 ** np.arange(_DIGITS)) % 3 - 1).astype(np.float32)
-_TRITS[3**_DIGITS :] = 0.0
+def _same_lengths(size: int) -> Iterator[tuple[slice, slice, slice, tuple[int, int]]]:
+    """Where whole chunks, and then a shorter last one, have their levels, their bytes and their values, and the shape
+    of these."""
+    chunks, rest = divmod(size, CHUNK)
+    whole, bytes_ = chunks * CHUNK, _ternary_bytes(chunks * CHUNK)
+    if chunks:
+        yield slice(0, chunks), slice(0, bytes_), slice(0, whole), (chunks, CHUNK)
+    if rest:
+        yield slice(chunks, chunks + 1), slice(bytes_, None), slice(whole, size), (1, rest)
 
 
 def wire_format(name: str, rounding: str = "nearest", generator: torch.Generator | None = None) -> WireFormat:
     """The wire format of a name.
 
     Args:
-        name: "float64", "float32", "bfloat16", "int8" or "ternary" (both with one float32 scale for each 1024 values).
+        name: "float64", "float32", "bfloat16", "int8" (one float32 scale for each 1024 values) or "ternary" (five values
+            a byte and one float32 level for each 1024 values; for use with error feedback).
         rounding: of int8: "nearest", or "stochastic", whose expectation is the codeword itself.
         generator: the randomness of stochastic rounding, on the codewords' device; training's own is left alone.
 
