@@ -191,8 +191,8 @@ def wire_format(name: str, rounding: str = "nearest", generator: torch.Generator
     """The wire format of a name.
 
     Args:
-        name: "float64", "float32", "bfloat16", "int8" (one float32 scale for each 1024 values) or "ternary" (five values
-            a byte and one float32 level for each 1024 values; for use with error feedback).
+        name: "float64", "float32", "bfloat16", "int8" (one float32 scale for each 1024 values) or "ternary" (five
+            values a byte and one float32 level for each 1024 values; for use with error feedback).
         rounding: of int8: "nearest", or "stochastic", whose expectation is the codeword itself.
         generator: the randomness of stochastic rounding, on the codewords' device; training's own is left alone.
 

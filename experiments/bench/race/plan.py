@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 RANKS = 8
-WAIT_FOR = 6  # K of the schemes that do not wait for all
+WAIT_FOR = 6  # K of the schemes that wait for some
 
 OURS = ("lwpd", "local", "sketch")
-PEERS = ("k_async", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
+PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
 SCHEMES = (*OURS, *PEERS)
+# Schemes whose updates wait for all ranks, whoever is late.
+WAITS_FOR_ALL = ("sync", "ddp", "ddp_bf16", "powersgd")
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,18 @@ WORKLOADS = {
     "mlp": Workload(
         "race_mlp",
         (
-            # With momentum, and without, which an error-feedback sketch may prefer.
-            ("model.optimizer.lr=0.02",),
+            # With momentum, and without, which suits error feedback; to where the best schemes begin to diverge.
             ("model.optimizer.lr=0.05",),
             ("model.optimizer.lr=0.1",),
-            ("model.optimizer.lr=0.2", "model.optimizer.momentum=0.0"),
-            ("model.optimizer.lr=0.5", "model.optimizer.momentum=0.0"),
+            ("model.optimizer.lr=0.2",),
+            ("model.optimizer.lr=0.4", "model.optimizer.momentum=0.0"),
+            ("model.optimizer.lr=1.0", "model.optimizer.momentum=0.0"),
         ),
         limit_s=240.0,
     ),
     "gpt": Workload(
         "race_gpt",
-        (("model.optimizer.lr=0.001",), ("model.optimizer.lr=0.002",), ("model.optimizer.lr=0.004",)),
+        (("model.optimizer.lr=0.0005",), ("model.optimizer.lr=0.001",), ("model.optimizer.lr=0.002",)),
         limit_s=600.0,
     ),
 }
@@ -104,6 +106,31 @@ class Race:
         """Workload, links and stragglers: what is compared is of one regime."""
         return self.workload, self.links, self.straggler
 
+    @property
+    def wait_for(self) -> int | None:
+        """K; None: adaptive.
+
+        The sketch waits for all where nobody is late, so that nothing is left for later.
+        """
+        if self.scheme in WAITS_FOR_ALL:
+            return RANKS
+        if self.scheme == "sketch":
+            return RANKS if self.straggler == "none" else None
+        return WAIT_FOR
+
+    @property
+    def dedicated(self) -> bool:
+        """Whether rank 0 only coordinates, as one more process on worker 0's host.
+
+        Otherwise no update could be made while rank 0 itself is late.
+        """
+        return self.scheme not in WAITS_FOR_ALL and self.straggler != "none"
+
+    @property
+    def hosts(self) -> list[int]:
+        """The host of each rank."""
+        return [0] * self.dedicated + list(range(RANKS))
+
     def overrides(self) -> list[str]:
         """Hydra overrides of `experiments.train`, the same on every rank.
 
@@ -116,11 +143,13 @@ class Race:
             f"scheme={self.scheme}",
             f"straggler={self.straggler}",
             "code=lwpd_8_4_2",
-            f"code.wait_for={WAIT_FOR}",
+            f"code.wait_for={self.wait_for or 'adaptive'}",
+            *["scheme.strategy.dedicated_coordinator=true"] * self.dedicated,
             f"seed={self.seed}",
             f"tags=[{self.links}]",
             "trainer.devices=1",
-            f"+trainer.num_nodes={RANKS}",
+            f"+trainer.num_nodes={len(self.hosts)}",
+            "+callbacks.first_update._target_=experiments.bench.race.traffic.FirstUpdate",
             *workload.grid[self.point],
         ]
 
