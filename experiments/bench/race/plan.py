@@ -6,8 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-RANKS = 8
-WAIT_FOR = 6  # K of the schemes that wait for some
+RANKS = 8  # unless asked for others
 
 OURS = ("lwpd", "local", "sketch")
 PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
@@ -87,7 +86,7 @@ TUNING_SEED = 1000  # the races' seeds start at 0
 
 @dataclass(frozen=True, order=True)
 class Race:
-    """One run of one scheme; ``point`` is its place in the workload's grid."""
+    """One run of one scheme; ``point`` is its place in the workload's grid, ``ranks`` the number of workers."""
 
     workload: str
     links: str
@@ -95,6 +94,7 @@ class Race:
     scheme: str
     seed: int
     point: int
+    ranks: int = RANKS
 
     @property
     def name(self) -> str:
@@ -113,10 +113,10 @@ class Race:
         The sketch waits for all where nobody is late, so that nothing is left for later.
         """
         if self.scheme in WAITS_FOR_ALL:
-            return RANKS
+            return self.ranks
         if self.scheme == "sketch":
-            return RANKS if self.straggler == "none" else None
-        return WAIT_FOR
+            return self.ranks if self.straggler == "none" else None
+        return 3 * self.ranks // 4
 
     @property
     def dedicated(self) -> bool:
@@ -129,7 +129,7 @@ class Race:
     @property
     def hosts(self) -> list[int]:
         """The host of each rank."""
-        return [0] * self.dedicated + list(range(RANKS))
+        return [0] * self.dedicated + list(range(self.ranks))
 
     def overrides(self) -> list[str]:
         """Hydra overrides of `experiments.train`, the same on every rank.
@@ -143,6 +143,8 @@ class Race:
             f"scheme={self.scheme}",
             f"straggler={self.straggler}",
             "code=lwpd_8_4_2",
+            f"code.n={self.ranks}",
+            f"code.k={self.ranks // 2}",
             f"code.wait_for={self.wait_for or 'adaptive'}",
             *["scheme.strategy.dedicated_coordinator=true"] * self.dedicated,
             f"seed={self.seed}",
@@ -154,11 +156,11 @@ class Race:
         ]
 
 
-def tuning(regimes: Iterable[tuple[str, str, str]], schemes: Iterable[str]) -> list[Race]:
+def tuning(regimes: Iterable[tuple[str, str, str]], schemes: Iterable[str], ranks: int = RANKS) -> list[Race]:
     """Every point of the grid for every scheme and regime, on a seed that is not raced, in random order."""
     schemes = list(schemes)
     races = [
-        Race(workload, links, straggler, scheme, TUNING_SEED, point)
+        Race(workload, links, straggler, scheme, TUNING_SEED, point, ranks)
         for workload, links, straggler in regimes
         for scheme in schemes
         for point in range(len(WORKLOADS[workload].grid))
@@ -167,9 +169,11 @@ def tuning(regimes: Iterable[tuple[str, str, str]], schemes: Iterable[str]) -> l
     return races
 
 
-def races(chosen: dict[tuple[tuple[str, str, str], str], int], seeds: Iterable[int]) -> list[Race]:
+def races(chosen: dict[tuple[tuple[str, str, str], str], int], seeds: Iterable[int], ranks: int = RANKS) -> list[Race]:
     """The races at the chosen points, in random order, so that a drift of the machine's speed favours nobody."""
     seeds = list(seeds)
-    planned = [Race(*regime, scheme, seed, point) for (regime, scheme), point in chosen.items() for seed in seeds]
+    planned = [
+        Race(*regime, scheme, seed, point, ranks) for (regime, scheme), point in chosen.items() for seed in seeds
+    ]
     random.Random(1).shuffle(planned)
     return planned

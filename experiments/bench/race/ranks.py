@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.race.plan import RANKS, Race, links_of
+from experiments.bench.race.plan import Race, links_of
 from experiments.bench.race.testbed import Host, ShapedHosts
 from experiments.bench.race.traffic import MARK, Traffic, of_process
 
@@ -34,10 +34,10 @@ def run(race: Race, directory: Path, limit_s: float) -> dict[str, Any]:
     links = links_of(race.links)
     shaped = links.mbit is not None
     bed: AbstractContextManager[ShapedHosts | None] = (
-        ShapedHosts(RANKS, links.mbit, links.coordinator_mbit) if shaped else nullcontext()
+        ShapedHosts(race.ranks, links.mbit, links.coordinator_mbit) if shaped else nullcontext()
     )
     with bed as testbed:
-        hosts: list[Host | None] = [*testbed.hosts] if testbed is not None else [None] * RANKS
+        hosts: list[Host | None] = [*testbed.hosts] if testbed is not None else [None] * race.ranks
         started = time.monotonic()
         failed, first = _train(race, hosts, directory, limit_s)
         wall_s = time.monotonic() - started
@@ -67,7 +67,7 @@ def _train(
                 if done:
                     ended[pid] = os.waitstatus_to_exitcode(status)
             if not first and (directory / MARK).exists():
-                first = _at_first_update(directory, ranks[-RANKS:], hosts)
+                first = _at_first_update(directory, ranks[-race.ranks :], hosts)
             of_rank_zero = ended[ranks[0]]
             if of_rank_zero is not None and deadline > time.monotonic() + _GRACE_S:
                 deadline = time.monotonic() + _GRACE_S  # the others have nobody to talk to any more

@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from experiments.bench.race.plan import PEERS, RANKS, TUNING_SEED, WORKLOADS, Race, links_of
+from experiments.bench.race.plan import PEERS, TUNING_SEED, WORKLOADS, Race, links_of
 from experiments.train import CONFIG_PATH
 
 Row = dict[str, Any]
@@ -173,12 +173,13 @@ def bound_s(regime: Regime, scheme: str, row: Row) -> float:
     The K-th fastest is averaged over steps of the regime's straggler model on top of the mean computing time that the
     run measured; the bytes are those that the run's hosts sent and received, each way of each link by itself.
     """
-    wait_for = Race(*regime, scheme, row["seed"], row["point"]).wait_for or max(1, round(row["arrivals_mean"]))
-    computing = _kth_fastest_s(regime[2], row["seed"], row["compute_s_mean"], wait_for)
+    race = Race(*regime, scheme, row["seed"], row["point"], row["ranks"])
+    wait_for = race.wait_for or max(1, round(row["arrivals_mean"]))
+    computing = _kth_fastest_s(race, row["compute_s_mean"], wait_for)
     links = links_of(regime[1])
     if links.mbit is None:
         return computing
-    rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (RANKS - 1)]
+    rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (race.ranks - 1)]
     if not row.get("first_sent"):  # over before its start could be told apart
         return computing
     return max(
@@ -186,13 +187,13 @@ def bound_s(regime: Regime, scheme: str, row: Row) -> float:
     )
 
 
-def _kth_fastest_s(straggler: str, seed: int, compute_s: float, wait_for: int) -> float:
+def _kth_fastest_s(race: Race, compute_s: float, wait_for: int) -> float:
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        cfg = compose("train", overrides=[f"straggler={straggler}", f"seed={seed}"])
+        cfg = compose("train", overrides=[f"straggler={race.straggler}", f"seed={race.seed}"])
     if not cfg.straggler:  # stragglers: none
         return compute_s
     model = instantiate(cfg.straggler.model)
-    steps = [sorted(model.delay_s(w, step, compute_s) for w in range(RANKS)) for step in range(_BOUND_STEPS)]
+    steps = [sorted(model.delay_s(w, step, compute_s) for w in range(race.ranks)) for step in range(_BOUND_STEPS)]
     return compute_s + statistics.fmean(delays[wait_for - 1] for delays in steps)
 
 
