@@ -89,7 +89,7 @@ class CodedFit:
         self._ahead = True
         self._settings_used: list[dict[str, object]] = []
         self._step: Step | None = None  # the last one
-        self._checksum = 0  # of the parameters after it, or as they were published last
+        self._checksum = 0  # of the parameters after it, or as workers were given them last
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
         self.last_update: Update | None = None
@@ -124,6 +124,7 @@ class CodedFit:
         if self._own is not None:
             self._compute_as(self._own, meeting)
         self._coordinator = self._coordinate(meeting, listener)
+        self._checksum = checksum(self._blocks.parameters)  # of what those who join get
         self._coordinator.admit()
 
     def training_step(self, step: Callable[..., Any], arguments: tuple[Any, ...], batch_index: int) -> Any:
@@ -218,7 +219,7 @@ class CodedFit:
                 "at its start, so freeze or unfreeze between two fits instead."
             )
         now = checksum(self._blocks.parameters)
-        moved = self._step is not None and now != self._checksum
+        moved = now != self._checksum
         self._checksum, self._ahead = now, not moved
         ahead = self._published
         if ahead is None or moved or ahead != (epoch, batch_index):

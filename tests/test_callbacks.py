@@ -22,6 +22,7 @@ def update(version=0, **changed):
         "epoch": 0,
         "batch_index": version,
         "arrivals": [Arrival(0, 0, 0.0), Arrival(2, 0, 0.1)],
+        "wait_for": 2,
         "loss": 1.5,
         "samples": 8,
         "wait_s": 0.25,
@@ -31,6 +32,7 @@ def update(version=0, **changed):
         "uploads": 2,
         "decoded_share": 0.5,
         "dropped": 0,
+        "resyncs": 0,
         "live": 3,
         "inclusion": [1.0, 0.0, 1.0],
     }

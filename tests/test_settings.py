@@ -28,7 +28,7 @@ def refusal(act, *args, **kwargs):
         ("decoder", ["projective", "least_squares", "exact"]),
         ("stale", ["apply", "drop"]),
         ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8"]),
-        ("parameter_dtype", [None, "float32", "bfloat16", "int8"]),
+        ("update_dtype", [None, "float64", "float32", "bfloat16", "int8"]),
         ("start_method", ["auto", "fork", "rerun"]),
     ],
 )

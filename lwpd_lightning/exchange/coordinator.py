@@ -392,7 +392,7 @@ class Coordinator:
             if update.retries > _RETRIES:
                 self._lose(worker, f"its link to worker {reporter} ended")
             elif update.decision is not None:
-                update.decision = None
+                self._reopen(update)
 
     def _lose(self, worker: int, reason: str | None = None) -> None:
         if worker not in self._rule.live:
@@ -403,13 +403,18 @@ class Coordinator:
         decision = self._open.decision if self._open is not None else None
         if decision is not None and worker in decision.workers and not self._reduction.complete(decision.number):
             assert self._open is not None
-            self._open.decision = None  # decided again, without it
+            self._reopen(self._open)  # decided again, without it
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))
         log.warning(
             "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
         )
         self._tell(Op.LOST, version=worker)
+
+    def _reopen(self, update: _Open) -> None:
+        update.decision = None
+        for worker, contribution in list(self._ready.items()):  # those that came after it: nobody else may come
+            self._count(worker, contribution)
 
     def _tell(self, op: Op, payload: Tensor = _EMPTY, *, version: int = 0) -> None:
         self._publication.send(self._others, self._publication.header(op, version), payload)

@@ -84,7 +84,8 @@ class WorkerLinks:
     @property
     def waiting(self) -> bool:
         """Whether `receive` would give something at once."""
-        return bool(self._arrived or self._poller.poll(0))
+        self._take()
+        return bool(self._arrived)
 
     def send(self, to: int, frames: Sequence[Payload]) -> None:
         """Queue a message to another worker, or to COORDINATOR, without copying large frames.
@@ -110,16 +111,22 @@ class WorkerLinks:
         Raises:
             CoordinatorLost: that link ended, or nothing came in time.
         """
+        self._take()
         while not self._arrived:
             if not self._poller.poll(None if timeout_s is None else int(timeout_s * 1000)):
                 raise CoordinatorLost(f"nothing came from the coordinator for {timeout_s:g} s")
-            while (frames := self._coordinator.take()) is not None:
-                self._arrived.append(Message(COORDINATOR, frames))
-            if self._inbox is not None:
-                self._arrived.extend(self._inbox.events(0.0))
-            if not self._arrived and self._coordinator.ended:
+            ended = self._coordinator.ended  # asked first: what was sent before the end still counts
+            self._take()
+            if ended and not self._arrived:
                 raise CoordinatorLost("the link to the coordinator ended")
         return self._arrived.popleft()
+
+    def _take(self) -> None:
+        """Move what the sockets hold to the queue: not all that they report, such as a stranger's knock, is for us."""
+        while (frames := self._coordinator.take()) is not None:
+            self._arrived.append(Message(COORDINATOR, frames))
+        if self._inbox is not None:
+            self._arrived.extend(self._inbox.events(0.0))
 
     def close(self) -> None:
         """Close every link, giving what is queued a second to leave."""
