@@ -111,8 +111,8 @@ class Worker:
         state = digest(whole_state(self._everything, self._optimizer.state_dict()))
         fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
-        self._receive(self._timeout_s)
         try:
+            self._receive(self._timeout_s)
             self._buffers.pack(self._buffer_values)
             while True:
                 if not self._catch_up() or self._codeword is not None or self._at not in self._versions:

@@ -1,12 +1,15 @@
 """A job of its own for tests that signal and kill: trains until it is told to stop, and says how far it is."""
 
 import argparse
+import os
+import signal
 import sys
 
 import lightning.pytorch as pl
 import torch
 
-from lwpd_lightning import LWPDStrategy, lwpd_code
+from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code
+from lwpd_lightning.exchange.reduction import Reduction
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
 
@@ -19,10 +22,29 @@ class Narrator(pl.Callback):
 class Breaking(Classifier):
     fail_at: int = -1
 
+    def widen(self):
+        """With codewords long enough for several reducers."""
+        self.net = torch.nn.Sequential(torch.nn.Linear(12, 2000), torch.nn.Tanh(), torch.nn.Linear(2000, 3))
+
     def training_step(self, batch, batch_idx):
         if not self.trainer.is_global_zero and self.global_step == self.fail_at:
             raise RuntimeError("injected failure")
         return super().training_step(batch, batch_idx)
+
+
+def die_when_asked(when):
+    """Let the first reducer of the sixth decision be killed before or after it has done its share."""
+    begin = Reduction.begin
+
+    def deadly(reduction, decision):
+        mine = decision.number == 6 and reduction.ranks.me == decision.workers[0]
+        if mine and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        begin(reduction, decision)
+        if mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Reduction.begin = deadly
 
 
 def main():
@@ -36,13 +58,24 @@ def main():
     parser.add_argument("--wait-for", type=int)
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--loader-workers", type=int, default=0)
+    parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--die-when-asked", choices=["before", "after"])
     options = parser.parse_args()
+    if options.die_when_asked:
+        die_when_asked(options.die_when_asked)
     pl.seed_everything(1)
     model = Breaking(sgd)
     model.fail_at = options.fail_at
+    if options.wide:
+        model.widen()
+    code, exact = lwpd_code(options.workers, 2, 2), {}
+    if options.exact:
+        code, exact = gradient_code(options.workers, stragglers=1), {"decoder": "exact", "stale": "drop"}
     for _ in range(options.fits):  # each with a trainer of its own
         strategy = LWPDStrategy(
-            code=lwpd_code(options.workers, 2, 2),
+            code=code,
+            **exact,
             wait_for=options.wait_for or options.workers - (options.workers > 2),
             start_method=options.start if options.nodes == 1 else "auto",
             timeout_s=100,
