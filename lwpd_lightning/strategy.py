@@ -40,9 +40,9 @@ _Object = TypeVar("_Object")
 class LWPDStrategy(ParallelStrategy):
     """Replaces DDP's all-reduce with coded exchange: stragglers and dead workers are erasures, not stalls.
 
-    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers sends one linear
-    combination of t of them, P/B values short; the coordinator, rank 0, adds each into the gradient as it arrives and
-    steps after K of n (Soto et al., "Lightweight Projective Derivative Codes for Compressed Asynchronous Gradient
+    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers computes one linear
+    combination of t of them, P/B values short; the first K that are ready add theirs up among themselves, and every
+    rank makes rank 0's step with the sum (Soto et al., "Lightweight Projective Derivative Codes for Compressed Asynchronous Gradient
     Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and validation happen on
     rank 0; no torch.distributed process group exists.
 
@@ -57,7 +57,7 @@ class LWPDStrategy(ParallelStrategy):
             exact; the run fails when more workers died than the code tolerates, where "least_squares" goes on with the
             nearest gradient).
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
-            "drop" it and give its worker fresh parameters.
+            "drop" it: its worker goes on with the newest.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
         wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value, with
             error_feedback) or "float64"; None: as the gradient is (float32, or float64 at 64-true).
