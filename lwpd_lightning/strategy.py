@@ -42,9 +42,9 @@ class LWPDStrategy(ParallelStrategy):
 
     The gradient is cut into k blocks (data part x group of output nodes). Each of n workers computes one linear
     combination of t of them, P/B values short; the first K that are ready add theirs up among themselves, and every
-    rank makes rank 0's step with the sum (Soto et al., "Lightweight Projective Derivative Codes for Compressed Asynchronous Gradient
-    Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and validation happen on
-    rank 0; no torch.distributed process group exists.
+    rank makes rank 0's step with the sum (Soto et al., "Lightweight Projective Derivative Codes for Compressed
+    Asynchronous Gradient Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and
+    validation happen on rank 0; no torch.distributed process group exists.
 
     Args:
         code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).

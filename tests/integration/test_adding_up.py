@@ -80,7 +80,7 @@ def test_an_update_is_decided_again_without_the_one_that_died(monkeypatch, model
 
 
 def test_codewords_that_came_after_a_decision_count_when_it_is_decided_again(monkeypatch):
-    """Workers 3 and 4 are ready only when 0, 1 and 2 have been decided on; then worker 1 dies, and nobody else comes."""
+    """Workers 3 and 4 are ready only when 0, 1 and 2 are decided on; then worker 1 dies, and nobody else comes."""
     context = multiprocessing.get_context("fork")
     asked, ready, changed = context.Value("q", 0), context.Value("q", 0), context.Condition()
     begin, say = Reduction.begin, Worker._say
