@@ -14,9 +14,11 @@ from torch import Tensor
 from lwpd_lightning.callbacks import WorkerCallback
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_everything_locally
+from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Codeword, Contribution
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -35,7 +37,8 @@ class CodewordComputation:
         worker: this worker's row.
         blocks: layout of the trainable parameters.
         seed: keys the randomness of all data parts of the run.
-        codeword: (d,) buffer to encode into; None: one of its own.
+        wire: how codewords are packed.
+        slot: memory shared with other ranks that packed codewords go to; None: each has memory of its own.
         feedback: what earlier codewords left out; None: that is lost. Whoever sends a codeword settles it.
     """
 
@@ -46,14 +49,17 @@ class CodewordComputation:
         worker: int,
         blocks: BlockMap,
         seed: int,
-        codeword: Tensor | None = None,
+        wire: WireFormat,
+        slot: Tensor | None = None,
         feedback: ErrorFeedback | None = None,
     ) -> None:
         self.blocks = blocks
         self.parts = code.parts(worker)
         self._trainer, self._code, self._worker, self._seed = trainer, code, worker, seed
         self._feedback = feedback
-        self._codeword = blocks.codeword() if codeword is None else codeword
+        self._wire, self._slot, self._staging = wire, slot, Staging(blocks.device)
+        in_place = slot is not None and wire.name == str(blocks.dtype).removeprefix("torch.")
+        self._codeword = slot.view(blocks.dtype) if slot is not None and in_place else blocks.codeword()
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
         self._losses: list[float] = []
@@ -114,8 +120,8 @@ class CodewordComputation:
             touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
         return touched
 
-    def finish(self, batch: CodedBatch, touched: set[int]) -> Contribution:
-        """The finished codeword; its buffer is written again by the next `begin`."""
+    def finish(self, batch: CodedBatch, touched: set[int]) -> tuple[Codeword, Contribution]:
+        """The finished codeword, which stays as it is until the next `begin`, and what is told of it."""
         if self._feedback is not None:
             self._feedback.codeword(self._version, out=self._codeword)
             self._remembered |= touched
@@ -124,14 +130,20 @@ class CodewordComputation:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()
         self._statistics.pack(statistics)
-        return Contribution(
-            codeword=self._codeword,
+        return Codeword(self._codeword, self._packed()), Contribution(
+            version=self._version,
             touched=[position in touched for position in range(len(self.blocks.parameters))],
             loss=sum(self._losses) / len(self._losses),
             samples=batch.part_samples,
             compute_s=time.monotonic() - self._started,
             statistics=statistics,
         )
+
+    def _packed(self) -> Tensor:
+        packed = self._wire.pack(self._codeword)
+        if self._slot is None:
+            return self._staging.to_host(packed)
+        return packed if packed.data_ptr() == self._slot.data_ptr() else self._slot.copy_(packed)
 
     def _loss(self, batch: CodedBatch, part: int) -> Tensor:
         module = self._module

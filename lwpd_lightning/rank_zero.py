@@ -11,23 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import CodedLoader, derive_seed
 from lwpd_lightning.exchange import rendezvous
+from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.publication import Publication
+from lwpd_lightning.exchange.reduction import SharedMemory, parts_bytes
 from lwpd_lightning.exchange.rule import ArrivalRule
-from lwpd_lightning.exchange.state import StateLayout
+from lwpd_lightning.exchange.state import checksum
 from lwpd_lightning.exchange.transport import Hub
-from lwpd_lightning.exchange.update import Failure, Update
+from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
 from lwpd_lightning.refusals import refuse_accumulation
 from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_rank import ENV_KEY, Meeting, fingerprint, max_message_bytes, serve
+from lwpd_lightning.worker_rank import (
+    ENV_KEY,
+    Meeting,
+    fingerprint,
+    max_message_bytes,
+    queued,
+    reduction,
+    serve,
+    window,
+)
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -67,20 +80,16 @@ class CodedFit:
         self._elsewhere = num_nodes > 1 or environment.creates_processes_externally
         self._own = None if settings.dedicated_coordinator else 0
         self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
-        self._wire = settings.wire(self._blocks.dtype, self._blocks.device, loader.seed)
         self._feedback: ErrorFeedback | None = None
         self._computation: CodewordComputation | None = None
-        if self._own is not None:
-            if settings.error_feedback:
-                self._feedback = ErrorFeedback(settings.code, self._own, self._blocks)
-            self._computation = CodewordComputation(
-                trainer, settings.code, self._own, self._blocks, loader.seed, feedback=self._feedback
-            )
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
         self._published: tuple[int, int] | None = None
         self._ahead = True
+        self._settings_used: list[dict[str, object]] = []
+        self._step: Step | None = None  # the last one
+        self._checksum = 0  # of the parameters after it, or as workers were given them last
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
         self.last_update: Update | None = None
@@ -112,7 +121,10 @@ class CodedFit:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
             meeting = self._shared(meeting)
             self._workers = fork_workers(local, self._forked_work(meeting, listener))
+        if self._own is not None:
+            self._compute_as(self._own, meeting)
         self._coordinator = self._coordinate(meeting, listener)
+        self._checksum = checksum(self._blocks.parameters)  # of what those who join get
         self._coordinator.admit()
 
     def training_step(self, step: Callable[..., Any], arguments: tuple[Any, ...], batch_index: int) -> Any:
@@ -147,20 +159,29 @@ class CodedFit:
             computation.encode(first, loss)
             touched = {position for position, has in enumerate(self._blocks.touched()) if has}
             touched |= computation.add_parts(batch, tuple(rest))
-            contribution = computation.finish(batch, touched)
-            coordinator.contribute(contribution)
-            if self._feedback is not None:
-                self._feedback.settle(contribution.codeword)  # which crosses no wire
+            coordinator.contribute(*computation.finish(batch, touched))
             self.last_update = coordinator.collect()
-        coordinator.deliver()
+        self._step = Step(coordinator.deliver(), [])
+
+    def about_to_step(self, optimizer: Optimizer) -> None:
+        """Note by what settings the optimizer steps: schedulers and users may change them right after."""
+        self._settings_used = [
+            {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
+            for group in optimizer.param_groups
+        ]
+        for group in self._settings_used:
+            del group["params"]
 
     def publish_next(self, batch_index: int) -> None:
         """After an optimizer step: send the new version with the batch that comes next, whoever validates meanwhile.
 
         Where a callback was seen to change the weights after the step, the version waits for the next training_step.
         """
+        assert self._step is not None
+        self._step = replace(self._step, settings=self._settings_used)
+        self._checksum = checksum(self._blocks.parameters)
+        self._published = None
         if not self._ahead:
-            self._published = None
             return
         epoch, following = self._trainer.current_epoch, batch_index + 1
         if following >= self._trainer.num_training_batches:
@@ -197,20 +218,45 @@ class CodedFit:
                 "The set of trainable parameters changed during the fit: coded exchange fixes the layout of codewords "
                 "at its start, so freeze or unfreeze between two fits instead."
             )
-        if self._published is None:
-            self._publish(epoch, batch_index, global_step=self._trainer.global_step)
-            return
-        assert self._coordinator is not None
-        # Asked of the values: autograd's version counters do not see what is done to a parameter's ``data``.
-        moved = not self._coordinator.unchanged_since_publication()
-        self._ahead = not moved
-        if moved or self._published != (epoch, batch_index):
-            self._publish(epoch, batch_index, global_step=self._trainer.global_step, void_older=True)
+        now = checksum(self._blocks.parameters)
+        moved = now != self._checksum
+        self._checksum, self._ahead = now, not moved
+        ahead = self._published
+        if ahead is None or moved or ahead != (epoch, batch_index):
+            # What was published ahead of a change must not count.
+            void_older = ahead is not None
+            self._publish(epoch, batch_index, global_step=self._trainer.global_step, moved=moved, void_older=void_older)
 
-    def _publish(self, epoch: int, batch_index: int, *, global_step: int, void_older: bool = False) -> None:
+    def _publish(
+        self, epoch: int, batch_index: int, *, global_step: int, moved: bool = False, void_older: bool = False
+    ) -> None:
         assert self._coordinator is not None
-        self._coordinator.publish(epoch, batch_index, global_step, void_older=void_older)
+        step = None if moved or self._published is not None else self._step
+        self._coordinator.publish(
+            epoch,
+            batch_index,
+            global_step,
+            checksum=self._checksum,
+            step=step,
+            moved=moved,
+            void_older=void_older,
+        )
         self._published = epoch, batch_index
+
+    def _compute_as(self, worker: int, meeting: Meeting) -> None:
+        settings, seed, code = self._settings, self._loader.seed, self._settings.code
+        assert code is not None
+        self._feedback = ErrorFeedback(code, worker, self._blocks) if settings.error_feedback else None
+        self._computation = CodewordComputation(
+            self._trainer,
+            code,
+            worker,
+            self._blocks,
+            seed,
+            wire=settings.wire(self._blocks.dtype, self._blocks.device, derive_seed(seed, worker)),
+            slot=meeting.memory.codewords[worker] if meeting.memory is not None else None,
+            feedback=self._feedback,
+        )
 
     def _coordinate(self, meeting: Meeting, listener: Any) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module
@@ -222,7 +268,8 @@ class CodedFit:
             workers,
             host=link_host,
             heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, self._blocks, settings),
+            max_message_bytes=max_message_bytes(module, self._blocks),
+            queued=queued(window(self._blocks, settings)),
         )
         if listener is None:
             store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)
@@ -230,22 +277,37 @@ class CodedFit:
             store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
         store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed)
         self._store = store  # served as long as the fit lasts
+        least, most = settings.waits
+        adaptive = None
+        if settings.wait_for == "adaptive":
+            adaptive = AdaptiveWait(
+                settings.code,
+                least,
+                most,
+                always=self._own,
+                feedback=settings.error_feedback,
+                decoder=settings.decoder,
+                max_staleness=0 if settings.stale == "drop" else settings.max_staleness,
+            )
         rule = ArrivalRule(
             settings.code,
-            settings.wait_for,
+            most,
             decoder=settings.decoder,
             stale=settings.stale,
             max_staleness=settings.max_staleness,
             always=self._own,
             feedback=settings.error_feedback,
+            adaptive=adaptive,
         )
+        optimizer_state = self._trainer.strategy.optimizers[0].state_dict
         return Coordinator(
             hub=hub,
+            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer_state),
             rule=rule,
-            blocks=self._blocks,
+            reduction=reduction(
+                self._blocks, settings, meeting, self._own, hub.send, self._feedback, self._loader.seed
+            ),
             model=module,
-            wire=self._wire,
-            parameter_wire=settings.parameter_wire(),
             messages=meeting.messages,
             fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
             first_version=self._trainer.global_step,
@@ -256,13 +318,15 @@ class CodedFit:
 
     def _shared(self, meeting: Meeting) -> Meeting:
         """The meeting with memory for all that travels between rank 0 and its forks."""
-        code, module, device = self._settings.code, self._trainer.lightning_module, self._blocks.device
+        settings, blocks, code = self._settings, self._blocks, self._settings.code
         assert code is not None
-        codeword = self._wire.nbytes(self._blocks.block_size)
-        state = StateLayout.per_version(module, device, self._settings.parameter_wire()).nbytes
-        everything = StateLayout.everything(module, device).nbytes
-        arena = Arena([codeword] * code.n + [everything] + [state] * (code.n + 2))
-        return replace(meeting, arena=arena, slots={worker: arena.take(codeword) for worker in range(code.n)})
+        codeword = settings.wire(blocks.dtype, blocks.device).nbytes(blocks.block_size)
+        update = parts_bytes(blocks, code, settings.rows, settings.update_wire(blocks.dtype))
+        updates = window(blocks, settings)
+        arena = Arena([codeword] * code.n + [updates * update])
+        codewords = [arena.take(codeword) for _ in range(code.n)]
+        memory = SharedMemory(codewords, arena.take(updates * update).view(updates, update))
+        return replace(meeting, arena=arena, memory=memory)
 
     def _forked_work(self, meeting: Meeting, listener: Any) -> Callable[[int], None]:
         def work(rank: int) -> None:

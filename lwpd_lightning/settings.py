@@ -15,8 +15,8 @@ from lwpd_lightning.coding.wire import WireFormat, wire_format
 from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
-WireDtype = Literal["float64", "float32", "bfloat16", "int8"]
-ParameterDtype = Literal["float32", "bfloat16", "int8"]
+WaitFor = int | Literal["adaptive"]
+WireDtype = Literal["float64", "float32", "bfloat16", "int8", "ternary"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class ExchangeSettings:
     """The strategy's arguments; `LWPDStrategy` documents them. Raises ValueError for values that cannot work."""
 
     code: Code | None = None
-    wait_for: int | None = None
+    wait_for: WaitFor | None = None
+    wait_for_bounds: tuple[int, int] | None = None
     decoder: Decoder = "projective"
     stale: Stale = "apply"
     max_staleness: int | None = None
     wire_dtype: WireDtype | None = None
-    parameter_dtype: ParameterDtype | None = None
+    update_dtype: WireDtype | None = None
     error_feedback: bool = False
     min_workers: int | None = None
     heartbeat_s: float = 5.0
@@ -42,7 +43,7 @@ class ExchangeSettings:
             ("decoder", self.decoder, get_args(Decoder)),
             ("stale", self.stale, get_args(Stale)),
             ("wire_dtype", self.wire_dtype, (None, *get_args(WireDtype))),
-            ("parameter_dtype", self.parameter_dtype, (None, *get_args(ParameterDtype))),
+            ("update_dtype", self.update_dtype, (None, *get_args(WireDtype))),
             ("start_method", self.start_method, get_args(StartMethod)),
         ):
             if value not in choices:
@@ -50,6 +51,13 @@ class ExchangeSettings:
         for name, seconds in (("heartbeat_s", self.heartbeat_s), ("timeout_s", self.timeout_s)):
             if not 0 < seconds < math.inf:
                 raise ValueError(f"{name}={seconds} is no duration: use a positive number of seconds.")
+        if isinstance(self.wait_for, str) and self.wait_for != "adaptive":
+            raise ValueError(f"wait_for={self.wait_for!r} is no number of codewords: use an integer, or 'adaptive'.")
+        if self.wait_for_bounds is not None and self.wait_for != "adaptive":
+            raise ValueError(
+                f"wait_for_bounds={self.wait_for_bounds} with wait_for={self.wait_for!r}: only wait_for='adaptive' "
+                "chooses between bounds."
+            )
         if self.max_staleness is not None and (self.stale == "drop" or self.max_staleness < 0):
             raise ValueError(
                 f"max_staleness={self.max_staleness} with stale={self.stale!r}: use a number of versions >= 0 with "
@@ -59,23 +67,39 @@ class ExchangeSettings:
         if self.error_feedback and lossless and (self.code is None or len(self.code.cycle) == 1):
             raise ValueError(
                 f"error_feedback=True with wire_dtype={self.wire_dtype!r}: nothing is lost that could be fed back, "
-                "use it with 'bfloat16' or 'int8', or with a sketch (local_code with data_parts=n)."
+                "use it with 'bfloat16', 'int8' or 'ternary', or with a sketch (local_code with data_parts=n)."
+            )
+        if self.wire_dtype == "ternary" and not self.error_feedback:
+            raise ValueError(
+                "wire_dtype='ternary' with error_feedback=False would lose most of every gradient: use "
+                "error_feedback=True, or wire_dtype='int8'."
             )
         if self.code is not None:
             self._check_counts(self.code)
 
     def _check_counts(self, code: Code) -> None:
-        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
-            if count is not None and not 1 <= count <= code.n:
-                raise ValueError(f"{name}={count} is outside 1..{code.n}: the code has n={code.n} workers.")
+        for setting, count in self._counts:
+            if not 1 <= count <= code.n:
+                raise ValueError(f"{setting} is outside 1..{code.n}: the code has n={code.n} workers.")
+        if self.wait_for_bounds is not None and self.wait_for_bounds[0] > self.wait_for_bounds[1]:
+            raise ValueError(
+                f"wait_for_bounds={self.wait_for_bounds} are the wrong way round: use (least, most) in 1..{code.n}."
+            )
 
         refuse_decoder(code, self.decoder)
         if self.decoder == "exact":
             self._check_exact(code)
 
-        if self.wait_for == 1 < code.n and not self.dedicated_coordinator and self.decoder != "exact":
+        if self.update_dtype == "ternary" and not (self.error_feedback and _rows(code, self.stale) == 1):
             raise ValueError(
-                "wait_for=1 would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
+                "update_dtype='ternary' needs error feedback that can take back what the decoded gradient loses: use "
+                "error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with a code of "
+                "one block, or update_dtype='int8'."
+            )
+        alone = [setting for setting, count in self._counts if count == 1 and setting.startswith("wait_for")]
+        if alone and code.n > 1 and not self.dedicated_coordinator and self.decoder != "exact":
+            raise ValueError(
+                f"{alone[0]} would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
                 f"2..{code.n}, or dedicated_coordinator=True."
             )
 
@@ -87,12 +111,32 @@ class ExchangeSettings:
                 f"stale={self.stale!r} with decoder='exact': codewords of several versions do not "
                 "solve for one gradient, use stale='drop'."
             )
-        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
-            if count is not None and count < threshold:
+        for setting, count in self._counts:
+            if count < threshold:
                 raise ValueError(
-                    f"{name}={count} with decoder='exact': the code gives the exact gradient from any {threshold} of "
+                    f"{setting} with decoder='exact': the code gives the exact gradient from any {threshold} of "
                     f"{code.n} codewords, so use {threshold}..{code.n}, or decoder='least_squares' for the nearest one."
                 )
+
+    @property
+    def _counts(self) -> list[tuple[str, int]]:
+        """All numbers of workers that were set, each with its setting in words."""
+        counts = [(f"wait_for_bounds={self.wait_for_bounds}", count) for count in self.wait_for_bounds or ()]
+        for name, count in (("wait_for", self.wait_for), ("min_workers", self.min_workers)):
+            if isinstance(count, int):
+                counts.append((f"{name}={count}", count))
+        return counts
+
+    @property
+    def waits(self) -> tuple[int, int]:
+        """The least and the most codewords that an update waits for; equal where K is fixed."""
+        assert self.code is not None
+        if isinstance(self.wait_for, int):
+            return self.wait_for, self.wait_for
+        least = 2 if not self.dedicated_coordinator else 1
+        if self.decoder == "exact":
+            least = self.code.recovery_threshold or least
+        return self.wait_for_bounds or (min(least, self.code.n), self.code.n)
 
     @property
     def fewest_workers(self) -> int:
@@ -146,16 +190,37 @@ class ExchangeSettings:
             return self
         return replace(self, start_method="fork" if forkable else "rerun")
 
-    def wire(self, dtype: torch.dtype, device: torch.device, seed: int) -> WireFormat:
-        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
-        name = self.wire_dtype or str(dtype).removeprefix("torch.")
-        if name == "int8" and not self.error_feedback:
-            return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
-        return wire_format(name)
+    @property
+    def along_direction(self) -> bool:
+        """Whether all codewords of an update show the gradient along one row, so that their sum is all there is."""
+        assert self.code is not None
+        return self.stale == "drop" and self.code.direction is not None
 
-    def parameter_wire(self) -> WireFormat | None:
-        """How the values of trainable parameters travel to the workers; None: as they are."""
-        return None if self.parameter_dtype is None else wire_format(self.parameter_dtype)
+    @property
+    def rows(self) -> int:
+        """Rows of d values that a decoded gradient has."""
+        assert self.code is not None
+        return _rows(self.code, self.stale)
+
+    def wire(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> WireFormat:
+        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
+        return _wire(self.wire_dtype, dtype, device, self.error_feedback, seed)
+
+    def update_wire(self, dtype: torch.dtype, seed: int = 0) -> WireFormat:
+        """How decoded gradients travel; int8 is rounded without bias unless what it loses can be fed back."""
+        fed_back = self.error_feedback and self.rows == 1
+        return _wire(self.update_dtype, dtype, torch.device("cpu"), fed_back, seed)
+
+
+def _rows(code: Code, stale: Stale) -> int:
+    return 1 if stale == "drop" and code.direction is not None else code.blocks
+
+
+def _wire(name: str | None, dtype: torch.dtype, device: torch.device, fed_back: bool, seed: int) -> WireFormat:
+    name = name or str(dtype).removeprefix("torch.")
+    if name == "int8" and not fed_back:
+        return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
+    return wire_format(name)
 
 
 def default_code(workers: int) -> Code:

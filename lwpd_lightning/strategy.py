@@ -31,7 +31,7 @@ from lwpd_lightning.refusals import (
     refuse_process_group,
     refuse_trainer,
 )
-from lwpd_lightning.settings import ExchangeSettings, ParameterDtype, StartMethod, WireDtype
+from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor, WireDtype
 from lwpd_lightning.worker_rank import Meeting, WorkerRankLauncher, next_generation
 
 _Object = TypeVar("_Object")
@@ -49,7 +49,9 @@ class LWPDStrategy(ParallelStrategy):
     Args:
         code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
         wait_for: K, how many codewords an update waits for (2..n, 1 only with a dedicated coordinator); default n,
-            which equals single-process training.
+            which equals single-process training. "adaptive": chosen for every update from the measured delays and the
+            decoding error (`exchange.adaptive_wait`), and logged as ``exchange/wait_for``.
+        wait_for_bounds: (least, most) of the adaptive K; None: from the least that works to n.
         decoder: "projective" (add what arrives, no solve; for tight frames), "least_squares" (solve for the arrival
             set; for stale="drop") or "exact" (`gradient_code`: the same solve, with settings under which it is always
             exact; the run fails when more workers died than the code tolerates, where "least_squares" goes on with the
@@ -57,14 +59,12 @@ class LWPDStrategy(ParallelStrategy):
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
             "drop" it and give its worker fresh parameters.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
-        wire_dtype: codewords travel as "float32", "bfloat16", "int8" or "float64"; None: as the gradient is (float32,
-            or float64 at 64-true).
-        parameter_dtype: parameters travel to the workers as "float32", "bfloat16" or "int8"; None: as they are. Every
-            version is rounded afresh from rank 0's parameters, which stay exact, as do buffers: no error adds up, but
-            workers' gradients belong to a point that is one rounding away (a relative 1/256, or 1/254 of the largest of
-            1024 neighbours), so K = n is no longer equal to single-process training.
-        error_feedback: what bfloat16 or int8 lost, and what a sketch's row left out, goes into the worker's next
-            codewords (not what a dropped one carried).
+        wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value, with
+            error_feedback) or "float64"; None: as the gradient is (float32, or float64 at 64-true).
+        update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
+            None: as the gradient is. With another, K = n is no longer equal to single-process training.
+        error_feedback: what bfloat16 or int8 lost, what a sketch's row left out and what a dropped codeword carried go
+            into the worker's next codewords.
         min_workers: the run fails when fewer workers (rank 0 counted) live; default 2, with decoder="exact" as many as
             that needs.
         heartbeat_s: seconds of silence after which a worker's link is taken for broken.
@@ -85,12 +85,13 @@ class LWPDStrategy(ParallelStrategy):
     def __init__(
         self,
         code: Code | None = None,
-        wait_for: int | None = None,
+        wait_for: WaitFor | None = None,
+        wait_for_bounds: tuple[int, int] | None = None,
         decoder: Decoder = "projective",
         stale: Stale = "apply",
         max_staleness: int | None = None,
         wire_dtype: WireDtype | None = None,
-        parameter_dtype: ParameterDtype | None = None,
+        update_dtype: WireDtype | None = None,
         error_feedback: bool = False,
         min_workers: int | None = None,
         heartbeat_s: float = 5.0,
@@ -108,11 +109,12 @@ class LWPDStrategy(ParallelStrategy):
         self.settings = ExchangeSettings(
             code=code,
             wait_for=wait_for,
+            wait_for_bounds=None if wait_for_bounds is None else (int(wait_for_bounds[0]), int(wait_for_bounds[1])),
             decoder=decoder,
             stale=stale,
             max_staleness=max_staleness,
             wire_dtype=wire_dtype,
-            parameter_dtype=parameter_dtype,
+            update_dtype=update_dtype,
             error_feedback=error_feedback,
             min_workers=min_workers,
             heartbeat_s=heartbeat_s,
@@ -294,6 +296,7 @@ class LWPDStrategy(ParallelStrategy):
         **kwargs: Any,
     ) -> Any:
         """Step, then publish the new version at once: workers compute while rank 0 logs and validates."""
+        self._running.about_to_step(optimizer)
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         self._running.publish_next(self._trainer.fit_loop.epoch_loop.batch_idx)
         return result

@@ -7,14 +7,14 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
-from torch import Tensor, nn
+from torch import nn
 
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
@@ -22,11 +22,13 @@ from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
 from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.message import Messages
+from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.transport import Spoke
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.transport import Payload
+from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.launcher import Workers, job_command, watch_parent
 from lwpd_lightning.settings import ExchangeSettings
@@ -39,6 +41,7 @@ ENV_FIT = "LWPD_FIT"
 ENV_PARENT = "LWPD_PARENT"
 
 _HEADROOM_BYTES = 1 << 20  # header, layout digests, tracebacks
+_LEAST_WINDOW, _LONGEST_WINDOW = 2, 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Meeting:
         port: its port.
         generation: which fit of the run it is.
         arena: memory shared with forked workers.
-        slots: for each forked worker, where in the arena its packed codeword goes.
+        memory: what of it codewords and decoded gradients lie in.
     """
 
     run_key: RunKey
@@ -59,7 +62,7 @@ class Meeting:
     port: int
     generation: int
     arena: Arena | None = None
-    slots: Mapping[int, Tensor] = field(default_factory=dict)
+    memory: SharedMemory | None = None
 
     @property
     def messages(self) -> Messages:
@@ -97,64 +100,111 @@ def fingerprint(module: nn.Module, blocks: BlockMap, code: Code, loader: CodedLo
     return hashlib.sha256(layout + generator + loader.fingerprint()).digest()
 
 
-def max_message_bytes(module: nn.Module, blocks: BlockMap, settings: ExchangeSettings) -> int:
-    """No honest message of this run is longer, in either direction."""
-    everything = StateLayout.everything(module, blocks.device).nbytes
-    state = max(everything, StateLayout.per_version(module, blocks.device, settings.parameter_wire()).nbytes)
-    return state + blocks.block_size * blocks.dtype.itemsize + _HEADROOM_BYTES
+def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
+    """No honest frame of this run is longer, in either direction."""
+    return StateLayout.everything(module, blocks.device).nbytes + _HEADROOM_BYTES
+
+
+def window(blocks: BlockMap, settings: ExchangeSettings) -> int:
+    """Updates that a late worker may find waiting when it is done: as many as take the room of one float32 model."""
+    update = settings.update_wire(blocks.dtype).nbytes(settings.rows * blocks.block_size)
+    return max(_LEAST_WINDOW, min(_LONGEST_WINDOW, 4 * blocks.numel // update))
+
+
+def reduction(
+    blocks: BlockMap,
+    settings: ExchangeSettings,
+    meeting: Meeting,
+    worker: int | None,
+    send: Callable[[int, Sequence[Payload]], None],
+    feedback: ErrorFeedback | None,
+    seed: int,
+) -> Reduction:
+    """The share of one rank in adding up; ``worker``: its row of the code, None for a dedicated coordinator."""
+    code = settings.code
+    assert code is not None
+    return Reduction(
+        ranks=Ranks(worker, None if settings.dedicated_coordinator else 0, set(range(code.n))),
+        blocks=blocks,
+        code=code,
+        wire=settings.wire(blocks.dtype, blocks.device),
+        update_wire=settings.update_wire(blocks.dtype, derive_seed(seed, code.n, -1 if worker is None else worker)),
+        messages=meeting.messages,
+        send=send,
+        memory=meeting.memory,
+        feedback=feedback,
+        along_direction=settings.along_direction,
+    )
 
 
 def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader) -> None:
     """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
-    assert settings.code is not None
-    module = trainer.lightning_module
+    code = settings.code
+    assert code is not None
+    module, optimizer = trainer.lightning_module, trainer.strategy.optimizers[0]
     try:
         store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s)
         address, seed = store.coordinator()
-        blocks = BlockMap(module.parameters(), settings.code.blocks)
-        loader = loader.for_worker(settings.code.parts(worker), seed)
-        wire = settings.wire(blocks.dtype, blocks.device, derive_seed(seed, worker))
-        slot = meeting.slots.get(worker)
-        in_place = slot is not None and wire.name == str(blocks.dtype).removeprefix("torch.")
-        codeword = slot.view(blocks.dtype) if slot is not None and in_place else None
-        feedback = ErrorFeedback(settings.code, worker, blocks) if settings.error_feedback else None
-        computation = CodewordComputation(trainer, settings.code, worker, blocks, seed, codeword, feedback)
-        spoke = Spoke(
+        blocks = BlockMap(module.parameters(), code.blocks)
+        loader = loader.for_worker(code.parts(worker), seed)
+        feedback = ErrorFeedback(code, worker, blocks) if settings.error_feedback else None
+        computation = CodewordComputation(
+            trainer,
+            code,
+            worker,
+            blocks,
+            seed,
+            wire=settings.wire(blocks.dtype, blocks.device, derive_seed(seed, worker)),
+            slot=meeting.memory.codewords[worker] if meeting.memory is not None else None,
+            feedback=feedback,
+        )
+        known = {worker, 0} if not settings.dedicated_coordinator else {worker}
+        links = WorkerLinks(
             meeting.run_key,
             worker,
             address,
+            peers=[other for other in range(code.n) if other not in known and meeting.memory is None],
             heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, blocks, settings),
+            max_message_bytes=max_message_bytes(module, blocks),
+            queued=queued(window(blocks, settings)),
         )
     except BaseException:
         traceback.print_exc()  # there is no link yet that could carry it to rank 0
         raise
     module.log = _log_nothing  # type: ignore[method-assign]
 
-    def compute(assignment: Assignment) -> Contribution:
+    def compute(assignment: Assignment) -> tuple[Codeword, Contribution]:
         _take_position(trainer, assignment)
         batch = loader.batch(assignment.epoch, assignment.batch_index)
         computation.begin(assignment.version)
         touched = computation.add_parts(batch, computation.parts)
         return computation.finish(batch, touched)
 
+    def step() -> None:
+        trainer.precision_plugin._clip_gradients(
+            module, optimizer, trainer.gradient_clip_val, gradient_clip_algorithm=trainer.gradient_clip_algorithm
+        )
+        optimizer.step()
+
     try:
         Worker(
-            spoke=spoke,
-            worker=worker,
-            blocks=blocks,
+            links=links,
+            reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
             model=module,
-            wire=wire,
-            parameter_wire=settings.parameter_wire(),
-            feedback=feedback,
+            optimizer=optimizer,
+            step=step,
             messages=meeting.messages,
-            slot=slot,
-            fingerprint=fingerprint(module, blocks, settings.code, loader),
+            fingerprint=fingerprint(module, blocks, code, loader),
             timeout_s=settings.timeout_s,
         ).run(compute)
     finally:
         loader.close()
-        spoke.close()
+        links.close()
+
+
+def queued(window: int) -> int:
+    """Messages that may wait for a rank: an update makes four for it on the busiest link."""
+    return 4 * window + 8
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
@@ -242,6 +292,7 @@ class WorkerRankLauncher(_Launcher):
         call._call_configure_model(trainer)
         strategy.model = strategy.precision_plugin.convert_module(model)
         strategy.model_to_device()
+        strategy.setup_optimizers(trainer)
         call._call_lightning_module_hook(trainer, "on_fit_start")
         trainer.fit_loop.setup_data()
         call._call_lightning_module_hook(trainer, "on_train_start")

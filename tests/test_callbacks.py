@@ -22,6 +22,7 @@ def update(version=0, **changed):
         "epoch": 0,
         "batch_index": version,
         "arrivals": [Arrival(0, 0, 0.0), Arrival(2, 0, 0.1)],
+        "wait_for": 2,
         "loss": 1.5,
         "samples": 8,
         "wait_s": 0.25,
@@ -31,6 +32,7 @@ def update(version=0, **changed):
         "uploads": 2,
         "decoded_share": 0.5,
         "dropped": 0,
+        "resyncs": 0,
         "live": 3,
         "inclusion": [1.0, 0.0, 1.0],
     }
@@ -167,6 +169,7 @@ def test_the_summary_adds_the_updates_up():
         "arrivals_mean": 8 / 4,
         "late_codewords": 2,
         "dropped_codewords": 1,
+        "resyncs": 0,
         "decoded_share_mean": (0.5 + 0.5 + 0.25 + 0.5) / 4,
         "staleness_mean": 5 / 8,
         "staleness_max": 4,

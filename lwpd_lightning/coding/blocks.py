@@ -1,4 +1,4 @@
-"""Where each parameter lies among the blocks, and the two kernels that move gradients: encode and accumulate."""
+"""Where each parameter lies among the blocks, and the kernels that move gradients: encode, accumulate and scatter."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -103,49 +103,39 @@ class BlockMap:
                 column.add_(piece, alpha=weights[b])
 
     @torch.no_grad()
-    def accumulate(self, flat: Tensor, coefficients: Sequence[float] | Tensor, codeword: Tensor) -> None:
-        """``flat[b] += coefficients[b] * codeword`` for every block, in place.
+    def scatter(
+        self, decoded: Tensor, touched: Sequence[bool] | None, direction: Sequence[float] | None = None
+    ) -> None:
+        """Set every parameter's ``grad`` to its part of a decoded gradient.
 
         Args:
-            flat: (B, d) buffer.
-            coefficients: B numbers, such as a decoder's weight times `decoders.block_coefficients`.
-            codeword: (d,), of any float dtype, on the buffer's device.
-
-        Raises:
-            ValueError: for a wrong number of coefficients, or a buffer or codeword of another shape.
-        """
-        weights = self._checked(coefficients)
-        self._check_shape(flat, (self.blocks, self.block_size))
-        self._check_shape(codeword, (self.block_size,))
-        # Casting first costs d numbers once; letting each row promote costs more than twice as much (profiled).
-        flat.addr_(torch.tensor(weights, dtype=flat.dtype, device=flat.device), codeword.to(flat.dtype))
-
-    @torch.no_grad()
-    def scatter(self, flat: Tensor, scale: float, touched: Sequence[bool] | None) -> None:
-        """Set every parameter's ``grad`` to ``scale`` times its part of ``flat``.
-
-        Args:
-            flat: (B, d) buffer.
-            scale: a number, such as 1 / the accumulated batches.
+            decoded: (B, d), row b being block b's gradient; or, with a direction h, (1, d), for ``h (x) decoded[0]``,
+                which is what the codewords of workers that share one row show of the gradient.
             touched: one entry a parameter; where False, ``grad`` becomes None, as if no backward pass had reached it.
                 None: all are set.
+            direction: B numbers.
 
         Raises:
-            ValueError: for a buffer of another shape, or a wrong number of entries in ``touched``.
+            ValueError: for a buffer of another shape, or a wrong number of entries in ``touched`` or ``direction``.
         """
-        self._check_shape(flat, (self.blocks, self.block_size))
+        self._check_shape(decoded, (self.blocks if direction is None else 1, self.block_size))
         if touched is not None and len(touched) != len(self.parameters):
             raise ValueError(f"touched has {len(touched)} entries: give one for each of {len(self.parameters)} params.")
-        for i, (p, part) in enumerate(zip(self.parameters, torch.split(flat, self._chunks, dim=1), strict=True)):
+        column = None
+        if direction is not None:
+            column = torch.tensor(self._checked(direction), dtype=decoded.dtype, device=decoded.device)[:, None]
+        for i, (p, part) in enumerate(zip(self.parameters, torch.split(decoded, self._chunks, dim=1), strict=True)):
             if touched is not None and not touched[i]:
                 p.grad = None
                 continue
             if p.grad is None or p.grad.shape != p.shape or p.grad.layout != torch.strided:
                 p.grad = torch.empty_like(p)
-            if p.grad.is_contiguous() and p.numel() == part.numel():
-                torch.mul(part, scale, out=p.grad.view(part.shape))
+            if p.grad.is_contiguous() and p.numel() == self.blocks * part.shape[1]:
+                blocks = p.grad.view(self.blocks, -1)
+                blocks.copy_(part) if column is None else torch.mul(column, part, out=blocks)
             else:
-                torch.mul(part.flatten()[: p.numel()].view(p.shape), scale, out=p.grad)
+                whole = part if column is None else column * part
+                p.grad.copy_(whole.flatten()[: p.numel()].view(p.shape))
 
     @torch.no_grad()
     def gather(self) -> Tensor:
@@ -189,3 +179,28 @@ class BlockMap:
     def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"tensor has shape {tuple(tensor.shape)}: this block map needs {shape}.")
+
+
+@torch.no_grad()
+def accumulate(into: Tensor, coefficients: Sequence[float] | Tensor, codeword: Tensor) -> None:
+    """``into[b] += coefficients[b] * codeword`` for every row, in place.
+
+    Args:
+        into: (rows, m) buffer: the gradient's blocks, or some positions of them.
+        coefficients: one number a row, such as a decoder's weight times `decoders.block_coefficients`.
+        codeword: (m,), of any float dtype, on the buffer's device: the same positions of a codeword.
+
+    Raises:
+        ValueError: for a wrong number of coefficients, or a codeword of another length.
+    """
+    weights: list[float] = coefficients.tolist() if isinstance(coefficients, Tensor) else list(coefficients)
+    if codeword.shape != into.shape[1:] or len(weights) != len(into):
+        raise ValueError(
+            f"{len(weights)} coefficients for a codeword of shape {tuple(codeword.shape)}: a buffer of shape "
+            f"{tuple(into.shape)} needs {len(into)} and {tuple(into.shape[1:])}."
+        )
+    if len(weights) == 1:
+        into[0].add_(codeword, alpha=weights[0])
+        return
+    # Casting first costs m numbers once; letting each row promote costs more than twice as much (profiled).
+    into.addr_(torch.tensor(weights, dtype=into.dtype, device=into.device), codeword.to(into.dtype))

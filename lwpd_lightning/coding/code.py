@@ -103,6 +103,14 @@ class Code:
         """The codes that take turns from version to version: this one alone where the rows are fixed."""
         return (self,)
 
+    @property
+    def direction(self) -> Tensor | None:
+        """What all workers' codewords show of their gradient's blocks, (B,) float64, where that is one and the same.
+
+        None where rows differ in more than their data part. With one, the sum of codewords is all that can be decoded.
+        """
+        return None
+
     def at(self, version: int) -> Code:
         """The code by which codewords of a version are encoded and decoded: itself where the rows are fixed."""
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,10 @@ class ErrorFeedback:
       (Stich et al., NeurIPS 2018; Karimireddy et al., ICML 2019). The decoder adds h (x) Q as it is: the factor B that
       would make it unbiased is made up for by the memory.
 
-    For each codeword: `add` each data part, `codeword`, `settle`.
+    For each codeword: `add` each data part, `codeword`, and, once it is known to count, `settle`: the memory of a
+    codeword that came too late still holds all of it. Whoever adds codewords up also gives its own memory what packing
+    the sum lost (`give_back`), so that this comes back too, as the server's error does in DoubleSqueeze (Tang et al.,
+    ICML 2019), but without a memory of its own.
 
     Args:
         code: the code.
@@ -35,6 +40,7 @@ class ErrorFeedback:
 
     Attributes:
         memory: M, (r, d).
+        takes_residuals: whether `give_back` makes sense.
     """
 
     def __init__(self, code: Code, worker: int, blocks: BlockMap) -> None:
@@ -44,6 +50,8 @@ class ErrorFeedback:
         self.memory = torch.zeros(rows, blocks.block_size, dtype=blocks.dtype, device=blocks.device)
         self._row = torch.ones(1, dtype=blocks.dtype, device=blocks.device)
         self._part = code.parts(worker)[0]  # a sketch's only one
+        # What is lost of the sum lies in the gradient's space: only there can it be given back.
+        self.takes_residuals = self._varies or code.blocks == 1
 
     def add(self, part: int) -> None:
         """Add a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
@@ -65,5 +73,19 @@ class ErrorFeedback:
 
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
         """
-        self.memory.addr_(self._row, arrived.to(self.memory), alpha=-1)
-        self.memory.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        arrived = arrived.to(self.memory)
+        self.memory.addr_(self._row, arrived, alpha=-1)
+        # A row has no zeros: what is not finite in the memory is not in the codeword either, which is B times shorter.
+        if not math.isfinite(float(arrived.sum())):
+            self.memory.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+    @torch.no_grad()
+    def give_back(self, start: int, stop: int, lost: Tensor) -> None:
+        """Add to the memory, along the row of the codeword written last, what positions ``start`` to ``stop`` lost.
+
+        Args:
+            start: first position.
+            stop: past the last one.
+            lost: (stop - start,), divided by the weight that this worker's codewords have in the sum.
+        """
+        self.memory[:, start:stop].addr_(self._row, lost.to(self.memory).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))

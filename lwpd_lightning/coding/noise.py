@@ -35,17 +35,17 @@ def decoded_noise(
     its own, such that the whole batch's has ``v = batch_noise`` (1: the batch is as large as the gradient noise scale,
     McCandlish et al., 2018, eq. 2.8), and that of one of A parts A times as much.
 
-    - "projective" (`ArrivalRule` divides by inclusion probabilities): any m of the N live workers other than ``always``
-      are equally likely, so that the estimate of the sum of their ``z_i = D_i y_i`` has the variance
-      ``N (N-m) / (m (N-1)) * (sum_i |z_i|^2 - |sum_i z_i|^2 / N)`` (Horvitz & Thompson, 1952). Without batch noise, with
-      all n and one data part it is a tight frame's ``(n-K)(k-1) / (K(n-1))``.
+    - "projective", divided by inclusion probabilities: any m of the N live workers other than ``always`` are equally
+      likely, so that the estimate of the sum of their ``z_i = D_i y_i`` (D: `live_coefficients`) has the variance
+      ``N (N-m) / (m (N-1)) * (sum_i |z_i|^2 - |sum_i z_i|^2 / N)`` (Horvitz & Thompson, 1952). Of a tight frame with
+      one data part, n live and no batch noise, v is ``(n-K)(k-1) / (K(n-1))``.
     - "least_squares", "exact": averaged over seeded random arrival sets.
     - A sketch with ``feedback``: what one version does not show comes later, so that only batch noise is left.
 
     Infinite for no codeword, for ``always``'s alone while others live, and for more than live.
 
     Raises:
-        ValueError: where no worker lives, and for unknown workers.
+        ValueError: where no worker lives, and for repeated or unknown workers.
 
     >>> from lwpd_lightning.coding.families import lwpd_code, uncoded
     >>> [round(v, 2) for v in decoded_noise(uncoded(4), range(4))]
@@ -53,34 +53,45 @@ def decoded_noise(
     >>> [round(v, 2) for v in decoded_noise(lwpd_code(8, 4, 2), range(8))][4:]
     [1.57, 1.34, 1.19, 1.08, 1.0]
     """
-    dual = live_coefficients(code, live, feedback=feedback)
-    noise = [math.inf] * (code.n + 1)
-    others = [worker for worker in sorted(live) if worker != always]
     first = [worker for worker in live if worker == always]
-    possible = range(min(1 + len(first), len(live)), len(live) + 1)
+    others = [worker for worker in sorted(live) if worker != always]
+    counts = range(min(1 + len(first), len(live)), len(live) + 1)
     if feedback and len(code.cycle) > 1:
-        for count in possible:
-            noise[count] = batch_noise * code.n / count
+        possible = [batch_noise * code.n / count for count in counts]
     elif decoder == "projective":
-        size = len(others)
-        complete = dual.T @ code.generator
-        of_others = dual[others].T @ code.generator[others]
-        each = torch.einsum("ib,ik->ibk", dual[others], code.generator[others])
-        spread = float(_energy(code, each, batch_noise).sum()) - float(_energy(code, of_others, batch_noise)) / size if size else 0.0
-        for count in possible:
-            m = count - len(first)
-            variance = size * (size - m) / (m * (size - 1)) * max(0.0, spread) if m < size else 0.0
-            noise[count] = (float(_energy(code, complete, batch_noise)) + variance) / _signal(code, complete) ** 2 - 1
+        dual = live_coefficients(code, live, feedback=feedback)
+        possible = [_projective(code, dual, others, count - len(first), batch_noise) for count in counts]
     else:
-        sets = max(1, min(_SETS, _SETS_BUDGET // code.n**2))
-        order = torch.rand(sets, len(others), generator=torch.Generator().manual_seed(0)).argsort(dim=1)
-        arrivals = torch.cat((torch.tensor(first * sets).view(sets, -1), torch.tensor(others)[order]), dim=1).long()
-        for count in possible:
-            rows = code.generator[arrivals[:, :count]]
-            decoded = wanted(code) @ torch.linalg.pinv(rows, rtol=1e-9) @ rows
-            energy = float(_energy(code, decoded, batch_noise).mean())
-            noise[count] = energy / _signal(code, decoded) ** 2 - 1
+        orders = _orders(code, first, others)
+        possible = [_solved(code, orders[:, :count], batch_noise) for count in counts]
+    noise = [math.inf] * (code.n + 1)
+    noise[counts.start : counts.stop] = possible
     return noise
+
+
+def _projective(code: Code, dual: Tensor, others: list[int], m: int, batch_noise: float) -> float:
+    """v where all but ``others`` count, and ``m`` of them."""
+    size, decoded, variance = len(others), dual.T @ code.generator, 0.0
+    if m < size:
+        each = torch.einsum("ib,ij->ibj", dual[others], code.generator[others])
+        spread = float(_energy(code, each, batch_noise).sum() - _energy(code, each.sum(dim=0), batch_noise) / size)
+        variance = size * (size - m) / (m * (size - 1)) * max(0.0, spread)
+    return (float(_energy(code, decoded, batch_noise)) + variance) / _signal(code, decoded) ** 2 - 1
+
+
+def _orders(code: Code, first: list[int], others: list[int]) -> Tensor:
+    """Random orders of arrival, after those of ``first``: (sets, live) worker ids."""
+    sets = max(1, min(_SETS, _SETS_BUDGET // code.n**2))
+    shuffled = torch.rand(sets, len(others), generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    ids = torch.tensor([*first, *others])
+    return torch.cat((ids[: len(first)].expand(sets, -1), ids[len(first) + shuffled]), dim=1)
+
+
+def _solved(code: Code, arrivals: Tensor, batch_noise: float) -> float:
+    """v of a solving decoder, averaged over arrival sets: (sets, count) worker ids."""
+    rows = code.generator[arrivals]
+    decoded = wanted(code) @ torch.linalg.pinv(rows, rtol=1e-9) @ rows
+    return float(_energy(code, decoded, batch_noise).mean()) / _signal(code, decoded) ** 2 - 1
 
 
 def _energy(code: Code, decoded: Tensor, batch_noise: float) -> Tensor:
@@ -97,4 +108,4 @@ def _signal(code: Code, decoded: Tensor) -> float:
 
 def _of_blocks(code: Code, decoded: Tensor) -> Tensor:
     """With what each block of G enters each decoded block: (..., blocks, k) -> (..., blocks, blocks)."""
-    return decoded.unflatten(-1, (code.data_parts, code.blocks)).sum(dim=-2)
+    return decoded.view(*decoded.shape[:-1], code.data_parts, code.blocks).sum(dim=-2)

@@ -52,6 +52,11 @@ class SketchCode(Code):
             vars(code)["cycle"] = codes  # or B codes would each make B of their own: B^3 n^2 numbers
         return codes
 
+    @property
+    def direction(self) -> Tensor:
+        """h, the row of this version."""
+        return self.rows[self.row]
+
     def at(self, version: int) -> Code:
         """The sketch with the row of that version."""
         turn, position = divmod(version, self.blocks)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Collection
 
 import numpy as np
-import numpy.typing as npt
 
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import Decoder
@@ -17,13 +16,13 @@ from lwpd_lightning.coding.noise import decoded_noise
 
 # Delays that each worker is known by: its last ones. They and _MEMORY decide how soon new weather is believed.
 _WINDOW = 32
-# Updates that the estimates look back on, and the least that they need before K moves.
-_MEMORY = 32
+# Rehearsed updates that the estimates look back on, and the least that they need before K moves.
+_MEMORY = 24
 _SETTLE = 16
 # Numbers that one step of the rehearsals may work on: together about 50 us. More replicas are steadier estimates.
-_STEP_BUDGET = 512
+_STEP_BUDGET = 2048
 _REPLICAS = 16
-# K moves only for a gain of more than this: the estimates are noisy, and a K that wanders upsets measured inclusion rates.
+# K moves only for a gain of more than this: estimates are noisy, and a K that wanders upsets measured inclusion rates.
 _MARGIN = 0.05
 # K that are as good as this to the best are level with it, and of these the largest is taken: the freshest gradients.
 _TIE = 0.02
@@ -38,20 +37,21 @@ class AdaptiveWait:
     - s: their mean staleness in versions. SGD on gradients that are s versions old takes steps ``1 / (1 + s)`` as long
       (Stich & Karimireddy, JMLR 2020; Koloskova et al., NeurIPS 2022: the average delay), as noise v makes them
       ``1 / (1 + v)``.
-    - T: seconds from an update's opening to its close.
+    - T: seconds from an update's opening to the next one's: until its last codeword is ready, and what then follows
+      whatever K is, adding up and stepping.
 
     That is the error-runtime trade-off of Dutta, Wang & Joshi, "Slow and Stale Gradients Can Win the Race" (IEEE JSAIT,
-    2021), and K adapts as in their AdaSync, but to the weather, not to the progress of training: they raise K as the loss
-    falls, here the batch stays at its gradient noise scale.
+    2021), and K adapts as in their AdaSync, but to the weather and not to the progress of training: they raise K as the
+    loss falls, here the batch stays at its gradient noise scale.
 
-    The delays of workers do not depend on K, so what every K would have brought can be told from those measured under
-    any other: alongside the run each K is rehearsed, in an exchange of n imagined workers who take the delays that the
-    real ones took of late (drawn from each one's last 32), by the rule of `ArrivalRule`: busy workers stay busy from
-    update to update, all that are there at the close count. Each call of `choose` rehearses one more update of each K,
-    all K under the same draws. So K = 3 learns from long delays, too, that K = 8 is slow, and when they are over, that
-    it no longer is, without ever being tried.
+    How long workers take does not depend on K, so what any K would bring can be told from the delays measured under
+    another: alongside the run each K is rehearsed in exchanges of imagined workers, whose delays are drawn from the
+    last 32 of the real ones and who are counted by `ArrivalRule`'s rule: busy workers stay busy from update to update,
+    and all that is there at the close counts. Each call of `choose` rehearses one more update of each K, all under the
+    same draws. Long delays thus show K = 3 that K = 8 would be slow, and short ones that it no longer is, untried.
 
-    Until workers are known, K is ``most``. A worker's first delay is not believed: it holds its warm-up.
+    Until workers are known, K is half of them: in calm weather that loses little, and in bad weather waiting for all
+    would cost more than all that is learnt from it. A worker's first delay is not believed: it holds its warm-up.
 
     Args:
         code: the code.
@@ -80,22 +80,27 @@ class AdaptiveWait:
         max_staleness: int | None = None,
     ) -> None:
         if not 1 <= least <= most <= code.n:
-            raise ValueError(f"wait_for_bounds=({least}, {most}): use 1 <= least <= most <= {code.n}, the code's workers.")
+            raise ValueError(
+                f"wait_for_bounds=({least}, {most}): use 1 <= least <= most <= {code.n}, the code's workers."
+            )
         if always is not None and not 0 <= always < code.n:
             raise ValueError(f"always={always} with n={code.n} workers: use None or a worker in 0..{code.n - 1}.")
         if max_staleness is not None and max_staleness < 0:
             raise ValueError(f"max_staleness={max_staleness}: use a number of versions >= 0, or None for no bound.")
         self._code, self._least, self._most, self._always = code, least, most, always
         self._feedback, self._decoder, self._limit = feedback, decoder, max_staleness
+        self._rows = np.arange(code.n)
         self._random = np.random.default_rng(0)
         self._delays = np.full((code.n, _WINDOW), math.inf)
         self._observed = [-1] * code.n  # the first is left out
         self._known = np.ones(code.n)  # valid entries of a row of _delays; 1 where there is none, which is inf
-        self._wait_for = most
+        self._wait_for = min(max((code.n + 1) // 2, least), most)
         self._live: frozenset[int] = frozenset()
         self._rehearsing: frozenset[int] = frozenset()  # those that live and are known
         self._choices = np.arange(0)
+        self._gain = self._seconds = np.zeros(0)
         self._steps = 0
+        self._between: float | None = None  # seconds from the last codeword to the next opening
 
     def observe(self, worker: int, seconds: float) -> None:
         """Note a worker's delay, whether or not its codeword counted.
@@ -119,6 +124,12 @@ class AdaptiveWait:
         self._delays[worker, seen % _WINDOW] = min(seconds, _LONGEST_S)
         self._known[worker] = min(seen + 1, _WINDOW)
 
+    def observe_rest(self, seconds: float) -> None:
+        """Note how long it took from an update's last codeword to the opening of the next update."""
+        if self._between is None:
+            self._between = seconds
+        self._between += (seconds - self._between) / _MEMORY
+
     def choose(self, live: Collection[int]) -> int:
         """K of the update that opens now, within the bounds but for no more than live.
 
@@ -128,10 +139,13 @@ class AdaptiveWait:
         Raises:
             ValueError: where no worker lives, or an unknown one.
         """
+        if not live:
+            raise ValueError("no workers live: there is nobody to wait for.")
         self._meet(frozenset(live))
         if self._rehearsing:
             self._rehearse()
-        if self._steps >= _SETTLE:
+            while self._steps < _SETTLE:  # those that are to rehearse have just changed
+                self._rehearse()
             rates = self.rates
             good = max(rates.values())
             if good > (1 + _MARGIN) * rates.get(self._wait_for, 0.0):
@@ -141,7 +155,7 @@ class AdaptiveWait:
     @property
     def rates(self) -> dict[int, float]:
         """Estimated progress per second of each K that may be chosen; 1 is that of exact gradients without noise."""
-        rates = self._gain / np.maximum(self._seconds, _SHORTEST_S)
+        rates = self._gain / np.maximum(self._seconds + (self._between or 0.0), _SHORTEST_S)
         return dict(zip(self._choices.tolist(), rates.tolist(), strict=True))
 
     def _meet(self, live: frozenset[int]) -> None:
@@ -166,23 +180,23 @@ class AdaptiveWait:
         self._owed = np.zeros(shape)  # late codewords that the next to count brings, and the sum of their ages
         self._owed_age = np.zeros(shape)
         self._gain, self._seconds = np.zeros(len(self._choices)), np.zeros(len(self._choices))
+        self._kth = np.arange(len(self._choices))
         self._steps = 0
 
     def _rehearse(self) -> None:
         """One more update of every K."""
         left, age = self._left, self._age
         draws = (self._random.random((len(left), self._code.n)) * self._known).astype(np.intp)
-        delays = self._delays[np.arange(self._code.n), draws][:, None, :]
+        delays = self._delays[self._rows, draws][:, None, :]
         starts = left == 0
         if self._limit is not None:
             late = age > self._limit
             starts |= late
         ready = left + np.where(starts, delays, 0.0)
 
-        closes = np.sort(ready, axis=-1)[:, np.arange(len(self._choices)), self._choices - 1]
+        closes = np.sort(ready, axis=-1)[:, self._kth, self._choices - 1]
         if self._always in self._rehearsing:
             closes = np.maximum(closes, ready[..., self._always])
-        closes = np.minimum(closes, _LONGEST_S)
         end = closes[..., None]
         counts = ready <= end
 
@@ -193,17 +207,20 @@ class AdaptiveWait:
                 self._owed += restarts
                 self._owed_age += age * restarts
             age = np.where(restarts, 0.0, age)
-        delivered = (counts * (1 + self._owed)).sum(axis=-1)
-        stale = (counts * (age + self._owed_age)).sum(axis=-1) / np.maximum(delivered, 1)
-        noise = self._noise[np.minimum(delivered, self._code.n).astype(np.intp)]
-        gain = (1 / (1 + noise + stale)).mean(axis=0)
-
-        self._left = np.where(counts, 0.0, ready - end)
+        # One that gets ready before the next opening is there when it comes: not free, which is what 0 means.
+        self._left = np.where(counts, 0.0, np.maximum(ready - end - (self._between or 0.0), _SHORTEST_S))
         self._age = np.where(counts, 0.0, age + 1)
-        if self._feedback and self._limit is not None:
+        if self._limit is not None and self._feedback:
+            delivered = (counts * (1 + self._owed)).sum(axis=-1)
+            stale = (counts * (age + self._owed_age)).sum(axis=-1) / delivered
             self._owed *= ~counts
             self._owed_age = (self._owed_age + self._owed) * ~counts
+        else:
+            delivered = counts.sum(axis=-1)
+            stale = (counts * age).sum(axis=-1) / delivered
+        noise = self._noise[np.minimum(delivered, self._code.n).astype(np.intp)]
+
         self._steps += 1
         weight = max(1 / self._steps, 1 / _MEMORY)
-        self._gain += weight * (gain - self._gain)
-        self._seconds += weight * (closes.mean(axis=0) - self._seconds)
+        self._gain += weight * ((1 / (1 + noise + stale)).sum(axis=0) / len(left) - self._gain)
+        self._seconds += weight * (closes.sum(axis=0) / len(left) - self._seconds)

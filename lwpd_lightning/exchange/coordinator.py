@@ -1,30 +1,35 @@
-"""The coordinator's side of the exchange: publish a version, decode codewords as they arrive, close after K of n.
+"""The coordinator's side of the exchange: publish a version, count codewords as they become ready, decide after K of n.
 
-An update runs `publish` -> `contribute` (the coordinator's own codeword, if it computes one) -> `collect`. Everything
-happens in the caller's thread: messages queue in ZeroMQ while it computes, and are decoded one by one while it waits.
+An update runs `publish` -> `contribute` (the coordinator's own codeword, if it computes one) -> `collect` -> `deliver`.
+Everything happens in the caller's thread: messages queue in ZeroMQ while it computes. The coordinator decides who
+counts and keeps the one true state; the adding up is shared among those who count (`reduction`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from lwpd_lightning.coding.blocks import BlockMap
-from lwpd_lightning.coding.wire import WireFormat
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
-from lwpd_lightning.exchange.message import Messages, words
-from lwpd_lightning.exchange.rule import ArrivalRule
-from lwpd_lightning.exchange.staging import Staging
-from lwpd_lightning.exchange.state import StateLayout
+from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.header import HEADER_BYTES, Header, Op, ProtocolError
+from lwpd_lightning.exchange.message import Messages, text, words
+from lwpd_lightning.exchange.publication import Publication
+from lwpd_lightning.exchange.reduction import BadPeer, Reduction
+from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
+from lwpd_lightning.exchange.state import StateLayout, digest
 from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
-from lwpd_lightning.exchange.update import Contribution, Failure, TooFewWorkers, Update, WorkerFailed
+from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 
 log = logging.getLogger(__name__)
+
+_EMPTY = torch.empty(0, dtype=torch.uint8)
+_DIGEST_BYTES = 32
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
@@ -33,6 +38,8 @@ _REPORT_S = 60.0
 _FAREWELL_S = 10.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
+# Decisions that one update may have because links between workers broke and came back, before a worker is given up.
+_RETRIES = 3
 
 
 @dataclass
@@ -41,25 +48,24 @@ class _Open:
 
     epoch: int
     batch_index: int
-    held: dict[int, Tensor] = field(default_factory=dict)
-    touched: Tensor | None = None
-    losses: list[float] = field(default_factory=list)
-    compute_s: list[float] = field(default_factory=list)
-    samples: int = 0
-    statistics: list[Tensor] = field(default_factory=list)
+    counted: dict[int, Contribution] = field(default_factory=dict)
+    arrivals: list[Arrival] = field(default_factory=list)  # those that were decided on
+    decision: Decision | None = None
+    decoded_share: float = 0.0
+    retries: int = 0
     dropped: int = 0
+    resyncs: int = 0
 
 
 class Coordinator:
-    """Owns the hub, the K-of-n rule and the decoded gradient.
+    """Owns the hub, the K-of-n rule and the true state of model and optimizer.
 
     Args:
         hub: links to the workers.
+        publication: what is sent over them.
         rule: which codewords count.
-        blocks: layout of the trainable parameters.
+        reduction: rank 0's share in adding up.
         model: the module that is trained.
-        wire: how codewords are packed.
-        parameter_wire: how each version's parameters are packed; None: bit for bit.
         messages: packs and reads this fit's messages.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         first_version: number of the first version that is published.
@@ -72,11 +78,10 @@ class Coordinator:
         self,
         *,
         hub: Hub,
+        publication: Publication,
         rule: ArrivalRule,
-        blocks: BlockMap,
+        reduction: Reduction,
         model: nn.Module,
-        wire: WireFormat,
-        parameter_wire: WireFormat | None,
         messages: Messages,
         fingerprint: bytes,
         first_version: int,
@@ -85,89 +90,114 @@ class Coordinator:
         exited: Callable[[int, float], str | None],
     ) -> None:
         self.failures: list[Failure] = []
-        self._hub, self._rule, self._blocks, self._wire, self._messages = hub, rule, blocks, wire, messages
         self.version = first_version - 1
-        self._fingerprint = fingerprint
+        self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
+        self._messages, self._fingerprint = messages, fingerprint
         self._min_workers, self._timeout_s, self._exited = min_workers, timeout_s, exited
-        device = blocks.device
-        self._everything = StateLayout.everything(model, device)
-        self._per_version = StateLayout.per_version(model, device, parameter_wire)
-        self._statistics = StateLayout.statistics(model, device)
-        self._now = self._per_version.buffer()
-        self._flat = blocks.zeros()
-        self._staging = Staging(device)
-        self._idle: set[int] = set()
-        # A worker reads a snapshot until its codeword is here, so there are at most n + 1 of them.
-        self._snapshots: list[Tensor] = []
-        self._reading: dict[int, Tensor] = {}
-        self._published: tuple[Header, Tensor] | None = None
+        self._tensors = len(reduction.blocks.parameters)
+        self._statistics = StateLayout.statistics(model, reduction.blocks.device)
+        self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
+        self._decisions = 0
         self._open: _Open | None = None
-        self._decoded: tuple[float, list[bool]] = (1.0, [])
-        self._bytes_up = self._bytes_down = self._uploads = 0
+        self._bytes_up = self._bytes_told = 0
+
+    @property
+    def _others(self) -> list[int]:
+        return sorted(self._rule.live - {self._rule.always})
+
+    # Start-up.
 
     def admit(self) -> None:
-        """Start-up barrier: wait until every live worker has joined, and send each the whole state."""
-        everything = self._buffer(self._everything)
-        self._everything.pack(everything)
-        others = self._rule.live - {self._rule.always}
+        """Start-up barrier: wait until every live worker has rank 0's state and has met those it will talk to."""
+        addresses: dict[int, str] = {}
+        met: set[int] = set()
         deadline = time.monotonic() + self._timeout_s
-        while not others & self._rule.live <= self._idle:
-            waiting = sorted(others & self._rule.live - self._idle)
-            self._check_deadline(deadline, f"workers {waiting} to join")
+        state = self._publication.state()
+        ours = digest(state)
+        introduced = False
+        while not met.issuperset(self._others):
+            waiting = [worker for worker in self._others if worker not in met]
+            self._check_deadline(deadline, f"workers {waiting} to {'reach each other' if introduced else 'join'}")
             for worker in waiting:
                 if (reason := self._exited(worker, 0.0)) is not None:
                     raise WorkerFailed(f"worker {worker} {reason} before it joined; its output is above.")
             for event in self._hub.events(_LOOK_S):
                 if isinstance(event, LinkLost):
                     self._lose(event.worker)
+                    addresses.pop(event.worker, None)
                     continue
-                header, payload, _ = self._messages.read(event.frames)
+                header, payload, rest = self._messages.read(event.frames)
                 if header.op is Op.FAILURE:
                     raise WorkerFailed(words(payload))
-                if header.op is not Op.JOIN or bytes(payload.tolist()) != self._fingerprint:
-                    raise WorkerFailed(
-                        f"worker {event.worker} came to another fit than rank 0: its model's shapes, its code, its "
-                        "batches or its seed differ."
-                    )
-                self._send(event.worker, Op.STATE, everything)
-                self._idle.add(event.worker)
+                if header.op is Op.JOIN:
+                    joined = bytes(payload.tolist())
+                    if joined[:-_DIGEST_BYTES] != self._fingerprint:
+                        raise WorkerFailed(
+                            f"worker {event.worker} came to another fit than rank 0: its model's shapes, its code, "
+                            "its batches or its seed differ."
+                        )
+                    # Ranks of one seed have built the same model already.
+                    needed = _EMPTY if joined[-_DIGEST_BYTES:] == ours else state
+                    self._publication.send([event.worker], self._publication.header(Op.STATE, self.version), needed)
+                    addresses[event.worker] = words(rest)
+                elif header.op is Op.MET:
+                    met.add(event.worker)
+            if not introduced and addresses.keys() >= set(self._others):
+                introduced = True
+                # The lost ones too: workers learn of a loss only from LOST, whose order with PEERS is then no matter.
+                peers = "\n".join(f"{worker} {address}" for worker, address in addresses.items())
+                self._tell(Op.PEERS, text(peers))
             self._check_enough_live()
 
-    def publish(self, epoch: int, batch_index: int, global_step: int, *, void_older: bool = False) -> None:
-        """Open the next update: take a snapshot of the model and send it to every worker that waits for one.
+    # One update.
+
+    def publish(
+        self,
+        epoch: int,
+        batch_index: int,
+        global_step: int,
+        *,
+        checksum: int,
+        step: Step | None,
+        moved: bool = False,
+        void_older: bool = False,
+    ) -> None:
+        """Open the next update: tell every worker how to reach the model's state and which batch comes next.
 
         Args:
             epoch: epoch of the update's batch.
             batch_index: its index in the epoch.
             global_step: optimizer steps taken so far.
+            checksum: of the parameters as they are now.
+            step: the optimizer step that led here from the version before; None: there was none.
+            moved: something else changed the model too, so that workers need the whole state.
             void_older: nothing computed on older versions may count (the model changed outside the optimizer step).
         """
         self.version += 1
-        snapshot = self._free_snapshot()
-        self._per_version.pack(snapshot)
-        header = Header(
-            Op.PARAMETERS, self._messages.run_id, COORDINATOR, self.version, epoch, batch_index, global_step=global_step
-        )
-        self._published = header, snapshot
-        self._flat.zero_()
         self._open = _Open(epoch, batch_index)
         self._rule.open(self.version, time.monotonic(), void_older=void_older)
-        for worker in sorted(self._idle):
-            self._send_published(worker)
+        position = replace(
+            self._publication.header(Op.VERSION, self.version),
+            epoch=epoch,
+            batch_index=batch_index,
+            global_step=global_step,
+            decision=step.decision if step is not None else 0,
+            oldest=self._rule.oldest,
+            checksum=checksum,
+        )
+        self._publication.publish(self._others, position, step, moved)
+        for worker, contribution in list(self._ready.items()):
+            self._count(worker, contribution)
 
-    def unchanged_since_publication(self) -> bool:
-        """Whether the model, packed again, still gives the bytes that were published last."""
-        assert self._published is not None
-        self._per_version.pack(self._now)
-        return torch.equal(self._now, self._published[1])
-
-    def contribute(self, contribution: Contribution) -> None:
-        """Count the coordinator's own codeword."""
+    def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
+        """Count the coordinator's own codeword, which stays as it is until the update is closed."""
         assert self._rule.always is not None
-        self._count(self._rule.always, self.version, contribution)
+        self._reduction.offer(codeword)
+        self._rule.observe(self._rule.always, contribution.compute_s)
+        self._count(self._rule.always, contribution)
 
     def collect(self) -> Update:
-        """Wait until the update may close, and close it; `deliver` hands out its gradient.
+        """Wait until the update's gradient has been decoded; `deliver` hands it out.
 
         Raises:
             WorkerFailed: a worker raised an exception.
@@ -176,20 +206,31 @@ class Coordinator:
         """
         started = time.monotonic()
         deadline, report = started + self._timeout_s, started + _REPORT_S
+        update = self._open
+        assert update is not None
+        waits = False
         while True:
-            for event in self._hub.events(0.0 if self._rule.complete else _LOOK_S):
+            for event in self._hub.events(_LOOK_S if waits else 0.0):
                 self._handle(event)
             self._check_enough_live()
-            if self._rule.complete:
-                return self._close(started)
-            self._check_deadline(deadline, f"codewords of workers {self._rule.awaited}")
+            if update.decision is None and self._rule.complete:
+                self._decide(update)
+            if update.decision is not None and self._reduction.complete(update.decision.number):
+                return self._close(update, started)
+            waits = True
+            self._check_deadline(deadline, self._awaited(update))
             if time.monotonic() > report:
                 report += _REPORT_S
-                log.warning("Update %d still waits for workers %s", self.version, self._rule.awaited)
+                log.warning("Update %d still waits for %s", self.version, self._awaited(update))
 
-    def deliver(self) -> None:
-        """Leave the gradient of the update that was closed last in the parameters' ``.grad``."""
-        self._blocks.scatter(self._flat, *self._decoded)
+    def deliver(self) -> int:
+        """Leave the gradient of the update that was closed last in the parameters' ``.grad``; returns its decision."""
+        assert self._open is not None and self._open.decision is not None
+        number = self._open.decision.number
+        self._reduction.scatter(number)
+        self._reduction.commit(number)
+        self._open = None
+        return number
 
     def stop(self, *, await_farewell: bool) -> None:
         """Tell every worker that the fit is over and close the links.
@@ -198,13 +239,14 @@ class Coordinator:
             await_farewell: first read on until the workers have hung up, but not for ever. A socket that is closed with
                 codewords unread takes back what it has sent, and a worker behind a slow link would not hear the end.
         """
-        staying = self._rule.live - {self._rule.always}
-        for worker in staying:
-            self._send(worker, Op.STOP)
+        staying = set(self._others)
+        self._tell(Op.STOP)
         deadline = time.monotonic() + _FAREWELL_S
         while await_farewell and staying and time.monotonic() < deadline:
             staying -= {event.worker for event in self._hub.events(_LOOK_S) if isinstance(event, LinkLost)}
         self._hub.close()
+
+    # What workers send.
 
     def _handle(self, event: Message | LinkLost) -> None:
         if isinstance(event, LinkLost):
@@ -215,99 +257,174 @@ class Coordinator:
             if header.op is Op.FAILURE:  # also from a worker whose link has ended since
                 raise WorkerFailed(words(payload))
             if event.worker not in self._rule.live:
-                self._send(event.worker, Op.STOP)
+                self._publication.send([event.worker], self._publication.header(Op.STOP))
                 return
-            contribution = self._contribution(header, payload, rest)
+            if header.worker != event.worker:
+                raise ProtocolError(f"a message in the name of worker {header.worker}")
+            self._take(header, payload, rest)
+        except BadPeer as error:
+            self._lose(error.worker, str(error))
         except ProtocolError as error:
             self._lose(event.worker, str(error))
-            return
-        self._bytes_up += event.frames[0].nbytes + payload.numel() + rest.numel()
-        self._uploads += 1
-        self._reading.pop(event.worker, None)
-        self._idle.add(event.worker)
-        if not self._count(event.worker, header.version, contribution):
+
+    def _take(self, header: Header, payload: Tensor, rest: Tensor) -> None:
+        if header.op in (Op.READY, Op.LATE):
+            self._observe(header)
+        if header.op is Op.READY:
+            contribution = self._contribution(header, payload, rest)
+            self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
+            self._ready[header.worker] = contribution
+            self._count(header.worker, contribution)
+        elif header.op is Op.LATE:
             assert self._open is not None
             self._open.dropped += 1
-            self._send_published(event.worker)  # it gets fresh parameters at once
+        elif header.op is Op.SLICE:
+            self._reduction.slice_arrived(header, payload)
+        elif header.op is Op.PART:
+            self._reduction.part_arrived(header, payload)
+        elif header.op is Op.RESYNC:
+            assert self._open is not None
+            self._open.resyncs += 1
+            self._publication.take_over(header.worker, words(payload))
+        elif header.op is Op.UNLINKED:
+            self._unlinked(header.worker, header.version, words(payload))
+        else:
+            raise ProtocolError(f"{header.op.name} from a worker")
+
+    def _observe(self, header: Header) -> None:
+        if not 0 <= header.compute_s < math.inf:
+            raise ProtocolError(f"{header.op.name} after {header.compute_s} s")
+        self._rule.observe(header.worker, header.compute_s)
 
     def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
-        expected = (Op.CODEWORD, self._wire.code, self._blocks.block_size)
-        if (header.op, header.wire, header.elements) != expected:
-            raise ProtocolError(f"op {header.op} with {header.elements} elements of wire dtype {header.wire}")
-        sizes = [self._statistics.nbytes, len(self._blocks.parameters)]
-        if payload.numel() != self._wire.nbytes(self._blocks.block_size) or rest.numel() != sum(sizes):
-            raise ProtocolError(f"a codeword of {payload.numel()} bytes with {rest.numel()} bytes beside it")
-        statistics, touched = torch.split(rest, sizes)
+        if payload.numel() != self._statistics.nbytes or rest.numel() != self._tensors:
+            raise ProtocolError(f"READY with {payload.numel()} and {rest.numel()} bytes")
         return Contribution(
-            codeword=self._wire.unpack(self._staging.to_device(payload), self._blocks.block_size),
-            touched=touched.bool().tolist(),
+            version=header.version,
+            touched=rest.bool().tolist(),
             loss=header.loss,
             samples=header.samples,
             compute_s=header.compute_s,
-            statistics=statistics,
+            statistics=payload,
         )
 
-    def _count(self, worker: int, version: int, contribution: Contribution) -> bool:
+    def _count(self, worker: int, contribution: Contribution) -> None:
         update = self._open
         assert update is not None
-        if not self._rule.counts(worker, version, time.monotonic()):
-            return False
-        coefficients = self._rule.coefficients(worker)
-        if coefficients is None:
-            update.held[worker] = contribution.codeword
-        else:
-            self._blocks.accumulate(self._flat, coefficients, contribution.codeword)
-        touched = torch.tensor(contribution.touched)
-        update.touched = touched if update.touched is None else update.touched | touched
-        update.losses.append(contribution.loss)
-        update.compute_s.append(contribution.compute_s)
-        update.samples = contribution.samples
-        if self._statistics.nbytes:
-            update.statistics.append(contribution.statistics)
-        return True
+        if update.decision is not None:
+            return  # it may count in the next one
+        if self._rule.counts(worker, contribution.version, time.monotonic()):
+            update.counted[worker] = contribution
+            self._ready.pop(worker, None)
+        elif contribution.version < self._rule.oldest:
+            self._ready.pop(worker, None)  # the worker knows by the version's header, and goes on
+            update.dropped += 1
 
-    def _close(self, started: float) -> Update:
-        update, rule = self._open, self._rule
-        assert update is not None and update.touched is not None
-        arrivals = rule.arrivals
-        parts = {part for arrival in arrivals for part in rule.code.parts(arrival.worker)}
-        decoding = rule.close()
-        for worker, codeword in update.held.items():
-            self._blocks.accumulate(self._flat, decoding.held[worker], codeword)
-        self._decoded = decoding.scale, update.touched.tolist()
-        self._statistics.average(update.statistics)
+    def _decide(self, update: _Open) -> None:
+        decoding, rule = self._rule.decide(time.monotonic()), self._rule
+        # The coordinator's own comes last: where there are fewer slices than codewords, it has enough to do.
+        arrivals = sorted(rule.arrivals, key=lambda arrival: arrival.worker == rule.always)
+        rows = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
+        direction = rule.code.at(self.version).direction
+        if self._reduction.along_direction and direction is not None:
+            rows = (rows @ direction / (direction @ direction))[:, None]
+        touched = torch.tensor([update.counted[arrival.worker].touched for arrival in arrivals]).any(dim=0)
+        self._decisions += 1
+        update.arrivals = arrivals
+        update.decoded_share = decoding.decoded_share
+        update.decision = Decision(
+            number=self._decisions,
+            version=self.version,
+            workers=[arrival.worker for arrival in arrivals],
+            versions=[self.version - arrival.staleness for arrival in arrivals],
+            weights=rows.T,
+            touched=touched.tolist(),
+        )
+        payload, rest = update.decision.pack()
+        header = self._publication.header(Op.DECISION, self.version)
+        header = replace(header, elements=len(arrivals), decision=self._decisions)
+        self._publication.send(self._others, header, payload, rest)
+        self._reduction.begin(update.decision)
+
+    def _close(self, update: _Open, started: float) -> Update:
+        rule, decision = self._rule, update.decision
+        assert decision is not None
+        rule.close()
+        counted = [update.counted[arrival.worker] for arrival in update.arrivals]
+        if self._statistics.nbytes:
+            self._statistics.average([contribution.statistics for contribution in counted])
+        if rule.always is not None:
+            self._reduction.withdraw()
+        up, down = self._reduction.traffic(decision.number, 1 + len(self._others))
         closed = Update(
             version=self.version,
             epoch=update.epoch,
             batch_index=update.batch_index,
-            arrivals=arrivals,
-            loss=sum(update.losses) / len(update.losses),
-            samples=update.samples * len(parts),
+            arrivals=update.arrivals,
+            wait_for=rule.wait_for,
+            loss=sum(contribution.loss for contribution in counted) / len(counted),
+            samples=counted[0].samples * len({p for a in update.arrivals for p in rule.code.parts(a.worker)}),
             wait_s=time.monotonic() - started,
-            compute_s=sum(update.compute_s) / len(update.compute_s),
-            bytes_up=self._bytes_up,
-            bytes_down=self._bytes_down,
-            uploads=self._uploads,
-            decoded_share=decoding.decoded_share,
+            compute_s=sum(contribution.compute_s for contribution in counted) / len(counted),
+            bytes_up=self._bytes_up + up,
+            bytes_down=self._publication.bytes_sent - self._bytes_told + down,
+            uploads=len(counted),
+            decoded_share=update.decoded_share,
             dropped=update.dropped,
+            resyncs=update.resyncs,
             live=len(rule.live),
             inclusion=[rule.inclusion_rate(worker) for worker in range(rule.code.n)],
         )
-        self._open = None
-        self._bytes_up = self._bytes_down = self._uploads = 0
+        self._bytes_up, self._bytes_told = 0, self._publication.bytes_sent
         return closed
+
+    # Links and workers that are lost.
+
+    def _unlinked(self, reporter: int, worker: int, reason: str) -> None:
+        """A link between two workers broke: what was on it is lost, so the update is decided again; not for ever."""
+        update = self._open
+        if worker not in self._rule.live or self._exited(worker, 0.0) is not None:
+            return  # its own link's end says the same
+        if reason:
+            self._lose(worker, f"{reason}, says worker {reporter}")
+        elif update is not None:
+            update.retries += 1
+            if update.retries > _RETRIES:
+                self._lose(worker, f"its link to worker {reporter} ended")
+            elif update.decision is not None:
+                self._reopen(update)
 
     def _lose(self, worker: int, reason: str | None = None) -> None:
         if worker not in self._rule.live:
             return
         self._rule.lose(worker)
-        self._idle.discard(worker)
-        self._reading.pop(worker, None)
+        self._reduction.ranks.workers.discard(worker)
+        self._ready.pop(worker, None)
+        decision = self._open.decision if self._open is not None else None
+        if decision is not None and worker in decision.workers and not self._reduction.complete(decision.number):
+            assert self._open is not None
+            self._reopen(self._open)  # decided again, without it
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))
         log.warning(
             "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
         )
+        self._tell(Op.LOST, version=worker)
+
+    def _reopen(self, update: _Open) -> None:
+        update.decision = None
+        for worker, contribution in list(self._ready.items()):  # those that came after it: nobody else may come
+            self._count(worker, contribution)
+
+    def _tell(self, op: Op, payload: Tensor = _EMPTY, *, version: int = 0) -> None:
+        self._publication.send(self._others, self._publication.header(op, version), payload)
+
+    # Waiting.
+
+    def _awaited(self, update: _Open) -> str:
+        if update.decision is None:
+            return f"codewords of workers {self._rule.awaited}"
+        return f"workers {self._reduction.missing(update.decision.number)} to add codewords up"
 
     def _check_enough_live(self) -> None:
         if len(self._rule.live) < self._min_workers:
@@ -315,30 +432,6 @@ class Coordinator:
                 f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; "
                 f"lost: {[failure.worker for failure in self.failures]}."
             )
-
-    def _send(self, worker: int, op: Op, payload: Tensor | None = None) -> None:
-        header = Header(op, self._messages.run_id, COORDINATOR)
-        self._hub.send(worker, self._messages.pack(header) if payload is None else self._messages.pack(header, payload))
-
-    def _send_published(self, worker: int) -> None:
-        assert self._published is not None
-        header, snapshot = self._published
-        frames = self._messages.pack(header, snapshot)
-        self._bytes_down += len(frames[0]) + snapshot.numel()
-        self._hub.send(worker, frames)
-        self._idle.discard(worker)
-        self._reading[worker] = snapshot
-
-    def _buffer(self, layout: StateLayout) -> Tensor:
-        return layout.buffer() if self._messages.arena is None else self._messages.arena.take(layout.nbytes)
-
-    def _free_snapshot(self) -> Tensor:
-        read = {id(snapshot) for snapshot in self._reading.values()}
-        for snapshot in self._snapshots:
-            if id(snapshot) not in read:
-                return snapshot
-        self._snapshots.append(self._buffer(self._per_version))
-        return self._snapshots[-1]
 
     def _check_deadline(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:

@@ -7,13 +7,14 @@ import struct
 from dataclasses import dataclass
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 
 # magic, protocol, op, wire dtype, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
-# codeword elements, global step, the payload's offset in the arena, bytes of the first and of the second payload.
-_LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqqQQ")
+# elements, global step, decision, oldest version, checksum, the payload's offset in the arena, bytes of both payloads.
+_LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqQqqqQQ")
+HEADER_BYTES = _LAYOUT.size
 
 
 class ProtocolError(RuntimeError):
@@ -23,12 +24,22 @@ class ProtocolError(RuntimeError):
 class Op(enum.IntEnum):
     """What a message asks or tells; the payload frames that follow the header stand in brackets."""
 
-    JOIN = 1  # worker -> coordinator: ready [layout digest]
-    STATE = 2  # coordinator -> worker: every parameter and buffer, once [state]
-    PARAMETERS = 3  # coordinator -> worker: compute this batch at this version [state]
-    CODEWORD = 4  # worker -> coordinator: the answer [codeword, statistics and touched parameters]
-    FAILURE = 5  # worker -> coordinator: an exception ends the run [traceback, utf-8]
-    STOP = 6  # coordinator -> worker: the fit is over
+    JOIN = 1  # worker -> coordinator: here I am [fingerprint and digest of its state, address of its inbox]
+    STATE = 2  # coordinator -> worker: everything at a version [`state.whole_state`; nothing: you have it]
+    PEERS = 3  # coordinator -> worker: everybody has joined [addresses of all inboxes]
+    MEET = 4  # worker -> worker: the first message of a link
+    MET = 5  # worker -> coordinator: a link from every other worker is there
+    VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]
+    READY = 7  # worker -> coordinator: my codeword is computed [statistics, touched parameters]
+    LATE = 8  # worker -> coordinator: my codeword is computed, but counts no more
+    DECISION = 9  # coordinator -> worker: who counts, and with what weight [workers and weights, touched parameters]
+    SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
+    PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
+    RESYNC = 12  # worker -> coordinator: I cannot step as you did, send STATE [why]
+    UNLINKED = 13  # worker -> coordinator: my link from the worker named by `version` has ended
+    LOST = 14  # coordinator -> worker: the worker named by `version` is an erasure from now on
+    FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
+    STOP = 16  # coordinator -> worker: the fit is over
 
 
 @dataclass(frozen=True)
@@ -39,16 +50,19 @@ class Header:
         op: what the message asks or tells.
         run_id: 16 bytes that name the fit.
         worker: the sending worker (its row of the code); COORDINATOR for the coordinator.
-        version: version of the parameters that are sent, or that a codeword was computed at.
+        version: version of the parameters that are meant, or that a codeword was computed at.
         epoch: epoch of the batch.
         batch_index: index of the batch in its epoch.
         loss: mean loss over the worker's data parts.
         compute_s: seconds that the worker computed.
         samples: samples in one of its data parts.
-        wire: wire dtype of the codeword (`WireFormat.code`).
-        elements: elements of the codeword.
+        wire: wire dtype of a codeword (`WireFormat.code`).
+        elements: values in a slice or part, codewords in a decision.
         global_step: optimizer steps taken when the version was published.
-        offset: where the first payload lies in the arena that the peers share; INLINE: in its frame.
+        decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none.
+        oldest: codewords of older versions than this do not count any more.
+        checksum: of the parameters at the version (`state.checksum`).
+        offset: where the first payload lies in the arena that the peers share; INLINE: in its frames.
         sizes: bytes of the two payloads.
     """
 
@@ -64,6 +78,9 @@ class Header:
     wire: int = 0
     elements: int = 0
     global_step: int = 0
+    decision: int = 0
+    oldest: int = 0
+    checksum: int = 0
     offset: int = INLINE
     sizes: tuple[int, int] = (0, 0)
 
@@ -76,8 +93,8 @@ class Header:
         """
         return _LAYOUT.pack(
             MAGIC, PROTOCOL_VERSION, self.op, self.wire, self.run_id, self.worker, self.version, self.epoch,
-            self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.global_step, self.offset,
-            *self.sizes,
+            self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.global_step, self.decision,
+            self.oldest, self.checksum, self.offset, *self.sizes,
         )  # fmt: skip
 
     @classmethod
@@ -94,8 +111,8 @@ class Header:
             known = Op(op)
         except ValueError:
             raise ProtocolError(f"unknown op {op}") from None
-        worker, version, epoch, batch_index, loss, compute_s, samples, elements, global_step, offset = fields
+        worker, version, epoch, batch_index, loss, compute_s, samples, elements, step, decision, oldest, *rest = fields
         return cls(
-            known, run, worker, version, epoch, batch_index, loss, compute_s, samples, wire, elements, global_step,
-            offset, sizes=(first, second),
+            known, run, worker, version, epoch, batch_index, loss, compute_s, samples, wire, elements, step, decision,
+            oldest, checksum=rest[0], offset=rest[1], sizes=(first, second),
         )  # fmt: skip

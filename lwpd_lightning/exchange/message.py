@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.exchange.arena import Arena
-from lwpd_lightning.exchange.header import INLINE, Header, ProtocolError
+from lwpd_lightning.exchange.header import HEADER_BYTES, INLINE, Header, ProtocolError
 from lwpd_lightning.exchange.transport import Payload
 
 _EMPTY = torch.empty(0, dtype=torch.uint8)
+_NOTHING = memoryview(b"")
 _FRAME_BYTES = 1 << 17
 
 
@@ -33,11 +34,14 @@ class Messages:
         self.arena = arena
 
     def pack(self, header: Header, payload: Tensor = _EMPTY, rest: Tensor = _EMPTY) -> list[Payload]:
-        """Frames for a header with two uint8 payloads, which must stay as they are until the peer has read them."""
+        """Frames for a header with two uint8 payloads; the first must stay as it is until the peer has read it.
+
+        The second, meant for little things, is copied behind the header: most messages are one frame.
+        """
         offset = self.arena.offset(payload) if self.arena is not None and payload.numel() else None
         header = replace(header, offset=INLINE if offset is None else offset, sizes=(payload.numel(), rest.numel()))
-        frames = [b""] if offset is not None else _pieces(payload)
-        return [header.pack(), *frames, rest.numpy().data]
+        head = header.pack() + rest.numpy().tobytes()
+        return [head] if offset is not None or not payload.numel() else [head, *_pieces(payload)]
 
     def read(self, frames: Sequence[memoryview]) -> tuple[Header, Tensor, Tensor]:
         """A message's header and its two payloads as uint8 tensors over the received memory.
@@ -45,20 +49,18 @@ class Messages:
         Raises:
             ProtocolError: where frames and header disagree, or the header is not of this fit.
         """
-        if len(frames) < 3:
-            raise ProtocolError(f"{len(frames)} frames, a message has at least 3")
-        header = Header.unpack(bytes(frames[0]), run_id=self.run_id)
+        header = Header.unpack(bytes(frames[0][:HEADER_BYTES]), run_id=self.run_id)
         inline = header.offset == INLINE
-        expected = 2 + (max(1, -(-header.sizes[0] // _FRAME_BYTES)) if inline else 1)
+        expected = 1 + (-(-header.sizes[0] // _FRAME_BYTES) if inline else 0)
         if len(frames) != expected:
             raise ProtocolError(f"{len(frames)} frames instead of {expected}")
         if inline:
-            payload = torch.cat([_tensor(frame) for frame in frames[1:-1]]) if expected > 3 else _tensor(frames[1])
+            payload = torch.cat([_tensor(frame) for frame in frames[1:]]) if expected > 2 else _tensor(*frames[1:])
         elif self.arena is None:
             raise ProtocolError("payload by reference where no memory is shared")
         else:
             payload = self.arena.at(header.offset, header.sizes[0])
-        rest = _tensor(frames[-1])
+        rest = _tensor(frames[0][HEADER_BYTES:])
         if header.sizes != (payload.numel(), rest.numel()):
             raise ProtocolError(f"payloads of {payload.numel()} and {rest.numel()} bytes, not {header.sizes}")
         return header, payload, rest
@@ -75,8 +77,8 @@ def words(payload: Tensor) -> str:
 
 
 def _pieces(payload: Tensor) -> list[Payload]:
-    return [piece.numpy().data for piece in torch.split(payload, _FRAME_BYTES)] if payload.numel() else [b""]
+    return [piece.numpy().data for piece in torch.split(payload, _FRAME_BYTES)]
 
 
-def _tensor(frame: memoryview) -> Tensor:
+def _tensor(frame: memoryview = _NOTHING) -> Tensor:
     return torch.frombuffer(frame, dtype=torch.uint8) if frame.nbytes else _EMPTY

@@ -14,6 +14,7 @@ import torch
 
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import Decoder, least_squares_coefficients, live_coefficients
+from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 
 Stale = Literal["apply", "drop"]
 
@@ -22,6 +23,8 @@ Stale = Literal["apply", "drop"]
 _WEIGHT_CLIP = 4.0
 # Updates' worth of belief in even inclusion before the measured rates take over.
 _EVEN_PRIOR = 20.0
+# Arrival sets whose rank is remembered: a solve for each update would cost rank 0 more than all the rest of the rule.
+_KNOWN_SHARES = 4096
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,9 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to end an update: gradient block b = scale * (what was accumulated + sum_i held[i][b] * codeword i)."""
+    """How an update's gradient comes of its codewords: block b is ``sum_i coefficients[i][b] * codeword i``."""
 
-    scale: float
-    held: dict[int, list[float]]
+    coefficients: dict[int, list[float]]
     decoded_share: float
 
 
@@ -53,18 +55,22 @@ class ArrivalRule:
     dual, k/n * sum_a C[i, (a, b)] / A for a tight frame with nobody dead. When only some arrive, each is divided by its
     inclusion probability (Horvitz-Thompson), which keeps the decoded gradient unbiased: 1 for ``always``, m/(L-1) for
     each of the other L-1 live workers when m of them counted, tilted by their measured inclusion rates where these are
-    uneven. Only the tilt is needed while codewords arrive; the rest is one common scale, known when the update closes.
+    uneven.
+
+    An update runs `open`, `counts` for each arrival, `decide` when it is `complete`, `close` when its gradient is
+    there. Whoever dies before the close takes its codeword along, and the update goes on without it.
 
     Args:
         code: the code.
-        wait_for: K, in 1..n.
-        decoder: "projective" adds each codeword as it arrives; "least_squares" and "exact" solve for the arrival set at
-            the end. That the set can be solved exactly is up to who drives the rule: while recovery_threshold workers
-            live and wait_for is no less, it can.
+        wait_for: K, in 1..n; with ``adaptive`` that of the open update.
+        decoder: "projective" adds codewords up without a solve; "least_squares" and "exact" solve for the arrival set.
+            That the set can be solved exactly is up to who drives the rule: while recovery_threshold workers live and
+            wait_for is no less, it can.
         stale: whether a codeword of an older version counts ("apply") or not ("drop").
         max_staleness: with "apply", older codewords than this many versions do not count; None: no bound.
         always: the worker whose own codeword every update waits for (the coordinator's), or None.
         feedback: workers send later what a codeword left out, so that nothing is made up for it here (a sketch).
+        adaptive: chooses K for each update; None: it stays.
     """
 
     code: Code
@@ -74,6 +80,7 @@ class ArrivalRule:
     max_staleness: int | None = None
     always: int | None = None
     feedback: bool = False
+    adaptive: AdaptiveWait | None = None
 
     live: set[int] = field(init=False)
     version: int = field(init=False, default=-1)
@@ -81,10 +88,12 @@ class ArrivalRule:
     inclusions: Counter[int] = field(init=False, default_factory=Counter)
     arrivals: list[Arrival] = field(init=False, default_factory=list)
     _opened_at: float = field(init=False, default=0.0)
+    _decided_at: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
     _duals: dict[Code, torch.Tensor] = field(init=False, default_factory=dict)
     _tilt: dict[int, float] = field(init=False, default_factory=dict)
+    _shares: dict[frozenset[int], float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.live = set(range(self.code.n))
@@ -92,8 +101,7 @@ class ArrivalRule:
     @property
     def needed(self) -> int:
         """How many codewords the open update waits for."""
-        counted = {arrival.worker for arrival in self.arrivals}  # one that died since stands in for nobody
-        return min(self.wait_for, len(self.live | counted))
+        return min(self.wait_for, len(self.live))
 
     @property
     def complete(self) -> bool:
@@ -106,17 +114,28 @@ class ArrivalRule:
         """Live workers that have not yet counted in the open update."""
         return sorted(self.live - {arrival.worker for arrival in self.arrivals})
 
+    @property
+    def oldest(self) -> int:
+        """The oldest version whose codewords may count in the open update."""
+        limit = 0 if self.stale == "drop" else self.max_staleness
+        return self._oldest_valid if limit is None else max(self._oldest_valid, self.version - limit)
+
     def inclusion_rate(self, worker: int) -> float:
         """The share of all updates so far in which the worker counted."""
         return self.inclusions[worker] / self.updates if self.updates else 0.0
 
     def lose(self, worker: int) -> None:
-        """A worker died: an erasure from now on. What it sent before may still count."""
+        """A worker died: an erasure from now on, also of the codeword that it had ready for the open update."""
         self.live.discard(worker)
+        self.arrivals = [arrival for arrival in self.arrivals if arrival.worker != worker]
 
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
         self.version, self._opened_at, self.arrivals = version, now, []
+        if self.adaptive is not None:
+            if self._decided_at is not None:
+                self.adaptive.observe_rest(now - self._decided_at)
+            self.wait_for = self.adaptive.choose(self.live)
         if void_older:
             self._oldest_valid = version
         if self.live != self._expected:
@@ -124,41 +143,48 @@ class ArrivalRule:
             self._duals = {}
         self._tilt = self._measured_tilt()
 
+    def observe(self, worker: int, seconds: float) -> None:
+        """Note how long a worker took for a codeword, whether or not it counts."""
+        if self.adaptive is not None:
+            self.adaptive.observe(worker, seconds)
+
     def counts(self, worker: int, version: int, now: float) -> bool:
         """Whether a codeword of ``version`` that arrived at ``now`` counts in the open update, and note it if so."""
-        staleness = self.version - version
-        if worker not in self._expected or any(arrival.worker == worker for arrival in self.arrivals):
+        if worker not in self._expected & self.live or any(arrival.worker == worker for arrival in self.arrivals):
             return False
-        if staleness < 0 or version < self._oldest_valid:
+        if not self.oldest <= version <= self.version:
             return False
-        limit = 0 if self.stale == "drop" else self.max_staleness
-        if limit is not None and staleness > limit:
-            return False
-        self.arrivals.append(Arrival(worker, staleness, max(0.0, now - self._opened_at)))
+        self.arrivals.append(Arrival(worker, self.version - version, max(0.0, now - self._opened_at)))
         return True
 
-    def coefficients(self, worker: int) -> list[float] | None:
-        """With what to add a counted codeword into each block now; None: hold it until the update closes."""
-        if worker == self.always or self.decoder != "projective":
-            return None
-        return [self._tilt.get(worker, 1.0) * weight for weight in self._dual(worker)]
-
-    def close(self) -> Decoding:
-        """End the open update and say how to finish its gradient."""
+    def decide(self, now: float) -> Decoding:
+        """With what each codeword that has arrived enters the gradient of the open update."""
+        self._decided_at = now
         counted = [arrival.worker for arrival in self.arrivals]
-        self.updates += 1
-        self.inclusions.update(counted)
-        share = float(torch.linalg.matrix_rank(self.code.generator[counted])) / self.code.k
         if self.decoder != "projective":
             solved = least_squares_coefficients(self.code, counted)
-            return Decoding(1.0, dict(zip(counted, solved.tolist(), strict=True)), share)
+            return Decoding(dict(zip(counted, solved.tolist(), strict=True)), self._share(counted))
         others = sum(worker != self.always for worker in counted)
         expected = len(self._expected - {self.always})
         scale = expected / others if others else 1.0
-        held = {}
-        if self.always is not None:
-            held[self.always] = [weight / scale for weight in self._dual(self.always)]
-        return Decoding(scale, held, share)
+        coefficients = {}
+        for worker in counted:
+            factor = 1.0 if worker == self.always else scale * self._tilt.get(worker, 1.0)
+            coefficients[worker] = [factor * weight for weight in self._dual(worker)]
+        return Decoding(coefficients, self._share(counted))
+
+    def close(self) -> None:
+        """End the open update: its gradient has been decoded from what had arrived."""
+        self.updates += 1
+        self.inclusions.update(arrival.worker for arrival in self.arrivals)
+
+    def _share(self, counted: list[int]) -> float:
+        rows = frozenset(counted)
+        if rows not in self._shares:
+            if len(self._shares) >= _KNOWN_SHARES:
+                self._shares.clear()
+            self._shares[rows] = float(torch.linalg.matrix_rank(self.code.generator[sorted(rows)])) / self.code.k
+        return self._shares[rows]
 
     def _dual(self, worker: int) -> list[float]:
         """With what the worker's codeword enters each block while all live workers' are added: its version decides."""

@@ -1,15 +1,16 @@
-"""What of a model travels beside the codewords: parameters and buffers down, normalisation statistics up."""
+"""What of a model travels beside the codewords: everything once, buffers with each version, statistics up."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.exchange.header import ProtocolError
 
 _ALIGNMENT = 16
@@ -25,21 +26,16 @@ class StateLayout:
     Args:
         slots: where the tensors live; shapes and dtypes are those found now and must not change later.
         device: the tensors' device.
-        parameter_wire: how parameters are packed; None, and buffers in any case: bit for bit.
     """
 
-    def __init__(self, slots: Iterable[_Slot], device: torch.device, parameter_wire: WireFormat | None = None) -> None:
+    def __init__(self, slots: Iterable[_Slot], device: torch.device) -> None:
         self._slots = list(slots)
         self._device = device
         self._shapes: list[tuple[int, int, torch.dtype, torch.Size]] = []
-        self._wires: list[WireFormat | None] = []
         offset = 0
         for tensor in self._tensors():
-            wire = parameter_wire if isinstance(tensor, nn.Parameter) else None
-            nbytes = tensor.nbytes if wire is None else wire.nbytes(tensor.numel())
-            self._wires.append(wire)
-            self._shapes.append((offset, nbytes, tensor.dtype, tensor.shape))
-            offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+            self._shapes.append((offset, tensor.nbytes, tensor.dtype, tensor.shape))
+            offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         self.nbytes = offset
 
     @classmethod
@@ -48,19 +44,9 @@ class StateLayout:
         return cls(_slots(module, lambda owner, name, tensor: True), device)
 
     @classmethod
-    def per_version(
-        cls, module: nn.Module, device: torch.device, parameter_wire: WireFormat | None = None
-    ) -> StateLayout:
-        """What a step can change: trainable parameters, packed by ``parameter_wire``, and all buffers, exactly.
-
-        Each snapshot is rounded afresh from the parameters themselves, so a worker is never further from them than one
-        rounding, however many versions it has seen. Its gradients belong to the rounded point.
-        """
-        return cls(
-            _slots(module, lambda owner, name, tensor: tensor.requires_grad or name not in owner._parameters),
-            device,
-            parameter_wire,
-        )
+    def buffers(cls, module: nn.Module, device: torch.device) -> StateLayout:
+        """All buffers: what a training step may change beside the trainable parameters."""
+        return cls(_slots(module, lambda owner, name, tensor: name not in owner._parameters), device)
 
     @classmethod
     def statistics(cls, module: nn.Module, device: torch.device) -> StateLayout:
@@ -76,9 +62,8 @@ class StateLayout:
     def pack(self, buffer: Tensor) -> None:
         """Copy the tensors' values into ``buffer``."""
         with torch.no_grad():
-            for view, tensor, wire in zip(self._views(buffer), self._tensors(), self._wires, strict=True):
-                packed = tensor if wire is None else wire.pack(tensor.detach().reshape(-1))
-                view.copy_(packed, non_blocking=True)
+            for view, tensor in zip(self._views(buffer), self._tensors(), strict=True):
+                view.copy_(tensor, non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
@@ -87,8 +72,8 @@ class StateLayout:
         if payload.numel() != self.nbytes:
             raise ProtocolError(f"state of {payload.numel()} bytes, this model has {self.nbytes}")
         with torch.no_grad():
-            for view, tensor, wire in zip(self._views(payload), self._tensors(), self._wires, strict=True):
-                tensor.copy_(view if wire is None else wire.unpack(view, tensor.numel()).view(tensor.shape))
+            for view, tensor in zip(self._views(payload), self._tensors(), strict=True):
+                tensor.copy_(view)
 
     def average(self, payloads: list[Tensor]) -> None:
         """Set the tensors to the mean over ``payloads``; integer tensors (counts of batches) to their maximum."""
@@ -110,9 +95,8 @@ class StateLayout:
             yield tensor
 
     def _views(self, buffer: Tensor) -> Iterator[Tensor]:
-        for (offset, nbytes, dtype, shape), wire in zip(self._shapes, self._wires, strict=True):
-            piece = buffer[offset : offset + nbytes]
-            yield piece.view(dtype).view(shape) if wire is None else piece
+        for offset, nbytes, dtype, shape in self._shapes:
+            yield buffer[offset : offset + nbytes].view(dtype).view(shape)
 
 
 def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
@@ -124,3 +108,48 @@ def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
                 if tensor is not None and id(tensor) not in seen and wanted(owner, name, tensor):
                     seen.add(id(tensor))  # a tied parameter travels once
                     yield slots, name  # type: ignore[misc]
+
+
+def whole_state(everything: StateLayout, optimizer: object) -> Tensor:
+    """Parameters and buffers, then the optimizer's state (``state_dict()``), as one (nbytes,) uint8 tensor."""
+    buffer = everything.buffer()
+    everything.pack(buffer)
+    return torch.cat([buffer, to_bytes(optimizer)])
+
+
+def digest(state: Tensor) -> bytes:
+    """32 bytes that tell states apart."""
+    return hashlib.sha256(state.numpy().data).digest()
+
+
+@torch.no_grad()
+def checksum(parameters: Iterable[Tensor]) -> int:
+    """A 64-bit sum over the parameters' bits: whoever steps differently, by however little, gets another one.
+
+    Asked of the values: autograd's version counters do not see what is done to a parameter's ``data``.
+    """
+    sums = []
+    for parameter in parameters:
+        flat = parameter.detach().reshape(-1).view(torch.uint8)
+        if flat.storage_offset() % 8:
+            flat = flat.clone()  # a view into a larger buffer: words must be aligned
+        even = flat.numel() - flat.numel() % 8
+        sums.append(flat[:even].view(torch.int64).sum())
+        if even < flat.numel():
+            sums.append(flat[even:].sum(dtype=torch.int64))
+    total = 0
+    for place, words in enumerate(torch.stack(sums).tolist()):
+        total += (2 * place + 1) * words  # so that tensors do not change places unnoticed
+    return (total + 2**63) % 2**64 - 2**63
+
+
+def to_bytes(value: object) -> Tensor:
+    """Plain containers, numbers and tensors as a (nbytes,) uint8 tensor."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
+
+
+def from_bytes(payload: Tensor, device: torch.device) -> Any:
+    """What `to_bytes` made; raises pickle.UnpicklingError for anything but plain containers, numbers and tensors."""
+    return torch.load(io.BytesIO(payload.numpy().tobytes()), map_location=device, weights_only=True)

@@ -1,8 +1,9 @@
-"""ZeroMQ links between the coordinator and its workers: bytes, heartbeats, keys. Knows nothing of gradients.
+"""ZeroMQ links between ranks: bytes, heartbeats, keys. Knows nothing of gradients.
 
-The coordinator owns one ROUTER socket (`Hub`), each worker one DEALER (`Spoke`). Every link is CURVE-encrypted under
-keys derived from the run's key, and a peer is known by the key it proved, never by what a message claims. A link that
-ends (process gone, host silent for longer than the heartbeat allows) is reported once, as a `LinkLost`.
+The coordinator owns one ROUTER socket (`Hub`), each worker one DEALER (`Spoke`); workers that share no memory have the
+same among each other, one inbox and a link to every other inbox (`mesh.WorkerLinks`). Every link is CURVE-encrypted
+under keys derived from the run's key, and a peer is known by the key it proved, never by what a message claims. A link
+that ends (process gone, host silent for longer than the heartbeat allows) is reported once, as a `LinkLost`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from lwpd_lightning.exchange.keys import RunKey
 
 Payload = bytes | memoryview
 
-# A worker has at most one message on its way in each direction, plus the closing one.
-_HIGH_WATER_MARK = 4
 _LINGER_MS = 1000
+_SMALL_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,8 @@ class LinkLost:
     worker: int
 
 
-class CoordinatorLost(RuntimeError):
-    """The link to the coordinator ended."""
-
-
 class Hub:
-    """The coordinator's end of all links.
+    """The listening end of links: the coordinator's, or a worker's inbox.
 
     Args:
         run_key: the run's secret.
@@ -53,21 +49,31 @@ class Hub:
         host: address to bind; loopback unless the run spans machines.
         heartbeat_s: a peer from which nothing at all came for this long is gone.
         max_message_bytes: longer messages end the link that sent them.
+        queued: messages that may wait for a peer that reads none; later ones to it are lost.
+        owner: the worker whose inbox this is; None: the coordinator's.
     """
 
     def __init__(
-        self, run_key: RunKey, workers: Sequence[int], *, host: str, heartbeat_s: float, max_message_bytes: int
+        self,
+        run_key: RunKey,
+        workers: Sequence[int],
+        *,
+        host: str,
+        heartbeat_s: float,
+        max_message_bytes: int,
+        queued: int,
+        owner: int | None = None,
     ) -> None:
-        self._context = zmq.Context()
+        self.context = zmq.Context()
         self._by_key = {run_key.worker(worker).public.decode(): worker for worker in workers}
-        self._auth = ThreadAuthenticator(self._context)
+        self._auth = ThreadAuthenticator(self.context)
         self._auth.start()
         self._auth.configure_curve_callback("*", self)
-        self._router = self._context.socket(zmq.ROUTER)
-        _configure(self._router, heartbeat_s)
+        self._router = self.context.socket(zmq.ROUTER)
+        _configure(self._router, heartbeat_s, queued)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-        keys = run_key.coordinator()
+        keys = run_key.coordinator() if owner is None else run_key.worker(owner)
         self._router.curve_server = True
         self._router.curve_publickey, self._router.curve_secretkey = keys.public, keys.secret
         self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
@@ -89,13 +95,14 @@ class Hub:
     def send(self, worker: int, frames: Sequence[Payload]) -> None:
         """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
 
-        Nothing is sent to a worker that has no link; `events` reports, or has reported, that it is lost.
+        Nothing is sent to a worker that has no link (`events` reports, or has reported, that it is lost) or whose queue
+        is full.
         """
         identity = self._identity.get(worker)
         if identity is None:
             return
         try:
-            self._router.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False)
+            _send(self._router, [identity, *frames])
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -113,6 +120,11 @@ class Hub:
                 if self._identity.get(worker) == identity:
                     del self._identity[worker]
                 yield LinkLost(worker)
+
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
+        """What to poll when waiting for more than `events`."""
+        return self._router, self._monitor
 
     def _watch_links(self) -> None:
         while self._monitor.poll(0):
@@ -141,59 +153,88 @@ class Hub:
         self._monitor.close(0)
         self._router.close(_LINGER_MS)
         self._auth.stop()
-        _end(self._context)
+        _end(self.context)
 
 
 class Spoke:
-    """A worker's end of its link to the coordinator at ``address`` ("tcp://host:port")."""
+    """A worker's end of its link to a hub at ``address`` ("tcp://host:port").
+
+    Args:
+        run_key: the run's secret.
+        worker: who connects.
+        address: of the hub.
+        heartbeat_s: a hub from which nothing at all came for this long is gone.
+        max_message_bytes: longer messages end the link.
+        queued: messages that may wait for a hub that reads none; later ones are lost.
+        to: the worker whose inbox the hub is; None: the coordinator's.
+        context: the ZeroMQ context to live in, which somebody else ends; None: one of its own.
+    """
 
     def __init__(
-        self, run_key: RunKey, worker: int, address: str, *, heartbeat_s: float, max_message_bytes: int
+        self,
+        run_key: RunKey,
+        worker: int,
+        address: str,
+        *,
+        heartbeat_s: float,
+        max_message_bytes: int,
+        queued: int,
+        to: int | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        self._context = zmq.Context()
-        self._dealer = self._context.socket(zmq.DEALER)
-        _configure(self._dealer, heartbeat_s)
-        # The queue has room for all that a worker ever has on its way: only a refused link, which has none, waits.
-        self._dealer.setsockopt(zmq.SNDTIMEO, int(heartbeat_s * 1000))
+        self._own = zmq.Context() if context is None else None
+        self._dealer = (context or self._own).socket(zmq.DEALER)  # type: ignore[union-attr]
+        _configure(self._dealer, heartbeat_s, queued)
         self._dealer.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         keys = run_key.worker(worker)
-        self._dealer.curve_serverkey = run_key.coordinator().public
+        self._dealer.curve_serverkey = (run_key.coordinator() if to is None else run_key.worker(to)).public
         self._dealer.curve_publickey, self._dealer.curve_secretkey = keys.public, keys.secret
         self._monitor = self._dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._dealer.connect(address)
-        self._poller = zmq.Poller()
-        self._poller.register(self._dealer, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
 
-    def send(self, frames: Sequence[Payload]) -> None:
-        """Queue a message without copying large frames, which must stay as they are until it has left.
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
+        """What to poll when waiting for `take` to give something, or for the link's end."""
+        return self._dealer, self._monitor
 
-        Raises:
-            CoordinatorLost: the coordinator refused this worker's key, and there is no link to queue for.
+    @property
+    def ended(self) -> bool:
+        """Whether the link has ended at least once."""
+        return bool(self._monitor.poll(0))
+
+    def send(self, frames: Sequence[Payload]) -> bool:
+        """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
+
+        Returns whether there was room: a refused link has none, nor has a hub that reads nothing for long.
         """
         try:
-            self._dealer.send_multipart(frames, copy=False)
-        except zmq.Again as error:
-            raise CoordinatorLost("the coordinator refused the link") from error
+            _send(self._dealer, frames)
+        except zmq.Again:
+            return False
+        return True
 
-    def receive(self, timeout_s: float | None) -> list[memoryview]:
-        """The next message's frames; raises CoordinatorLost when the link ended or nothing came in time.
-
-        None: wait as long as the link lives, which the heartbeat watches.
-        """
-        ready = dict(self._poller.poll(None if timeout_s is None else int(timeout_s * 1000)))
-        if self._dealer in ready:
-            return [frame.buffer for frame in self._dealer.recv_multipart(copy=False)]
-        if self._monitor in ready:
-            raise CoordinatorLost("the link to the coordinator ended")
-        raise CoordinatorLost(f"nothing came from the coordinator for {timeout_s:g} s")
+    def take(self) -> list[memoryview] | None:
+        """The next message's frames; None where none is there."""
+        try:
+            return [frame.buffer for frame in self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)]
+        except zmq.Again:
+            return None
 
     def close(self) -> None:
         """Close the link, giving what is queued a second to leave."""
         self._dealer.disable_monitor()
         self._monitor.close(0)
         self._dealer.close(_LINGER_MS)
-        _end(self._context)
+        if self._own is not None:
+            _end(self._own)
+
+
+def _send(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:
+    last = len(frames) - 1
+    for number, frame in enumerate(frames):
+        # Tracking a frame that ZeroMQ reads in place costs more than copying a small one.
+        copy = len(frame) < _SMALL_BYTES
+        socket.send(frame, zmq.NOBLOCK | (zmq.SNDMORE if number < last else 0), copy=copy)
 
 
 def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -204,10 +245,10 @@ def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     ending.join(2 * _LINGER_MS / 1000)
 
 
-def _configure(socket: zmq.Socket[bytes], heartbeat_s: float) -> None:
+def _configure(socket: zmq.Socket[bytes], heartbeat_s: float, queued: int) -> None:
     heartbeat_ms = int(heartbeat_s * 1000)
-    socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
-    socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
+    socket.setsockopt(zmq.SNDHWM, queued)
+    socket.setsockopt(zmq.RCVHWM, queued)
     socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
     socket.setsockopt(zmq.IPV6, 1)

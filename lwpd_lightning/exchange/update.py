@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -27,12 +28,19 @@ class Failure:
     reason: str
 
 
+class Codeword(NamedTuple):
+    """A computed codeword: (d,) as it was computed, on its device, and (nbytes,) as it travels, on the host."""
+
+    exact: Tensor
+    packed: Tensor
+
+
 @dataclass(frozen=True)
 class Contribution:
-    """What a worker computed for one version: its codeword and what rank 0 logs of it.
+    """What rank 0 hears of a codeword before it decides whether it counts.
 
     Attributes:
-        codeword: (d,) tensor.
+        version: that it was computed at.
         touched: for each trainable parameter, whether it got a gradient.
         loss: mean loss over the worker's data parts.
         samples: samples in one data part.
@@ -40,12 +48,25 @@ class Contribution:
         statistics: packed normalisation statistics (`StateLayout.statistics`).
     """
 
-    codeword: Tensor
+    version: int
     touched: Sequence[bool]
     loss: float
     samples: int
     compute_s: float
     statistics: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, as every rank can make it by itself.
+
+    Attributes:
+        decision: number of the decision that its gradient was made by.
+        settings: the optimizer's parameter groups without their parameters: learning rate and the like.
+    """
+
+    decision: int
+    settings: list[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -57,15 +78,17 @@ class Update:
         epoch: epoch of its batch.
         batch_index: index of its batch in the epoch.
         arrivals: the codewords that counted.
+        wait_for: K, how many codewords were waited for.
         loss: mean loss over the contributors.
         samples: samples in the distinct data parts that the contributors computed.
         wait_s: from the end of the coordinator's own computing to the closing.
         compute_s: mean computing time of the contributors.
-        bytes_up: received since the last update closed.
-        bytes_down: sent since then.
-        uploads: codewords received since then, counted or not.
+        bytes_up: of codewords on their way to those who add them up, and of what is told beside them.
+        bytes_down: of decoded gradients on their way to all ranks, and of what rank 0 tells them beside.
+        uploads: codewords that travelled: those that counted.
         decoded_share: share of the k task directions that the arrivals span.
-        dropped: codewords that came too stale to count.
+        dropped: codewords that were computed and came too stale to count.
+        resyncs: workers that took over rank 0's state because they could not step as it did.
         live: workers that live.
         inclusion: for each worker, the share of updates so far in which it counted.
     """
@@ -74,6 +97,7 @@ class Update:
     epoch: int
     batch_index: int
     arrivals: list[Arrival]
+    wait_for: int
     loss: float
     samples: int
     wait_s: float
@@ -83,5 +107,6 @@ class Update:
     uploads: int
     decoded_share: float
     dropped: int
+    resyncs: int
     live: int
     inclusion: list[float]

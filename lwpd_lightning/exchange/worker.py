@@ -1,32 +1,37 @@
-"""A worker's side of the exchange: receive a version, compute its codeword, send it, until told to stop.
+"""A worker's side of the exchange: step as rank 0 steps, compute a codeword of the newest version, help to add up.
 
-The coordinator sends a worker its next version only after it has received the last codeword, so the codeword's buffer
-can be sent without a copy and written again as soon as the next version is here.
+A worker holds model and optimizer as rank 0 does and makes the same steps from the same decoded gradients, so that no
+parameters travel. Rank 0's are the truth: with every version comes a checksum of them, and a worker that arrived
+elsewhere, or missed what it needed, takes over rank 0's state.
 """
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from lwpd_lightning.coding.blocks import BlockMap
-from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.coding.wire import WireFormat
-from lwpd_lightning.exchange.header import Header, Op
-from lwpd_lightning.exchange.message import Messages, text
-from lwpd_lightning.exchange.staging import Staging
-from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.transport import Spoke
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
+from lwpd_lightning.exchange.mesh import WorkerLinks
+from lwpd_lightning.exchange.message import Messages, text, words
+from lwpd_lightning.exchange.reduction import BadPeer, Reduction
+from lwpd_lightning.exchange.state import StateLayout, checksum, digest, from_bytes, whole_state
+from lwpd_lightning.exchange.transport import LinkLost
+from lwpd_lightning.exchange.update import Codeword, Contribution
+
+_EMPTY = torch.empty(0, dtype=torch.uint8)
+# Versions that a worker lets pass while a part of an older one may still be on its way to it.
+_PATIENCE = 32
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which batch to compute at which version; the model already holds the version's parameters."""
+    """Which batch to compute at which version; the model already is at the version."""
 
     version: int
     epoch: int
@@ -34,19 +39,33 @@ class Assignment:
     global_step: int
 
 
+@dataclass(frozen=True)
+class _Version:
+    """A published version that the worker has not reached yet, or is at."""
+
+    header: Header
+    settings: Tensor
+    buffers: Tensor
+
+
+@dataclass
+class _Fate:
+    """Of the codeword that was computed last: at which version it was, and what became of it."""
+
+    version: int
+    counted: bool = False
+
+
 class Worker:
-    """Answers every published version with one codeword.
+    """Follows rank 0 from version to version and computes one codeword for each that it is free for.
 
     Args:
-        spoke: the link to the coordinator.
-        worker: this worker's row of the code.
-        blocks: layout of the trainable parameters.
-        model: the module whose state the coordinator sends.
-        wire: how codewords are packed.
-        parameter_wire: how each version's parameters are packed; None: bit for bit.
-        feedback: what ``compute`` made the codeword from, told what of it arrives; None: what packing lost stays lost.
+        links: to the coordinator and, without shared memory, to the other workers.
+        reduction: this rank's share in adding up.
+        model: the module that is trained.
+        optimizer: its optimizer.
+        step: makes an optimizer step with the gradients that lie in ``.grad``, as rank 0 makes it.
         messages: packs and reads this fit's messages.
-        slot: where in shared memory the packed codeword goes; None: it is sent through the link.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         timeout_s: longest wait for the coordinator's answer when joining; later only the link's heartbeat ends it.
     """
@@ -54,63 +73,215 @@ class Worker:
     def __init__(
         self,
         *,
-        spoke: Spoke,
-        worker: int,
-        blocks: BlockMap,
+        links: WorkerLinks,
+        reduction: Reduction,
         model: nn.Module,
-        wire: WireFormat,
-        parameter_wire: WireFormat | None,
-        feedback: ErrorFeedback | None,
+        optimizer: torch.optim.Optimizer,
+        step: Callable[[], None],
         messages: Messages,
-        slot: Tensor | None,
         fingerprint: bytes,
         timeout_s: float,
     ) -> None:
-        self._spoke, self._worker, self._blocks, self._wire = spoke, worker, blocks, wire
-        self._feedback, self._messages, self._slot, self._timeout_s = feedback, messages, slot, timeout_s
-        self._everything = StateLayout.everything(model, blocks.device)
-        self._per_version = StateLayout.per_version(model, blocks.device, parameter_wire)
-        self._staging = Staging(blocks.device)
-        self._fingerprint = fingerprint
+        self._links, self._reduction, self._optimizer, self._make_step = links, reduction, optimizer, step
+        self._messages, self._fingerprint, self._timeout_s = messages, fingerprint, timeout_s
+        assert reduction.ranks.me is not None
+        self._worker = reduction.ranks.me
+        self._device = reduction.blocks.device
+        self._everything = StateLayout.everything(model, self._device)
+        self._buffers = StateLayout.buffers(model, self._device)
+        self._buffer_values = self._buffers.buffer()
+        self._at = -1  # the version that the model is at
+        self._newest = -1  # the newest version that was published
+        self._versions: dict[int, _Version] = {}
+        self._resyncing = False
+        self._codeword: _Fate | None = None
+        self._unmet: set[int] | None = None
 
-    def run(self, compute: Callable[[Assignment], Contribution]) -> None:
+    def run(self, compute: Callable[[Assignment], tuple[Codeword, Contribution]]) -> None:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
+
+        Args:
+            compute: gives a version's codeword and what is told of it.
 
         Raises:
             CoordinatorLost: the link ended without a word.
         """
-        self._post(Op.JOIN, torch.tensor(list(self._fingerprint), dtype=torch.uint8))
-        timeout_s: float | None = self._timeout_s
-        while True:
-            frames, timeout_s = self._spoke.receive(timeout_s), None
-            try:
-                header, payload, _ = self._messages.read(frames)
-                if header.op is Op.STOP:
-                    return
-                if header.op is Op.STATE:
-                    self._everything.unpack(payload)
+        self._unmet = set(self._links.peers)
+        join = Header(Op.JOIN, self._messages.run_id, self._worker)
+        state = digest(whole_state(self._everything, self._optimizer.state_dict()))
+        fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
+        self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
+        self._receive(self._timeout_s)
+        try:
+            self._buffers.pack(self._buffer_values)
+            while True:
+                if not self._catch_up() or self._codeword is not None or self._at not in self._versions:
+                    if not self._receive(None):
+                        return
                     continue
-                self._per_version.unpack(payload)
-                assigned = Assignment(header.version, header.epoch, header.batch_index, header.global_step)
-                self._answer(header, compute(assigned))
-            except BaseException:
-                self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
-                raise
+                codeword, contribution = compute(self._assignment())
+                self._codeword = _Fate(self._at)
+                self._reduction.offer(codeword)
+                # It may have come too late meanwhile: then it never leaves.
+                while self._links.waiting:
+                    if not self._receive(None):
+                        return
+                self._say(Op.LATE if self._codeword is None else Op.READY, contribution)
+        except BaseException:
+            self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
+            raise
 
-    def _answer(self, asked: Header, contribution: Contribution) -> None:
-        packed = self._wire.pack(contribution.codeword)
-        if self._feedback is not None:
-            self._feedback.settle(self._wire.unpack(packed, self._blocks.block_size))
-        if self._slot is None:
-            packed = self._staging.to_host(packed)
-        elif packed.data_ptr() != self._slot.data_ptr():
-            packed = self._slot.copy_(packed)
-        touched = torch.tensor(contribution.touched, dtype=torch.uint8)
+    def _assignment(self) -> Assignment:
+        header = self._versions[self._at].header
+        return Assignment(header.version, header.epoch, header.batch_index, header.global_step)
+
+    # What comes in.
+
+    def _receive(self, timeout_s: float | None) -> bool:
+        """Take one message; False when the fit is over."""
+        event = self._links.receive(timeout_s)
+        if isinstance(event, LinkLost):
+            if event.worker in self._reduction.ranks.workers:
+                self._post(Op.UNLINKED, _EMPTY, version=event.worker)
+            return True
+        header, payload, rest = self._messages.read(event.frames)
+        try:
+            if event.worker == COORDINATOR and header.worker == COORDINATOR:
+                return self._told(header, payload, rest)
+            if event.worker in (header.worker, COORDINATOR):  # rank 0 may be a worker too
+                self._asked(header, payload)
+        except BadPeer as error:
+            self._post(Op.UNLINKED, text(str(error)), version=error.worker)
+        return True
+
+    def _asked(self, header: Header, payload: Tensor) -> None:
+        if header.op is Op.SLICE:
+            self._reduction.slice_arrived(header, payload)
+        elif header.op is Op.PART:
+            self._reduction.part_arrived(header, payload)
+        elif header.op is Op.MEET:
+            self._met(header.worker)
+
+    def _told(self, header: Header, payload: Tensor, rest: Tensor) -> bool:
+        if header.op is Op.STOP:
+            return False
+        if header.op is Op.STATE:
+            self._take_over(header.version, payload)
+        elif header.op is Op.PEERS:
+            self._meet(words(payload))
+        elif header.op is Op.VERSION:
+            self._published(_Version(header, settings=rest, buffers=payload))
+        elif header.op is Op.DECISION:
+            decision = Decision.unpack(header, payload, rest, self._reduction.rows)
+            if self._worker in decision.workers and self._codeword is not None:
+                self._codeword.counted = True
+            self._reduction.begin(decision)
+        elif header.op is Op.LOST:
+            self._reduction.ranks.workers.discard(header.version)
+            self._met(header.version)
+        return True
+
+    def _published(self, version: _Version) -> None:
+        number = version.header.version
+        self._versions[number] = version
+        self._newest = max(self._newest, number)
+        codeword = self._codeword
+        if codeword is not None and (codeword.counted or codeword.version < version.header.oldest):
+            self._codeword = None
+            self._reduction.withdraw()
+
+    # Among workers.
+
+    def _meet(self, peers: str) -> None:
+        addresses = dict(line.split(" ", 1) for line in peers.splitlines())
+        self._links.connect({int(w): address for w, address in addresses.items() if int(w) in self._links.peers})
+        for worker in self._links.peers:
+            self._links.send(worker, self._messages.pack(Header(Op.MEET, self._messages.run_id, self._worker)))
+        self._met(None)
+
+    def _met(self, worker: int | None) -> None:
+        if self._unmet is None:
+            return
+        self._unmet.discard(-1 if worker is None else worker)
+        if not self._unmet and self._links.connected:
+            self._unmet = None
+            self._post(Op.MET, _EMPTY)
+
+    # From version to version.
+
+    def _catch_up(self) -> bool:
+        """Step to the newest published version as far as what came allows; whether the model is there."""
+        while self._at < self._newest:
+            following = self._versions.get(self._at + 1)
+            if following is None:
+                return self._ask_for_state("")
+            if following.header.decision and not self._step(following):
+                return False
+            self._arrive(following)
+            if self._resyncing:
+                return False
+        return not self._resyncing
+
+    def _step(self, version: _Version) -> bool:
+        number, reduction = version.header.decision, self._reduction
+        if not (reduction.complete(number) or reduction.lies_in_memory(number, reduction.newest)):
+            if reduction.hopeless(number) or version.header.version + _PATIENCE < self._newest:
+                self._ask_for_state("")
+            return False
+        reduction.scatter(number)
+        if version.settings.numel():
+            for group, settings in zip(
+                self._optimizer.param_groups, from_bytes(version.settings, self._device), strict=True
+            ):
+                group.update(settings)
+        self._make_step()
+        reduction.commit(number)
+        return True
+
+    def _arrive(self, version: _Version) -> None:
+        if version.buffers.numel():
+            self._buffer_values = version.buffers
+        self._buffers.unpack(self._buffer_values)
+        self._at = version.header.version
+        self._versions = {number: kept for number, kept in self._versions.items() if number >= self._at}
+        if version.header.checksum != checksum(self._reduction.blocks.parameters):
+            self._ask_for_state("its parameters are not rank 0's after the same step")
+
+    def _ask_for_state(self, reason: str) -> bool:
+        if not self._resyncing:
+            self._resyncing = True
+            self._post(Op.RESYNC, text(reason))
+        return False
+
+    def _take_over(self, version: int, state: Tensor) -> None:
+        if state.numel():
+            self._load(state)
+        self._buffers.pack(self._buffer_values)
+        self._resyncing = False
+        self._at = version
+        self._versions = {number: kept for number, kept in self._versions.items() if number >= version}
+
+    def _load(self, state: Tensor) -> None:
+        values, optimizer = state[: self._everything.nbytes], state[self._everything.nbytes :]
+        self._everything.unpack(values)
+        try:
+            self._optimizer.load_state_dict(from_bytes(optimizer, self._device))
+        except pickle.UnpicklingError as error:
+            raise RuntimeError(
+                f"the state of {type(self._optimizer).__name__} holds more than tensors, numbers and plain containers, "
+                "which is all that may travel: coded exchange needs an optimizer that workers can hold too."
+            ) from error
+
+    # What goes out.
+
+    def _say(self, op: Op, contribution: Contribution) -> None:
         header = Header(
-            Op.CODEWORD, self._messages.run_id, self._worker, asked.version, asked.epoch, asked.batch_index,
-            contribution.loss, contribution.compute_s, contribution.samples, self._wire.code, self._blocks.block_size,
+            op, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
+            compute_s=contribution.compute_s, samples=contribution.samples,
         )  # fmt: skip
-        self._spoke.send(self._messages.pack(header, packed, torch.cat([contribution.statistics, touched])))
+        touched = torch.tensor(contribution.touched, dtype=torch.uint8)
+        self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, touched))
 
-    def _post(self, op: Op, payload: Tensor) -> None:
-        self._spoke.send(self._messages.pack(Header(op, self._messages.run_id, self._worker), payload))
+    def _post(self, op: Op, payload: Tensor, *, version: int = 0) -> None:
+        header = replace(Header(op, self._messages.run_id, self._worker), version=version)
+        self._links.send(COORDINATOR, self._messages.pack(header, payload))

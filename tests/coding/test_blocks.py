@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
 
-from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
 
 DEVICES = [
@@ -86,7 +86,7 @@ def test_scatter_undoes_gather_and_leaves_untouched_gradients_none(parameters, b
         buffers = {}
         for p in block_map.parameters:
             p.grad = None
-    block_map.scatter(flat, 2.0, touched)
+    block_map.scatter(2 * flat, touched)
     for i, (p, grad) in enumerate(zip(block_map.parameters, before, strict=True)):
         if grad is None:
             assert p.grad is None
@@ -94,23 +94,50 @@ def test_scatter_undoes_gather_and_leaves_untouched_gradients_none(parameters, b
         assert (p.grad.dtype, p.grad.shape) == (p.dtype, p.shape)
         torch.testing.assert_close(p.grad, 2 * grad, rtol=0, atol=0)
         assert p.grad.data_ptr() == buffers.get(i, p.grad.data_ptr())
-    block_map.scatter(flat, 1.0, None)
+    block_map.scatter(flat, None)
     assert block_map.touched() == [True] * len(block_map.parameters)
 
 
+@settings(deadline=None, max_examples=100)
+@given(models(), st.integers(1, 7), st.booleans(), st.data())
+def test_scatter_along_a_direction_against_the_dense_reference(parameters, blocks, forget, data):
+    block_map = BlockMap(parameters, blocks)
+    number = st.sampled_from([0.0, 0.5, -1.0, 0.3])
+    direction = data.draw(st.lists(number, min_size=blocks, max_size=blocks))
+    touched = data.draw(st.lists(st.booleans(), min_size=len(block_map.parameters), max_size=len(block_map.parameters)))
+    row = torch.randn(1, block_map.block_size, dtype=block_map.dtype)
+    if forget:
+        for p in block_map.parameters:
+            p.grad = None
+    block_map.scatter(row, touched, direction)
+    assert block_map.touched() == touched
+    reference = torch.tensor(direction, dtype=block_map.dtype)[:, None] * row
+    start = 0
+    for p in block_map.parameters:
+        size = -(-p.numel() // blocks)
+        expected = reference[:, start : start + size].flatten()[: p.numel()].view(p.shape)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, expected.to(p.dtype), rtol=0, atol=0)
+        start += size
+    assert start == block_map.block_size
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_accumulate_adds_the_outer_product(device, blocks, dtype):
-    block_map = BlockMap(
-        [Parameter(torch.zeros(5, 7, device=device)), Parameter(torch.zeros(3, device=device))], blocks
-    )
-    flat = torch.randn(blocks, block_map.block_size, device=device)
-    codeword = torch.randn(block_map.block_size, device=device).to(dtype)
-    coefficients = torch.linspace(-1, 1, blocks, dtype=torch.float64)
-    expected = flat + torch.outer(coefficients.to(device), codeword.double()).float()
-    block_map.accumulate(flat, coefficients, codeword)
-    torch.testing.assert_close(flat, expected)
+def test_accumulate_adds_the_outer_product(device, rows, dtype):
+    into = torch.randn(rows, 19, device=device)
+    codeword = torch.randn(19, device=device).to(dtype)
+    coefficients = torch.linspace(-1, 1, rows, dtype=torch.float64)
+    expected = into + torch.outer(coefficients.to(device), codeword.double()).float()
+    accumulate(into, coefficients, codeword)
+    torch.testing.assert_close(into, expected)
+
+
+def test_accumulate_adds_to_some_positions_in_place():
+    flat = torch.zeros(2, 6)
+    accumulate(flat[:, 2:5], [1.0, 2.0], torch.ones(3))
+    assert flat.tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 2, 2, 2, 0]]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -139,10 +166,10 @@ def test_the_whole_round_is_the_mean_gradient_over_the_batch(code, device):
             model(batch.chunk(code.data_parts)[a]).square().mean().backward()
             block_map.encode(code.coefficients(worker)[a], codeword)
         torch.testing.assert_close(codeword.cpu(), code.generator[worker] @ reference)
-        block_map.accumulate(flat, code.coefficients(worker).mean(dim=0) * code.k / code.n, codeword)
+        accumulate(flat, code.coefficients(worker).mean(dim=0) * code.k / code.n, codeword)
 
     model.zero_grad()
-    block_map.scatter(flat, 1.0, None)
+    block_map.scatter(flat, None)
     decoded = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model(batch).square().mean().backward()
@@ -209,10 +236,13 @@ def test_the_buffers_dtype(dtypes, expected):
         (lambda b: BlockMap([*b.parameters, Parameter(torch.zeros(2, device="meta"))], 1), r"\['cpu', 'meta'\]"),
         (lambda b: b.encode([1.0], b.codeword()), "coefficients has 1 entries: give one for each of 2 blocks."),
         (lambda b: b.encode([1.0, 1.0], torch.zeros(4)), r"shape \(4,\)"),
-        (lambda b: b.accumulate(b.zeros(), [1.0, 1.0], torch.zeros(1, 2)), r"shape \(1, 2\)"),
-        (lambda b: b.accumulate(b.zeros().T, [1.0, 1.0], b.codeword()), r"needs \(2, 3\)"),
-        (lambda b: b.scatter(torch.zeros(2, 2), 1.0, None), r"shape \(2, 2\)"),
-        (lambda b: b.scatter(b.zeros(), 1.0, [True, True]), "touched has 2 entries"),
+        (lambda b: accumulate(b.zeros(), [1.0, 1.0], torch.zeros(1, 2)), r"shape \(1, 2\)"),
+        (lambda b: accumulate(b.zeros(), [1.0], b.codeword()), "1 coefficients .* needs 2"),
+        (lambda b: b.scatter(torch.zeros(2, 2), None), r"shape \(2, 2\)"),
+        (lambda b: b.scatter(b.zeros(), None, [1.0, 1.0]), r"shape \(2, 3\): this block map needs \(1, 3\)"),
+        (lambda b: b.scatter(torch.zeros(1, 3), None), r"shape \(1, 3\): this block map needs \(2, 3\)"),
+        (lambda b: b.scatter(torch.zeros(1, 3), None, [1.0]), "coefficients has 1 entries: give one for each of 2"),
+        (lambda b: b.scatter(b.zeros(), [True, True]), "touched has 2 entries"),
     ],
 )
 def test_bad_input_is_named(call, needle):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.decoders import live_coefficients
 from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.feedback import ErrorFeedback
@@ -45,7 +45,7 @@ def test_a_sketch_delivers_the_sum_of_gradients_but_for_the_memory(blocks, wire)
         sent = wire.unpack(wire.pack(codeword), layout.block_size)
         feedback.settle(sent)
         row = code.at(version).coefficients(1)[1]
-        layout.accumulate(arrived, row, sent)  # as the decoder does: no factor B
+        accumulate(arrived, row, sent)  # as the decoder does: no factor B
         torch.testing.assert_close(arrived, meant - feedback.memory, rtol=1e-9, atol=1e-9)
         norms.append(float(feedback.memory.norm()))
     # A cycle shows every direction, so the memory stays at a few gradients while the sum grows.
@@ -67,7 +67,7 @@ def test_the_decoded_sum_is_the_sum_of_mean_gradients_but_for_the_mean_memory(li
             feedback[worker].codeword(version, codeword)
             sent = wire.unpack(wire.pack(codeword), layout.block_size)
             feedback[worker].settle(sent)
-            layout.accumulate(decoded, weights[worker], sent)
+            accumulate(decoded, weights[worker], sent)
     memory = torch.stack([of.memory for of in feedback.values()]).mean(dim=0)
     torch.testing.assert_close(decoded, meant - memory, rtol=1e-9, atol=1e-9)
     assert memory.abs().max() > 0.1
@@ -148,3 +148,75 @@ def test_one_codeword_that_is_not_finite_does_not_spoil_the_next(code, value):
         assert codeword.isfinite().all() == (first == 1.0)
         feedback.settle(wire.unpack(wire.pack(codeword), layout.block_size))
         assert feedback.memory.isfinite().all()
+
+
+@pytest.mark.parametrize("code", [local_code(3, data_parts=3, blocks=4), uncoded(3), lwpd_code(8, 4, 2)], ids=repr)
+def test_what_is_never_settled_comes_with_the_next_codeword(code):
+    """A codeword that came too late: nothing of it was taken off, so a later one carries it all."""
+    layout, random = block_map(code.blocks), seeded(3)
+    feedback, codeword = ErrorFeedback(code, 0, layout), layout.codeword()
+    kept = []
+    for version in (0, 1, 2):
+        set_gradients(layout, random)
+        part = code.parts(0)[0]
+        alone = ErrorFeedback(code, 0, layout)
+        feedback.add(part)
+        alone.add(part)
+        kept.append(alone.memory.clone())
+        feedback.codeword(version, codeword)
+    torch.testing.assert_close(feedback.memory, sum(kept))
+    feedback.settle(codeword)
+    if feedback.memory.shape[0] == 1:
+        torch.testing.assert_close(feedback.memory, torch.zeros_like(feedback.memory), rtol=0, atol=1e-12)
+    else:
+        assert feedback.memory.norm() > 0
+
+
+def test_settling_a_difference_later_is_settling_it_at_once():
+    """An update that is decided again: what arrives of a codeword changes by little, and the memory with it."""
+    code, layout = local_code(3, data_parts=3, blocks=4), block_map(4)
+    once, twice = (ErrorFeedback(code, 1, layout) for _ in range(2))
+    set_gradients(layout, seeded(5))
+    codeword = layout.codeword()
+    for feedback in (once, twice):
+        feedback.add(1)
+        feedback.codeword(7, codeword)
+    first, second = codeword + 0.1, codeword - 0.2
+    twice.settle(first)
+    twice.settle(second - first)
+    once.settle(second)
+    torch.testing.assert_close(once.memory, twice.memory)
+
+
+@pytest.mark.parametrize("code", [local_code(3, data_parts=3, blocks=4), uncoded(3)], ids=repr)
+def test_what_a_sum_lost_at_some_positions_is_given_back_along_the_row(code):
+    """The reducer's memory then makes up for it: sent along the same row again, it arrives."""
+    layout = block_map(code.blocks)
+    feedback, codeword = ErrorFeedback(code, 0, layout), layout.codeword()
+    assert feedback.takes_residuals
+    set_gradients(layout, seeded(6))
+    feedback.add(0)
+    feedback.codeword(9, codeword)
+    feedback.settle(codeword)
+    start, stop = 3, 9
+    lost = torch.linspace(-1, 1, stop - start, dtype=torch.float64)
+    before = feedback.memory.clone()
+    feedback.give_back(start, stop, lost)
+    changed = feedback.memory - before
+    assert changed[:, :start].abs().max() == changed[:, stop:].abs().max() == 0
+    again = layout.codeword()
+    feedback.codeword(9, again)  # the same version has the same row, along which nothing else was left
+    torch.testing.assert_close(again[start:stop], lost)
+    torch.testing.assert_close(again[:start], torch.zeros(start, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_a_loss_that_is_not_finite_is_not_given_back():
+    layout = block_map(1)
+    feedback, codeword = ErrorFeedback(uncoded(3), 0, layout), layout.codeword()
+    feedback.codeword(0, codeword)
+    feedback.give_back(0, 3, torch.tensor([math.nan, math.inf, 2.0]))
+    assert feedback.memory[0, :3].tolist() == [0, 0, 2]
+
+
+def test_only_where_the_sum_lies_in_the_gradients_space_is_anything_given_back():
+    assert not ErrorFeedback(lwpd_code(8, 4, 2), 0, block_map(2)).takes_residuals

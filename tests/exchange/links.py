@@ -4,15 +4,19 @@ import multiprocessing
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from lwpd_lightning.exchange.header import COORDINATOR
+from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.rendezvous import LOOPBACK
 from lwpd_lightning.exchange.transport import Message, Spoke
 
 DEADLINE_S = 20.0
 MAX_BYTES = 1 << 20
+QUEUED = 100
 
 
 def events_until(hub, wanted):
@@ -32,7 +36,29 @@ def address(hub):
 
 
 def spoke(run_key, worker, hub, heartbeat_s=5.0):
-    return Spoke(run_key, worker, address(hub), heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES)
+    return Spoke(run_key, worker, address(hub), heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES, queued=QUEUED)
+
+
+def links(run_key, worker, hub, heartbeat_s=5.0, peers=()):
+    return WorkerLinks(
+        run_key,
+        worker,
+        address(hub),
+        peers=peers,
+        heartbeat_s=heartbeat_s,
+        max_message_bytes=MAX_BYTES,
+        queued=QUEUED,
+    )
+
+
+def taken(spoke):
+    """The frames of the next message."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (frames := spoke.take()) is None:
+        left = deadline - time.monotonic()
+        assert left > 0, f"nothing came in {DEADLINE_S:g} s"
+        zmq.select([spoke.sockets[0]], [], [], left)
+    return [bytes(frame) for frame in frames]
 
 
 class Peer:
@@ -48,7 +74,7 @@ class Peer:
         theirs.close()
 
     def connect(self, run_key, worker, hub, heartbeat_s=5.0):
-        self._tell("connect", run_key, worker, address(hub), heartbeat_s)
+        self._tell("connect", run_key, worker, hub.port, heartbeat_s)
 
     def send(self, frames):
         self._tell("send", frames)
@@ -80,12 +106,12 @@ def _obey(pipe):
         answer = None
         try:
             if verb == "connect":
-                run_key, worker, at, heartbeat_s = args
-                link = Spoke(run_key, worker, at, heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES)
+                run_key, worker, port, heartbeat_s = args
+                link = links(run_key, worker, SimpleNamespace(port=port), heartbeat_s)
             elif verb == "send":
-                link.send(*args)
+                link.send(COORDINATOR, *args)
             else:
-                answer = [bytes(frame) for frame in link.receive(DEADLINE_S)]
+                answer = [bytes(frame) for frame in link.receive(DEADLINE_S).frames]
         except Exception as error:
             answer = error
         pipe.send(answer)

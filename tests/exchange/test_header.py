@@ -27,6 +27,10 @@ headers = st.builds(
     samples=u32,
     wire=u8,
     elements=u64,
+    global_step=i64,
+    decision=u64,
+    oldest=i64,
+    checksum=i64,
     offset=i64,
     sizes=st.tuples(u64, u64),
 )
@@ -40,7 +44,7 @@ def test_what_was_packed_is_read_back(header):
 
 
 def test_a_loss_that_is_not_a_number_survives():
-    read = Header.unpack(Header(Op.CODEWORD, RUN, 1, loss=float("nan")).pack(), run_id=RUN)
+    read = Header.unpack(Header(Op.SLICE, RUN, 1, loss=float("nan")).pack(), run_id=RUN)
     assert read.loss != read.loss
 
 

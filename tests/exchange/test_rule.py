@@ -38,24 +38,24 @@ def truth(code, theta):
 
 
 def update(rule, version, arrived, theta, now=0.0):
-    """Open, let ``arrived`` count in that order, close, and assemble the gradient: (blocks, d)."""
+    """Open, let ``arrived`` count in that order, decide, assemble the gradient, close: (blocks, d)."""
     rule.open(version, now)
-    total = torch.zeros(rule.code.blocks, theta.shape[1], dtype=theta.dtype)
-    held = {}
     for worker in arrived:
         assert rule.counts(worker, version, now)
-        codeword = rule.code.generator[worker] @ theta
-        coefficients = rule.coefficients(worker)
-        if coefficients is None:
-            held[worker] = codeword
-        else:
-            total += torch.outer(torch.tensor(coefficients, dtype=theta.dtype), codeword)
+    gradient = decoded(rule, {worker: rule.code.at(version).generator[worker] @ theta for worker in arrived})
+    rule.close()
+    return gradient
+
+
+def decoded(rule, codewords):
+    """The gradient of a complete update, (blocks, d)."""
     assert rule.complete
-    decoding = rule.close()
-    assert decoding.held.keys() == held.keys()
-    for worker, codeword in held.items():
-        total += torch.outer(torch.tensor(decoding.held[worker], dtype=theta.dtype), codeword)
-    return decoding.scale * total
+    coefficients = rule.decide(0.0).coefficients
+    assert coefficients.keys() == codewords.keys()
+    return sum(
+        torch.outer(torch.tensor(coefficients[worker], dtype=torch.float64), codeword)
+        for worker, codeword in codewords.items()
+    )
 
 
 def arrival_sets(n, count, always):
@@ -121,6 +121,7 @@ def test_staleness_is_bounded_as_asked(stale, max_staleness, allowed):
     rule.open(9, 0.0)
     counted = {s for s in range(10) if rule.counts(s, 9 - s, 0.0)}
     assert counted == set(range(allowed + 1))
+    assert rule.oldest == 9 - allowed
     assert [a.staleness for a in rule.arrivals] == list(range(allowed + 1))
 
 
@@ -134,6 +135,7 @@ def test_voided_versions_stay_void():
     rule = ArrivalRule(uncoded(3), 1)
     rule.open(4, 0.0)
     rule.open(5, 0.0, void_older=True)
+    assert rule.oldest == 5
     assert not rule.counts(0, 4, 0.0)
     assert rule.counts(0, 5, 0.0)
     rule.close()
@@ -168,27 +170,55 @@ def test_a_loss_in_an_open_update_is_no_longer_waited_for():
     assert rule.complete
 
 
-def test_what_a_dead_worker_sent_counts_in_the_open_update_only():
+def test_what_a_dead_worker_had_ready_counts_no_more():
+    """It may be asked to add up, so it must live until the end of the update."""
     rule = ArrivalRule(uncoded(3), 2)
     rule.open(0, 0.0)
+    rule.counts(0, 0, 0.0)
+    rule.counts(2, 0, 0.0)
+    assert rule.complete
     rule.lose(2)
-    assert rule.counts(2, 0, 0.0)
+    assert [arrival.worker for arrival in rule.arrivals] == [0]
+    assert not rule.complete
+    assert not rule.counts(2, 0, 0.0)
+    rule.counts(1, 0, 0.0)
+    assert rule.complete
+    assert rule.decide(0.0).coefficients.keys() == {0, 1}
+    rule.close()
+    assert [rule.inclusions[worker] for worker in range(3)] == [1, 1, 0]
     rule.open(1, 0.0)
     assert not rule.counts(2, 0, 0.0)
 
 
-def test_a_contributor_that_died_does_not_stand_in_for_one_that_lives():
-    """K = n waits for everyone who lives; one that counted and then died is not one of those."""
-    rule = ArrivalRule(uncoded(4), 4)
+@over_codes
+@over_always
+def test_an_update_that_is_decided_twice_is_decoded_as_if_the_dead_worker_had_never_come(code, always):
+    theta = tasks(code)
+    dead = code.n - 1
+    for others in ([], [dead]):
+        rule = ArrivalRule(code, code.n - 1, always=always)
+        rule.open(0, 0.0)
+        for worker in [*others, *range(code.n - 1)]:
+            rule.counts(worker, 0, 0.0)
+        if others:
+            assert dead in rule.decide(0.0).coefficients
+            rule.lose(dead)
+        gradient = decoded(rule, {worker: code.generator[worker] @ theta for worker in range(code.n - 1)})
+        if not others:
+            expected = gradient
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+
+
+def test_deciding_changes_nothing_and_closing_counts_once():
+    rule = ArrivalRule(lwpd_code(8, 4, 2), 5, always=0)
     rule.open(0, 0.0)
-    rule.counts(1, 0, 0.0)
-    rule.lose(1)
-    rule.counts(0, 0, 0.0)
-    rule.counts(2, 0, 0.0)
-    assert rule.awaited == [3]
-    assert not rule.complete
-    rule.counts(3, 0, 0.0)
-    assert rule.complete
+    for worker in (3, 0, 7, 1, 2):
+        rule.counts(worker, 0, 0.0)
+    assert rule.decide(0.0) == rule.decide(0.0)
+    assert rule.updates == 0
+    rule.close()
+    assert rule.updates == 1
+    assert sorted(rule.inclusions) == [0, 1, 2, 3, 7]
 
 
 @over_codes
@@ -225,7 +255,7 @@ def test_everyone_but_one_may_die(always):
 @pytest.mark.parametrize("decoder", ["projective", "least_squares"])
 def test_all_arrivals_give_the_exact_gradient(code, always, decoder):
     theta = tasks(code)
-    for order in (range(code.n), reversed(range(code.n))):
+    for order in (range(code.n), range(code.n)[::-1]):
         gradient = update(ArrivalRule(code, code.n, decoder, always=always), 0, order, theta)
         torch.testing.assert_close(gradient, truth(code, theta), rtol=0, atol=1e-12)
 
@@ -292,7 +322,7 @@ def test_the_decoded_share_is_the_rank_of_the_arrivals(code, data):
     for worker in arrived:
         rule.counts(worker, 0, 0.0)
     rank = int(torch.linalg.matrix_rank(code.generator[arrived]))
-    assert rule.close().decoded_share == pytest.approx(rank / code.k)
+    assert rule.decide(0.0).decoded_share == pytest.approx(rank / code.k)
 
 
 # Uneven arrival.
@@ -334,7 +364,11 @@ def test_a_rare_worker_is_weighted_up_by_the_clip_at_most():
     rule.open(400, 0.0)
     even = ArrivalRule(code, 8)
     even.open(0, 0.0)
-    ratios = [rule.coefficients(w)[0] / even.coefficients(w)[0] for w in range(8)]
+    for worker in range(8):
+        rule.counts(worker, 400, 0.0)
+        even.counts(worker, 0, 0.0)
+    tilted, level = rule.decide(0.0).coefficients, even.decide(0.0).coefficients
+    ratios = [tilted[w][0] / level[w][0] for w in range(8)]
     assert ratios[7] == pytest.approx(_WEIGHT_CLIP)
     assert all(1 / _WEIGHT_CLIP <= ratio < 1 for ratio in ratios[:7])
 
@@ -370,38 +404,24 @@ def test_a_late_codeword_of_a_sketch_is_decoded_by_the_row_that_it_was_made_with
     for version, stale in ((5, 0), (6, 1), (7, 2), (9, 4)):
         rule.open(version, 0.0)
         assert rule.counts(2, version - stale, 0.0)
-        row = code.at(version - stale).coefficients(2)[2]
-        torch.testing.assert_close(torch.tensor(rule.coefficients(2), dtype=torch.float64), scale * row)
         rule.counts(0, version, 0.0)
         rule.counts(1, version, 0.0)
-        held = rule.close().held
-        assert held.keys() == ({0} if always == 0 else set())
-        if always == 0:
-            torch.testing.assert_close(
-                torch.tensor(held[0], dtype=torch.float64), scale * code.at(version).coefficients(0)[0]
-            )
+        coefficients = rule.decide(0.0).coefficients
+        for worker, made_at in ((0, version), (1, version), (2, version - stale)):
+            row = code.at(made_at).coefficients(worker)[worker]
+            torch.testing.assert_close(torch.tensor(coefficients[worker], dtype=torch.float64), scale * row)
+        rule.close()
 
 
 def test_the_mean_over_a_cycle_and_all_arrival_sets_of_a_sketch_is_the_gradient():
     code = local_code(4, data_parts=4, blocks=3)
-    theta, total, count = tasks(code), 0, 0
-    for version in range(3):
-        for arrived in arrival_sets(4, 3, 0):
-            rule = ArrivalRule(code, 3, always=0)
-            rule.open(version, 0.0)
-            gradient, held = torch.zeros(3, 5, dtype=torch.float64), {}
-            for worker in arrived:
-                rule.counts(worker, version, 0.0)
-                codeword = code.at(version).generator[worker] @ theta
-                if (coefficients := rule.coefficients(worker)) is None:
-                    held[worker] = codeword
-                else:
-                    gradient += torch.outer(torch.tensor(coefficients, dtype=torch.float64), codeword)
-            decoding = rule.close()
-            for worker, codeword in held.items():
-                gradient += torch.outer(torch.tensor(decoding.held[worker], dtype=torch.float64), codeword)
-            total, count = total + decoding.scale * gradient, count + 1
-    torch.testing.assert_close(total / count, truth(code, theta), rtol=0, atol=1e-12)
+    theta = tasks(code)
+    gradients = [
+        update(ArrivalRule(code, 3, always=0), version, arrived, theta)
+        for version in range(3)
+        for arrived in arrival_sets(4, 3, 0)
+    ]
+    torch.testing.assert_close(torch.stack(gradients).mean(dim=0), truth(code, theta), rtol=0, atol=1e-12)
 
 
 @over_always

@@ -47,19 +47,24 @@ class Simulation:
             self.rule.open(self.version, self.clock)
             for worker in idle:
                 self.start(worker)
-            idle, gradient = [], torch.zeros_like(self.versions[0])
+            idle, codewords = [], {}
             while not self.rule.complete:
                 self.clock, what, worker, version = heapq.heappop(self.events)
                 if what == "dies":
                     self.rule.lose(worker)
+                    codewords.pop(worker, None)
                 elif self.rule.counts(worker, version, self.clock):
-                    coefficients = torch.tensor(self.rule.coefficients(worker), dtype=torch.float64)
-                    gradient += torch.outer(coefficients, self.codeword(worker, version))
+                    codewords[worker] = self.codeword(worker, version)
                     idle.append(worker)
                 elif worker in self.rule.live:
                     self.start(worker)
             self.arrivals.append(self.rule.arrivals)
-            self.versions.append(self.versions[-1] - STEP * self.rule.close().scale * gradient)
+            coefficients = self.rule.decide(self.clock).coefficients
+            assert coefficients.keys() == codewords.keys()
+            weights = torch.tensor([coefficients[worker] for worker in codewords], dtype=torch.float64)
+            gradient = weights.T @ torch.stack(list(codewords.values()))
+            self.versions.append(self.versions[-1] - STEP * gradient)
+            self.rule.close()
             self.closed_at.append(self.clock)
             idle = [worker for worker in idle if worker in self.rule.live]
 

@@ -11,11 +11,22 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.exchange.header import Header, Op
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.keys import KeyPair, RunKey
+from lwpd_lightning.exchange.mesh import CoordinatorLost
 from lwpd_lightning.exchange.rendezvous import LOOPBACK
-from lwpd_lightning.exchange.transport import CoordinatorLost, Hub, LinkLost, Message
-from tests.exchange.links import DEADLINE_S, MAX_BYTES, Intruder, Peer, events_until, spoke
+from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
+from tests.exchange.links import (
+    DEADLINE_S,
+    MAX_BYTES,
+    QUEUED,
+    Intruder,
+    Peer,
+    events_until,
+    links,
+    spoke,
+    taken,
+)
 
 WORKERS = 4
 
@@ -41,7 +52,7 @@ def hub(run_key):
 
 
 def make_hub(run_key, heartbeat_s=5.0, host=LOOPBACK):
-    return Hub(run_key, range(WORKERS), host=host, heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES)
+    return Hub(run_key, range(WORKERS), host=host, heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES, queued=QUEUED)
 
 
 def lost(worker):
@@ -58,7 +69,7 @@ def assert_still_serves(hub, run_key, worker=3):
         good.send([b"good"])
         seen = events_until(hub, message(b"good", worker=worker))
         hub.send(worker, [b"answer"])
-        assert [bytes(frame) for frame in good.receive(DEADLINE_S)] == [b"answer"]
+        assert taken(good) == [b"answer"]
     seen += events_until(hub, lost(worker))
     return [event for event in seen if event not in ((worker, [b"good"]), LinkLost(worker))]
 
@@ -83,7 +94,7 @@ def test_frames_arrive_as_they_were_sent(link, up, down):
     end.send(up)
     assert events_until(hub, lambda event: True) == [(2, up)]
     hub.send(2, [memoryview(frame) for frame in down])
-    assert [bytes(frame) for frame in end.receive(DEADLINE_S)] == down
+    assert taken(end) == down
 
 
 def test_messages_of_one_worker_keep_their_order(link):
@@ -101,7 +112,7 @@ def test_messages_of_one_worker_keep_their_order(link):
 
 def test_workers_are_told_apart_by_their_keys(hub, run_key):
     """Whatever a message claims, and whatever routing id its socket chose."""
-    lie = Header(Op.CODEWORD, bytes(16), worker=2).pack()
+    lie = Header(Op.SLICE, bytes(16), worker=2).pack()
     liar = Intruder(hub, curve=run_key.worker(1), server_key=run_key.coordinator().public, routing_id=b"worker-2")
     with closing(liar), closing(spoke(run_key, 2, hub)) as honest:
         liar.socket.send_multipart([lie])
@@ -109,7 +120,7 @@ def test_workers_are_told_apart_by_their_keys(hub, run_key):
         honest.send([b"true"])
         assert events_until(hub, lambda event: True) == [(2, [b"true"])]
         hub.send(2, [b"for two"])
-        assert bytes(honest.receive(DEADLINE_S)[0]) == b"for two"
+        assert taken(honest) == [b"for two"]
 
 
 # What does not.
@@ -195,16 +206,17 @@ def test_a_refused_link_does_not_end_the_one_that_gets_its_descriptor(run_key, p
 
 
 def test_a_worker_does_not_speak_to_another_runs_coordinator(hub):
-    with closing(spoke(RunKey.generate(), 0, hub)) as stranger:
-        stranger.send([b"for my coordinator only"])
+    with closing(links(RunKey.generate(), 0, hub)) as stranger:
+        stranger.send(COORDINATOR, [b"for my coordinator only"])
         with pytest.raises(CoordinatorLost, match="the link to the coordinator ended"):
             stranger.receive(DEADLINE_S)
     assert list(hub.events(0)) == []
 
 
 def test_a_refused_worker_cannot_send_for_ever(hub):
-    with closing(spoke(RunKey.generate(), 0, hub, heartbeat_s=0.5)) as end, pytest.raises(CoordinatorLost):
-        list(map(end.send, [[b"hello"]] * 100))
+    """Nor does it miss that it is refused: what finds no room to queue is an error."""
+    with closing(links(RunKey.generate(), 0, hub, heartbeat_s=0.5)) as end, pytest.raises(CoordinatorLost):
+        list(map(end.send, [COORDINATOR] * 2 * QUEUED, [[b"hello"]] * 2 * QUEUED))
 
 
 def test_too_long_a_message_ends_the_link_that_sent_it(hub, run_key):
@@ -220,8 +232,8 @@ def test_too_long_a_message_ends_the_link_that_sent_it(hub, run_key):
 
 
 def test_a_worker_takes_no_longer_message_either(hub, run_key):
-    with closing(spoke(run_key, 0, hub)) as end:
-        end.send([b"hello"])
+    with closing(links(run_key, 0, hub)) as end:
+        end.send(COORDINATOR, [b"hello"])
         events_until(hub, message(b"hello", worker=0))
         hub.send(0, [bytes(MAX_BYTES + 1)])
         with pytest.raises(CoordinatorLost, match="link"):
@@ -298,8 +310,8 @@ def test_two_links_of_one_worker_both_end_without_harm(hub, run_key):
 
 def test_a_worker_learns_that_the_coordinator_went(run_key):
     hub = make_hub(run_key)
-    with closing(spoke(run_key, 0, hub)) as end:
-        end.send([b"hello"])
+    with closing(links(run_key, 0, hub)) as end:
+        end.send(COORDINATOR, [b"hello"])
         events_until(hub, message(b"hello", worker=0))
         hub.close()
         with pytest.raises(CoordinatorLost, match="ended"):
@@ -313,11 +325,11 @@ def test_what_was_sent_before_closing_arrives(run_key):
         events_until(hub, message(b"hello", worker=0))
         hub.send(0, [b"stop"])
         hub.close()
-        assert [bytes(frame) for frame in end.receive(DEADLINE_S)] == [b"stop"]
+        assert taken(end) == [b"stop"]
 
 
 def test_a_worker_does_not_wait_for_ever(hub, run_key):
-    with closing(spoke(run_key, 0, hub)) as end, pytest.raises(CoordinatorLost, match=r"^nothing came .* for 0\.05 s$"):
+    with closing(links(run_key, 0, hub)) as end, pytest.raises(CoordinatorLost, match=r"^nothing came .* for 0\.05 s$"):
         end.receive(0.05)
 
 
@@ -333,7 +345,7 @@ def test_a_closed_hub_leaves_no_thread(run_key):
 
 def test_closing_ends_even_where_libzmq_does_not(run_key):
     hub = make_hub(run_key)
-    with closing(hub._context.socket(zmq.PAIR)):  # libzmq waits for ever while a socket is open
+    with closing(hub.context.socket(zmq.PAIR)):  # libzmq waits for ever while a socket is open
         closed = threading.Thread(target=hub.close, daemon=True)
         closed.start()
         closed.join(DEADLINE_S)

@@ -2,7 +2,7 @@
 
 import heapq
 import random
-from collections import Counter
+from collections import defaultdict
 
 from lwpd_lightning.exchange.rule import ArrivalRule
 
@@ -28,8 +28,8 @@ class Exchange:
         self.weather, self.random = weather, random.Random(seed)
         self.clock, self.version, self.events = 0.0, 0, []
         self.idle = sorted(self.rule.live)
-        self.late = Counter()  # codewords that did not count, by worker
-        self.chosen, self.closed_at, self.counted, self.delivered, self.staleness = [], [], [], [], []
+        self.late = defaultdict(list)  # versions of the codewords that did not count since the worker last did
+        self.chosen, self.closed_at, self.counted, self.returned = [], [], [], []
 
     def start(self, worker):
         compute = self.COMPUTE_S * (1 + self.JITTER * self.random.random())
@@ -45,27 +45,34 @@ class Exchange:
             rule.open(self.version, self.clock)
             for worker in self.idle:
                 self.start(worker)
-            self.idle, delivered = [], 0
+            self.idle, returned = [], []
             while not rule.complete:
                 self.clock, worker, version, seconds = heapq.heappop(self.events)
                 if self.adaptive and worker in rule.live:
                     self.adaptive.observe(worker, seconds)
                 if rule.counts(worker, version, self.clock):
                     self.idle.append(worker)
-                    delivered += 1 + self.late.pop(worker, 0)
+                    returned += [self.version - late for late in self.late.pop(worker, [])]
                 elif worker in rule.live:
-                    self.late[worker] += 1
+                    self.late[worker].append(version)
                     self.start(worker)
-            self.counted.append(len(rule.arrivals))
-            self.delivered.append(delivered)
-            self.staleness.append(sum(arrival.staleness for arrival in rule.arrivals) / len(rule.arrivals))
+            self.counted.append([arrival.staleness for arrival in rule.arrivals])
+            self.returned.append(returned)
             rule.close()
             self.closed_at.append(self.clock)
             self.version += 1
             self.idle = [worker for worker in self.idle if worker in rule.live]
 
-    def progress_per_second(self, noise, since=0):
-        """Of the updates from ``since`` on; ``noise``: relative variance of a gradient of so many codewords."""
-        began = self.closed_at[since - 1] if since else 0.0
-        gains = [1 / (1 + noise(c) + s) for c, s in zip(self.counted, self.staleness, strict=True)]
-        return sum(gains[since:]) / (self.closed_at[-1] - began)
+    def progress_per_second(self, noise, *, since=0, feedback=False):
+        """Of the updates from ``since`` on: the sum of ``1 / (1 + noise + staleness)`` by their time.
+
+        Args:
+            noise: relative variance of a gradient of so many codewords.
+            since: an update.
+            feedback: what came too late counts with the worker's next codeword.
+        """
+        gained = 0.0
+        for counted, returned in list(zip(self.counted, self.returned, strict=True))[since:]:
+            delivered = counted + returned if feedback else counted
+            gained += 1 / (1 + noise(min(len(delivered), self.rule.code.n)) + sum(delivered) / len(delivered))
+        return gained / (self.closed_at[-1] - (self.closed_at[since - 1] if since else 0.0))

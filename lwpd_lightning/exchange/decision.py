@@ -1,0 +1,91 @@
+"""Who counts in an update and who adds what up: the coordinator decides, and every rank reads the same from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lwpd_lightning.coding.wire import CHUNK
+from lwpd_lightning.exchange.header import Header, ProtocolError
+
+# A slice is no shorter than this: below, one more message costs its two ends more than it takes off a link.
+_LEAST_CHUNKS = 8
+
+
+class Slice(NamedTuple):
+    """Positions ``start`` to ``stop`` of all codewords, which worker ``reducer`` adds up."""
+
+    reducer: int
+    start: int
+    stop: int
+
+
+@lru_cache(maxsize=1024)
+def share_out(size: int, workers: tuple[int, ...]) -> tuple[Slice, ...]:
+    """Cut ``size`` positions among workers, in equal numbers of int8 chunks; the last ones get none where it is short.
+
+    >>> share_out(20_000, (3, 1, 2))
+    (Slice(reducer=3, start=0, stop=10240), Slice(reducer=1, start=10240, stop=20000))
+    """
+    chunks = -(-size // CHUNK)
+    reducers = workers[: max(1, chunks // _LEAST_CHUNKS)]
+    ends = [min(size, CHUNK * (chunks * (i + 1) // len(reducers))) for i in range(len(reducers))]
+    return tuple(Slice(*slice_) for slice_ in zip(reducers, [0, *ends[:-1]], ends, strict=True))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How an update's gradient is made: row r of it is ``sum_i weights[r, i] * codeword of workers[i]``.
+
+    Attributes:
+        number: counts the decisions of a fit from 1. An update has more than one where a worker died before its end.
+        version: the version that the update steps from.
+        workers: whose codewords count; its first ones add up, each the positions that `slices` gives it.
+        versions: at which version each codeword was computed.
+        weights: (rows, len(workers)) float64: rows are the code's blocks, or one where the code has a `direction`.
+        touched: for each trainable parameter, whether it got a gradient.
+    """
+
+    number: int
+    version: int
+    workers: list[int]
+    versions: list[int]
+    weights: Tensor
+    touched: list[bool]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the decoded gradient."""
+        return int(self.weights.shape[0])
+
+    def slices(self, size: int) -> tuple[Slice, ...]:
+        """Who adds up which of ``size`` positions."""
+        return share_out(size, tuple(self.workers))
+
+    def pack(self) -> tuple[Tensor, Tensor]:
+        """The two payloads of a message, uint8."""
+        counted = torch.tensor([self.workers, self.versions]).view(torch.uint8)
+        weights = self.weights.contiguous().view(torch.uint8)
+        return torch.cat([counted.flatten(), weights.flatten()]), torch.tensor(self.touched, dtype=torch.uint8)
+
+    @classmethod
+    def unpack(cls, header: Header, payload: Tensor, rest: Tensor, rows: int) -> Decision:
+        """Read a decision of ``rows`` rows; raises ProtocolError for payloads of other sizes."""
+        count = header.elements
+        if count < 1 or payload.numel() != 8 * count * (2 + rows):
+            raise ProtocolError(f"a decision of {payload.numel()} bytes on {count} codewords with {rows} rows")
+        payload = payload.clone()
+        counted, weights = payload[: 16 * count], payload[16 * count :]
+        workers, versions = counted.view(torch.int64).view(2, count).tolist()
+        return cls(
+            number=header.decision,
+            version=header.version,
+            workers=workers,
+            versions=versions,
+            weights=weights.view(torch.float64).view(rows, count),
+            touched=rest.bool().tolist(),
+        )

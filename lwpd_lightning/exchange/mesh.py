@@ -1,0 +1,157 @@
+"""A worker's links: one to the coordinator and, among workers that share no memory, one to every other worker.
+
+Each worker has an inbox, and each other worker a link to it: what one sends to another passes no third.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import zmq
+
+from lwpd_lightning.exchange.header import COORDINATOR
+from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.rendezvous import endpoint
+from lwpd_lightning.exchange.transport import Hub, LinkLost, Message, Payload, Spoke
+
+
+class CoordinatorLost(RuntimeError):
+    """The link to the coordinator ended."""
+
+
+class WorkerLinks:
+    """All links of one worker.
+
+    Args:
+        run_key: the run's secret.
+        worker: whose links these are.
+        address: the coordinator's ("tcp://host:port").
+        peers: the other workers that need a link to this one; none where they share memory.
+        heartbeat_s: a peer from which nothing at all came for this long is gone.
+        max_message_bytes: longer messages end the link.
+        queued: messages that may wait for a peer that reads none; later ones to it are lost.
+
+    Attributes:
+        peers: as given.
+        address: of this worker's inbox; empty where it has none.
+    """
+
+    def __init__(
+        self,
+        run_key: RunKey,
+        worker: int,
+        address: str,
+        *,
+        peers: Sequence[int],
+        heartbeat_s: float,
+        max_message_bytes: int,
+        queued: int,
+    ) -> None:
+        self._run_key, self._worker, self.peers = run_key, worker, tuple(peers)
+        self._heartbeat_s, self._max_message_bytes, self._queued = heartbeat_s, max_message_bytes, queued
+        self._inbox: Hub | None = None
+        self.address = ""
+        if peers:
+            host = _own_address(address)
+            self._inbox = Hub(
+                run_key,
+                peers,
+                host=host,
+                heartbeat_s=heartbeat_s,
+                max_message_bytes=max_message_bytes,
+                queued=queued,
+                owner=worker,
+            )
+            self.address = endpoint(host, self._inbox.port)
+        self._coordinator = self._spoke(address, None)
+        self._spokes: dict[int, Spoke] = {}
+        self._arrived: deque[Message | LinkLost] = deque()
+        self._poller = zmq.Poller()
+        for polled in (*self._coordinator.sockets, *(self._inbox.sockets if self._inbox is not None else ())):
+            self._poller.register(polled, zmq.POLLIN)
+
+    def connect(self, addresses: Mapping[int, str]) -> None:
+        """Open a link to the inbox of every worker in ``addresses``; messages queue until it stands."""
+        self._spokes = {worker: self._spoke(address, worker) for worker, address in addresses.items()}
+
+    @property
+    def connected(self) -> bool:
+        """Whether `connect` has been called, if there is anybody to connect to."""
+        return bool(self._spokes) or not self.peers
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `receive` would give something at once."""
+        self._take()
+        return bool(self._arrived)
+
+    def send(self, to: int, frames: Sequence[Payload]) -> None:
+        """Queue a message to another worker, or to COORDINATOR, without copying large frames.
+
+        A worker that has no link, or whose queue is full, misses it. Frames must stay as they are until the peer has
+        read them.
+
+        Raises:
+            CoordinatorLost: the coordinator refused this worker's key, and there is no link to queue for.
+        """
+        if to != COORDINATOR:
+            if to in self._spokes:
+                self._spokes[to].send(frames)
+        elif not self._coordinator.send(frames):
+            raise CoordinatorLost("the coordinator refused the link, or reads nothing")
+
+    def receive(self, timeout_s: float | None) -> Message | LinkLost:
+        """The next message, or the end of a link from another worker.
+
+        Args:
+            timeout_s: None: wait as long as the link to the coordinator lives, which the heartbeat watches.
+
+        Raises:
+            CoordinatorLost: that link ended, or nothing came in time.
+        """
+        self._take()
+        while not self._arrived:
+            if not self._poller.poll(None if timeout_s is None else int(timeout_s * 1000)):
+                raise CoordinatorLost(f"nothing came from the coordinator for {timeout_s:g} s")
+            ended = self._coordinator.ended  # asked first: what was sent before the end still counts
+            self._take()
+            if ended and not self._arrived:
+                raise CoordinatorLost("the link to the coordinator ended")
+        return self._arrived.popleft()
+
+    def _take(self) -> None:
+        """Move what the sockets hold to the queue: not all that they report, such as a stranger's knock, is for us."""
+        while (frames := self._coordinator.take()) is not None:
+            self._arrived.append(Message(COORDINATOR, frames))
+        if self._inbox is not None:
+            self._arrived.extend(self._inbox.events(0.0))
+
+    def close(self) -> None:
+        """Close every link, giving what is queued a second to leave."""
+        for spoke in (*self._spokes.values(), self._coordinator):
+            spoke.close()
+        if self._inbox is not None:
+            self._inbox.close()
+
+    def _spoke(self, address: str, to: int | None) -> Spoke:
+        return Spoke(
+            self._run_key,
+            self._worker,
+            address,
+            heartbeat_s=self._heartbeat_s,
+            max_message_bytes=self._max_message_bytes,
+            queued=self._queued,
+            to=to,
+            context=self._inbox.context if self._inbox is not None else None,
+        )
+
+
+def _own_address(address: str) -> str:
+    """This machine's numeric address on the way to ``address``: where the others can reach it too."""
+    host, port = address.removeprefix("tcp://").rsplit(":", 1)
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host.strip("[]"), int(port)))  # sends nothing: asks the routing table
+        return str(probe.getsockname()[0])

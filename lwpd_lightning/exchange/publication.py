@@ -1,0 +1,131 @@
+"""What the coordinator tells its workers: versions, as optimizer steps that they make too, or its whole state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
+from lwpd_lightning.exchange.message import Messages
+from lwpd_lightning.exchange.state import StateLayout, to_bytes, whole_state
+from lwpd_lightning.exchange.transport import Hub
+from lwpd_lightning.exchange.update import Step
+
+log = logging.getLogger(__name__)
+
+_EMPTY = torch.empty(0, dtype=torch.uint8)
+# A worker that could not step as rank 0 did gets whole states for so many versions at most before it may try again.
+_LONGEST_WHOLE = 64
+
+
+@dataclass
+class _Whole:
+    """A worker that gets whole states: for how many versions more, and how many it got the last time."""
+
+    left: int = 0
+    length: int = 0
+
+
+class Publication:
+    """Sends to workers; knows what each already has.
+
+    Args:
+        hub: links to the workers.
+        messages: packs this fit's messages.
+        model: the module that is trained.
+        device: its parameters'.
+        optimizer_state: gives what the optimizer remembers, as plain containers and tensors.
+
+    Attributes:
+        bytes_sent: so far, headers included.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        messages: Messages,
+        model: nn.Module,
+        device: torch.device,
+        optimizer_state: Callable[[], object],
+    ) -> None:
+        self.bytes_sent = 0
+        self._hub, self._messages, self._optimizer_state = hub, messages, optimizer_state
+        self._everything = StateLayout.everything(model, device)
+        self._buffers = StateLayout.buffers(model, device)
+        self._sent_buffers = _EMPTY
+        self._sent_settings: object = None
+        self._position: Header | None = None
+        self._whole: dict[int, _Whole] = {}
+
+    def header(self, op: Op, version: int = 0) -> Header:
+        """The coordinator's header."""
+        return Header(op, self._messages.run_id, COORDINATOR, version)
+
+    def send(self, workers: Sequence[int], header: Header, payload: Tensor = _EMPTY, rest: Tensor = _EMPTY) -> None:
+        """Send one message to each of the workers."""
+        frames = self._messages.pack(header, payload, rest)
+        self.bytes_sent += sum(len(frame) for frame in frames) * len(workers)
+        for worker in workers:
+            self._hub.send(worker, frames)
+
+    def publish(self, workers: Sequence[int], position: Header, step: Step | None, moved: bool) -> None:
+        """Tell workers of a version, which is the model's state now.
+
+        Args:
+            workers: whom.
+            position: the message's header: version, batch, decision, checksum.
+            step: the optimizer step that led to it.
+            moved: something else changed the model too, so that they need the whole state.
+        """
+        self._position = position
+        whole = [worker for worker in workers if self._needs_whole(worker) or moved]
+        if whole:
+            self.send(whole, self.header(Op.STATE, position.version), self.state())
+        settings, buffers = self._changed_settings(step), self._changed_buffers()
+        self.send(workers, position, buffers, settings)
+
+    def take_over(self, worker: int, reason: str) -> None:
+        """Give a worker the whole state of the version published last, which is the model's state now.
+
+        Args:
+            worker: that asked for it.
+            reason: why it ended elsewhere after the same step: it would again, so it gets whole states for a while;
+                empty where it merely missed something.
+        """
+        assert self._position is not None
+        if reason:
+            whole = self._whole.setdefault(worker, _Whole())
+            whole.left = whole.length = min(_LONGEST_WHOLE, 2 * whole.length + 1)
+            log.warning("Worker %d takes over rank 0's state at version %d: %s", worker, self._position.version, reason)
+        self.send([worker], self.header(Op.STATE, self._position.version), self.state())
+        settings = _EMPTY if self._sent_settings is None else to_bytes(self._sent_settings)
+        self.send([worker], self._position, self._sent_buffers, settings)
+
+    def state(self) -> Tensor:
+        """Parameters and buffers, then the optimizer's state, as bytes."""
+        return whole_state(self._everything, self._optimizer_state())
+
+    def _needs_whole(self, worker: int) -> bool:
+        whole = self._whole.get(worker)
+        if whole is None or not whole.left:
+            return False
+        whole.left -= 1
+        return True
+
+    def _changed_settings(self, step: Step | None) -> Tensor:
+        if step is None or step.settings == self._sent_settings:
+            return _EMPTY
+        self._sent_settings = step.settings
+        return to_bytes(step.settings)
+
+    def _changed_buffers(self) -> Tensor:
+        buffer = self._buffers.buffer()
+        self._buffers.pack(buffer)
+        if torch.equal(buffer, self._sent_buffers):
+            return _EMPTY
+        self._sent_buffers = buffer
+        return buffer

@@ -1,0 +1,317 @@
+"""One rank's share in adding codewords up: a reduce-scatter and all-gather among those who count.
+
+The workers that count in an update have their codewords ready and nothing else to do, so they do the adding: each gets
+one slice of positions of every counted codeword, adds it up with the decision's weights, and sends the result to all.
+Nobody waits for a straggler, which is never asked, and no link carries more than about two codewords an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lwpd_lightning.coding.blocks import BlockMap, accumulate
+from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.coding.wire import WireFormat
+from lwpd_lightning.exchange.decision import Decision, Slice
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
+from lwpd_lightning.exchange.message import Messages
+from lwpd_lightning.exchange.transport import Payload
+from lwpd_lightning.exchange.update import Codeword
+
+
+class BadPeer(ProtocolError):
+    """A worker sent what it should not have."""
+
+    def __init__(self, worker: int, reason: str) -> None:
+        super().__init__(reason)
+        self.worker = worker
+
+
+@dataclass(frozen=True)
+class SharedMemory:
+    """Where forked ranks leave what others would get as messages.
+
+    Attributes:
+        codewords: one packed codeword for each worker.
+        parts: (window, bytes) the packed parts of the decision with number m in row m % window.
+    """
+
+    codewords: list[Tensor]
+    parts: Tensor
+
+
+@dataclass
+class Ranks:
+    """Who takes part.
+
+    Attributes:
+        me: this rank's worker; None for a dedicated coordinator.
+        coordinator: rank 0's worker; None where it is a dedicated coordinator.
+        workers: live workers.
+    """
+
+    me: int | None
+    coordinator: int | None
+    workers: set[int]
+
+    def address(self, worker: int) -> int:
+        """Whom to send what is meant for ``worker``."""
+        return COORDINATOR if worker == self.coordinator else worker
+
+    @property
+    def others(self) -> list[int]:
+        """The addresses of all ranks but this one."""
+        workers = [worker for worker in sorted(self.workers) if worker not in (self.me, self.coordinator)]
+        return workers if self.me == self.coordinator else [COORDINATOR, *workers]
+
+
+@dataclass
+class _Offered:
+    """This rank's codeword, and what the feedback has been told of it: nothing while it does not count."""
+
+    codeword: Codeword
+    settled: Tensor | None = None
+
+
+@dataclass
+class Reduction:
+    """Sends this rank's slices, adds up those it is asked to, and puts the parts of the decoded gradient together.
+
+    Args:
+        ranks: who takes part.
+        blocks: layout of the trainable parameters.
+        code: the code.
+        wire: how codewords are packed.
+        update_wire: how the decoded gradient is packed.
+        messages: packs this fit's messages.
+        send: sends a message to the rank of an address.
+        memory: shared with all other ranks; None: slices and parts travel as messages.
+        feedback: what did not arrive of this rank's codewords, and of what it added up.
+        along_direction: the decoded gradient has one row, along the code's `direction`: all that count must be of the
+            update's own version.
+    """
+
+    ranks: Ranks
+    blocks: BlockMap
+    code: Code
+    wire: WireFormat
+    update_wire: WireFormat
+    messages: Messages
+    send: Callable[[int, Sequence[Payload]], None]
+    memory: SharedMemory | None
+    feedback: ErrorFeedback | None
+    along_direction: bool
+    newest: int = 0  # number of the newest decision
+    _offered: _Offered | None = None
+    _decisions: dict[int, Decision] = field(default_factory=dict)
+    _slices: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    _parts: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    _residual: tuple[int, Slice, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self._size = self.blocks.block_size
+        self._decoded = torch.empty(0, dtype=self.blocks.dtype)
+
+    def offer(self, codeword: Codeword) -> None:
+        """This rank's codeword, which must stay as it is until it is withdrawn."""
+        self._offered = _Offered(codeword)
+
+    def withdraw(self) -> None:
+        """The codeword that was offered last has been counted, or will never be."""
+        self._offered = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of a decoded gradient."""
+        return 1 if self.along_direction else self.code.blocks
+
+    def begin(self, decision: Decision) -> None:
+        """Do what a decision asks of this rank; raises BadPeer for a slice of another size than its header says."""
+        self.newest = decision.number
+        self._decisions[decision.number] = decision
+        self._slices = {number: slices for number, slices in self._slices.items() if number >= decision.number}
+        if self.ranks.me not in decision.workers:
+            return
+        if self.memory is None:
+            self._send_slices(decision)
+            self._settle(decision)  # while the slices travel
+            self._reduce_if_ready(decision)
+        else:
+            self._reduce_if_ready(decision)
+            self._settle(decision)
+
+    def slice_arrived(self, header: Header, payload: Tensor) -> None:
+        """A worker's codeword at the positions that this rank adds up."""
+        if header.decision >= self.newest:
+            self._slices.setdefault(header.decision, {})[header.worker] = payload
+            if header.decision in self._decisions:
+                self._reduce_if_ready(self._decisions[header.decision])
+
+    def part_arrived(self, header: Header, payload: Tensor) -> None:
+        """The decoded gradient at the positions that another rank adds up."""
+        self._parts.setdefault(header.decision, {})[header.worker] = payload
+
+    def missing(self, number: int) -> list[int]:
+        """The workers whose part of a decision is not here."""
+        decision, parts = self._decisions[number], self._parts.get(number, {})
+        return [part.reducer for part in decision.slices(self._size) if part.reducer not in parts]
+
+    def complete(self, number: int) -> bool:
+        """Whether all parts of a decision are here."""
+        return number in self._decisions and not self.missing(number)
+
+    def hopeless(self, number: int) -> bool:
+        """Whether what is missing of a decision will never come: messages of one sender keep their order."""
+        if number not in self._decisions or self.memory is not None:
+            return True
+        missing = set(self.missing(number))
+        later = {worker for other, parts in self._parts.items() if other > number for worker in parts}
+        return bool(missing & later) or not missing <= self.ranks.workers
+
+    def lies_in_memory(self, number: int, newest: int) -> bool:
+        """Whether the shared memory still holds a decision's parts when ``newest`` has been taken."""
+        return self.memory is not None and number in self._decisions and newest - number < len(self.memory.parts)
+
+    def scatter(self, number: int) -> None:
+        """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``.
+
+        Raises:
+            BadPeer: for a part of another size than the decision gives it.
+        """
+        decision = self._decisions[number]
+        if self._decoded.shape[0] != decision.rows:
+            self._decoded = torch.empty(decision.rows, self._size, dtype=self.blocks.dtype)
+        for part, packed in self._packed_parts(decision):
+            shape = decision.rows, part.stop - part.start
+            values = self._unpack(self.update_wire, part.reducer, packed, shape[0] * shape[1])
+            self._decoded[:, part.start : part.stop] = values.view(shape)
+        direction = self.code.at(decision.version).direction if self.along_direction else None
+        self.blocks.scatter(
+            self._decoded.to(self.blocks.device),
+            decision.touched,
+            None if direction is None else direction.tolist(),
+        )
+
+    def commit(self, number: int) -> None:
+        """A decision's step has been made: what packing lost of it goes back, and what came before is forgotten."""
+        if self._residual is not None and self._residual[0] == number:
+            assert self.feedback is not None
+            _, part, residual = self._residual
+            self.feedback.give_back(part.start, part.stop, residual)
+        if self._residual is not None and self._residual[0] <= number:
+            self._residual = None
+        self._decisions = {other: decision for other, decision in self._decisions.items() if other > number}
+        self._parts = {other: parts for other, parts in self._parts.items() if other > number}
+
+    def traffic(self, number: int, ranks: int) -> tuple[int, int]:
+        """Payload bytes of a decision among ``ranks`` ranks: codewords to who adds up, and parts to everybody else."""
+        decision = self._decisions[number]
+        up = down = 0
+        for part in decision.slices(self._size):
+            length = part.stop - part.start
+            up += (len(decision.workers) - 1) * self.wire.nbytes(length)
+            down += (ranks - 1) * self.update_wire.nbytes(decision.rows * length)
+        return up, down
+
+    def _send_slices(self, decision: Decision) -> None:
+        assert self._offered is not None
+        for part in decision.slices(self._size):
+            if part.reducer == self.ranks.me:
+                continue
+            header = self._header(Op.SLICE, decision, part)
+            packed = self.wire.cut(self._offered.codeword.packed, self._size, part.start, part.stop)
+            self.send(self.ranks.address(part.reducer), self.messages.pack(header, packed))
+
+    def _settle(self, decision: Decision) -> None:
+        offered = self._offered
+        assert offered is not None
+        if self.feedback is None:
+            return
+        arrived = self.wire.unpack(offered.codeword.packed, self._size).to(self.blocks.dtype)
+        mine = self._mine(decision)
+        if mine is not None:
+            arrived[mine.start : mine.stop] = offered.codeword.exact[mine.start : mine.stop]
+        # Decided again, since somebody died: what this rank adds up is another slice, and nothing else has changed.
+        self.feedback.settle(arrived if offered.settled is None else arrived - offered.settled)
+        offered.settled = arrived
+
+    def _mine(self, decision: Decision) -> Slice | None:
+        return next((part for part in decision.slices(self._size) if part.reducer == self.ranks.me), None)
+
+    def _reduce_if_ready(self, decision: Decision) -> None:
+        mine = self._mine(decision)
+        arrived = self._slices.get(decision.number, {})
+        others = [worker for worker in decision.workers if worker != self.ranks.me]
+        if mine is None or (self.memory is None and not arrived.keys() >= set(others)):
+            return
+        total = torch.zeros(decision.rows, mine.stop - mine.start, dtype=self.blocks.dtype)
+        # In the order of their numbers, so that the sum does not depend on who was first.
+        for column in sorted(range(len(decision.workers)), key=decision.workers.__getitem__):
+            worker = decision.workers[column]
+            accumulate(total, decision.weights[:, column], self._slice(worker, mine, arrived))
+        packed = self.update_wire.pack(total.flatten())
+        if self.feedback is not None and self.feedback.takes_residuals and decision.rows == 1:
+            lost = total[0] - self.update_wire.unpack(packed, total.numel())
+            own = float(decision.weights[0, decision.workers.index(mine.reducer)])
+            self._residual = decision.number, mine, lost / own
+        self._publish(decision, mine, packed)
+
+    def _slice(self, worker: int, mine: Slice, arrived: dict[int, Tensor]) -> Tensor:
+        if worker == self.ranks.me:  # it crosses no wire, so it need not be rounded
+            assert self._offered is not None
+            return self._offered.codeword.exact[mine.start : mine.stop].cpu()
+        if self.memory is None:
+            packed = arrived[worker]
+        else:
+            packed = self.wire.cut(self.memory.codewords[worker], self._size, mine.start, mine.stop)
+        return self._unpack(self.wire, worker, packed, mine.stop - mine.start)
+
+    def _publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
+        header = self._header(Op.PART, decision, mine)
+        recipients = self.ranks.others
+        if self.memory is not None:
+            recipients = [address for address in recipients if address == COORDINATOR]
+            packed = self._place(decision, mine.reducer).copy_(packed)
+        for address in recipients:
+            self.send(address, self.messages.pack(header, packed))
+        self._parts.setdefault(decision.number, {})[mine.reducer] = packed
+
+    def _packed_parts(self, decision: Decision) -> list[tuple[Slice, Tensor]]:
+        here = self._parts.get(decision.number, {})
+        return [
+            (part, here[part.reducer] if part.reducer in here else self._place(decision, part.reducer))
+            for part in decision.slices(self._size)
+        ]
+
+    def _place(self, decision: Decision, reducer: int) -> Tensor:
+        assert self.memory is not None
+        offset = 0
+        for part in decision.slices(self._size):
+            nbytes = self.update_wire.nbytes(decision.rows * (part.stop - part.start))
+            if part.reducer == reducer:
+                return self.memory.parts[decision.number % len(self.memory.parts), offset : offset + nbytes]
+            offset += -(-nbytes // 8) * 8
+        raise KeyError(reducer)
+
+    def _unpack(self, wire: WireFormat, worker: int, packed: Tensor, size: int) -> Tensor:
+        if packed.numel() != wire.nbytes(size):
+            raise BadPeer(worker, f"worker {worker} sent {packed.numel()} bytes for {size} values")
+        return wire.unpack(packed, size)
+
+    def _header(self, op: Op, decision: Decision, part: Slice) -> Header:
+        assert self.ranks.me is not None
+        return Header(
+            op, self.messages.run_id, self.ranks.me, decision.version, elements=part.stop - part.start,
+            decision=decision.number,
+        )  # fmt: skip
+
+
+def parts_bytes(blocks: BlockMap, code: Code, rows: int, update_wire: WireFormat) -> int:
+    """The most that the packed parts of one decision take in shared memory, a multiple of 8."""
+    # One scale more, and eight bytes of alignment, for each reducer.
+    return -(-(update_wire.nbytes(rows * blocks.block_size) + 16 * code.n) // 8) * 8

@@ -1,0 +1,154 @@
+"""A worker's links over real sockets: to the coordinator and straight to other workers."""
+
+import socket
+from contextlib import ExitStack, closing
+
+import pytest
+import zmq
+
+from lwpd_lightning.exchange.header import COORDINATOR
+from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.mesh import CoordinatorLost, WorkerLinks
+from lwpd_lightning.exchange.rendezvous import LOOPBACK
+from lwpd_lightning.exchange.transport import Hub, LinkLost
+from tests.exchange.links import DEADLINE_S, MAX_BYTES, QUEUED, address, events_until, links
+
+
+@pytest.fixture
+def run_key():
+    return RunKey.generate()
+
+
+@pytest.fixture
+def hub(run_key):
+    with closing(Hub(run_key, [1, 2], host=LOOPBACK, heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED)) as h:
+        yield h
+
+
+@pytest.fixture
+def pair(run_key, hub):
+    """Workers 1 and 2, which know each other and the coordinator."""
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2))
+        one.connect({2: two.address})
+        two.connect({1: one.address})
+        yield one, two
+
+
+def received(end):
+    message = end.receive(DEADLINE_S)
+    return message if isinstance(message, LinkLost) else (message.worker, [bytes(frame) for frame in message.frames])
+
+
+def test_workers_reach_each_other_and_the_coordinator_both(hub, pair):
+    one, two = pair
+    one.send(2, [b"to two", bytes(200_000)])
+    assert received(two) == (1, [b"to two", bytes(200_000)])
+    two.send(1, [b"to one"])
+    assert received(one) == (2, [b"to one"])
+    two.send(COORDINATOR, [b"up"])
+    assert events_until(hub, lambda event: True) == [(2, [b"up"])]
+    hub.send(2, [b"down"])
+    assert received(two) == (COORDINATOR, [b"down"])
+    assert list(hub.events(0.0)) == []  # what workers say to each other passes no third
+
+
+def test_messages_of_one_sender_keep_their_order(hub, pair):
+    """What a reducer sent for one decision comes before what it sent for the next: `Reduction.hopeless` rests on it."""
+    one, two = pair
+    two.send(COORDINATOR, [b"hello"])
+    events_until(hub, lambda event: True)
+    for number in range(40):
+        one.send(2, [b"part", str(number).encode()])
+        hub.send(2, [b"version", str(number).encode()])
+    seen = [received(two) for _ in range(80)]
+    for sender in (1, COORDINATOR):
+        numbers = [int(frames[1]) for worker, frames in seen if worker == sender]
+        assert numbers == list(range(40))
+
+
+def test_waiting_says_whether_there_is_something_to_receive(pair):
+    one, two = pair
+    assert not two.waiting
+    one.send(2, [b"first"])
+    one.send(2, [b"second"])
+    assert received(two) == (1, [b"first"])
+    assert received(two) == (1, [b"second"])
+    assert not two.waiting
+
+
+def test_messages_queue_until_the_link_stands(run_key, hub):
+    """One worker may be told of the others, and send, before the other has looked at its inbox at all."""
+    with closing(links(run_key, 1, hub, peers=[2])) as one, closing(links(run_key, 2, hub, peers=[1])) as two:
+        assert not one.connected
+        one.send(2, [b"too early"])  # has no link: lost
+        one.connect({2: two.address})
+        assert one.connected
+        one.send(2, [b"early"])
+        assert received(two) == (1, [b"early"])
+        assert not two.waiting
+
+
+def test_the_end_of_a_worker_is_reported_to_the_other(run_key, hub):
+    with closing(links(run_key, 2, hub, peers=[1])) as two:
+        with closing(links(run_key, 1, hub, peers=[2])) as one:
+            one.connect({2: two.address})
+            one.send(2, [b"hello"])
+            assert received(two) == (1, [b"hello"])
+        assert received(two) == LinkLost(1)
+        two.send(COORDINATOR, [b"still here"])
+        events_until(hub, lambda event: event == (2, [b"still here"]))
+
+
+def test_an_inbox_opens_for_the_named_peers_of_this_run_only(run_key, hub):
+    with ExitStack() as stack:
+        ends = {w: stack.enter_context(closing(links(run_key, w, hub, peers=[p]))) for w, p in ((1, 2), (2, 1))}
+        stranger = WorkerLinks(
+            RunKey.generate(), 2, address(hub), peers=[1], heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED
+        )
+        stack.enter_context(closing(stranger))
+        uninvited = stack.enter_context(closing(links(run_key, 3, hub, peers=[1])))
+        for liar in (stranger, uninvited):
+            liar.connect({1: ends[1].address})
+            liar.send(1, [b"lie"])
+        ends[2].connect({1: ends[1].address})
+        ends[2].send(1, [b"true"])
+        assert received(ends[1]) == (2, [b"true"])
+        # Refused handshakes make the inbox's monitor speak; that is nothing to receive.
+        ends[2].send(1, [b"and nothing else"])
+        assert received(ends[1]) == (2, [b"and nothing else"])
+        assert not ends[1].waiting
+
+
+def test_a_strangers_knock_is_not_taken_for_a_message(run_key, hub):
+    """A worker that looks whether something waits, and then receives it, must not wait for ever."""
+    with closing(links(run_key, 1, hub, peers=[2])) as one:
+        port = int(one.address.rsplit(":", 1)[1])
+        with socket.create_connection((LOOPBACK, port), DEADLINE_S):
+            zmq.select(list(one._inbox.sockets), [], [], DEADLINE_S)  # it has heard the knock
+            assert not one.waiting
+            with pytest.raises(CoordinatorLost, match="nothing came"):
+                one.receive(0.05)
+
+
+def test_an_inbox_is_not_taken_for_the_coordinator(run_key, hub):
+    """Whoever listens must hold the key of whom the link is meant for."""
+    with closing(links(run_key, 1, hub, peers=[2])) as one, closing(links(run_key, 2, hub, peers=[1])) as two:
+        two.connect({1: one.address})
+        with closing(
+            WorkerLinks(run_key, 2, one.address, peers=(), heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED)
+        ) as misled:
+            misled.send(COORDINATOR, [b"for the coordinator"])
+            with pytest.raises(CoordinatorLost, match="ended"):
+                misled.receive(DEADLINE_S)
+            two.send(1, [b"for one"])
+            assert received(one) == (2, [b"for one"])
+
+
+def test_workers_that_share_memory_have_no_inbox(run_key, hub):
+    with closing(links(run_key, 1, hub)) as one:
+        assert one.address == ""
+        assert one.connected
+        one.send(2, [b"nobody"])
+        one.send(COORDINATOR, [b"hello"])
+        assert events_until(hub, lambda event: True) == [(1, [b"hello"])]

@@ -1,0 +1,380 @@
+"""Ranks add codewords up together: here all of them in one process, with queues for links.
+
+What they decode is compared with the dense product of the decision's weights and the codewords.
+"""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import Parameter
+
+from lwpd_lightning.coding import local_code, lwpd_code, uncoded
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.coding.wire import wire_format
+from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.header import COORDINATOR, Op
+from lwpd_lightning.exchange.message import Messages
+from lwpd_lightning.exchange.reduction import BadPeer, Ranks, Reduction, SharedMemory, parts_bytes
+from lwpd_lightning.exchange.update import Codeword
+
+RUN = bytes(range(16))
+quick = settings(deadline=None, max_examples=25)
+CODES = [lwpd_code(8, 4, 2), lwpd_code(4, 4, 2), local_code(4, 4, 3), uncoded(3), lwpd_code(6, 3, 3)]
+SHAPES = [[(3,)], [(5, 3), (7,)], [(60, 50), (9,)], [(300, 200), (17,), (4, 4)]]
+
+
+@dataclass
+class Table:
+    """All ranks of a fit around one table; rank 0 is worker 0 or, with ``dedicated``, none of them."""
+
+    code: object
+    shapes: list
+    wire: str = "float32"
+    update_wire: str = "float32"
+    shared: bool = False
+    dedicated: bool = False
+    along: bool = False
+    feedback: bool = False
+    window: int = 4
+    queue: deque = field(default_factory=deque)
+
+    def __post_init__(self):
+        self.messages = Messages(RUN, arena=None)
+        self.coordinator = None if self.dedicated else 0
+        workers = set(range(self.code.n))
+        self.ranks = sorted(workers) + [COORDINATOR] * self.dedicated
+        blocks = self.blocks()
+        self.size, wire, update_wire = blocks.block_size, wire_format(self.wire), wire_format(self.update_wire)
+        memory = None
+        if self.shared:
+            length = parts_bytes(blocks, self.code, 1 if self.along else self.code.blocks, update_wire)
+            memory = SharedMemory(
+                [torch.zeros(wire.nbytes(self.size), dtype=torch.uint8) for _ in workers],
+                torch.zeros(self.window, length, dtype=torch.uint8),
+            )
+        self.memory, self.wires = memory, (wire, update_wire)
+        self.reductions = {}
+        for rank in self.ranks:
+            me, blocks = None if rank == COORDINATOR else rank, self.blocks()
+            self.reductions[rank] = Reduction(
+                ranks=Ranks(me, self.coordinator, set(workers)), blocks=blocks, code=self.code, wire=wire,
+                update_wire=update_wire, messages=self.messages, send=self.sends(rank), memory=memory,
+                feedback=ErrorFeedback(self.code, rank, blocks) if self.feedback and me is not None else None,
+                along_direction=self.along,
+            )  # fmt: skip
+
+    def blocks(self):
+        return BlockMap([Parameter(torch.zeros(shape)) for shape in self.shapes], self.code.blocks)
+
+    def sends(self, rank):
+        def send(to, frames):
+            to = 0 if to == COORDINATOR and not self.dedicated else to
+            assert to != rank
+            self.queue.append((rank, to, [memoryview(bytearray(frame)) for frame in frames]))
+
+        return send
+
+    def offer(self, seed):
+        """Every worker has a codeword; returns them as the reducers will read them, by worker."""
+        generator, arrived = torch.Generator().manual_seed(seed), {}
+        for worker in range(self.code.n):
+            exact = torch.randn(self.size, generator=generator)
+            packed = self.wires[0].pack(exact)
+            if self.shared:
+                packed = self.memory.codewords[worker].copy_(packed)
+            self.reductions[worker].offer(Codeword(exact, packed))
+            arrived[worker] = exact, self.wires[0].unpack(packed.clone(), self.size).float()
+        return arrived
+
+    def decide(self, number, workers, seed, version=0):
+        rows = 1 if self.along else self.code.blocks
+        weights = torch.randn(rows, len(workers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        touched = [True] * len(self.shapes)
+        return Decision(number, version, list(workers), [version] * len(workers), weights, touched)
+
+    def deliver(self, order, deliveries=None):
+        """Deliver what is queued, and what comes of it: links keep their order, anything else is up to ``order``."""
+        while self.queue and deliveries != 0:
+            links = {(sender, to): None for sender, to, _ in self.queue}
+            sender, to = order.choice(list(links))
+            position = next(i for i, (s, t, _) in enumerate(self.queue) if (s, t) == (sender, to))
+            frames = self.queue[position][2]
+            del self.queue[position]
+            self.take(to, frames)
+            deliveries = None if deliveries is None else deliveries - 1
+
+    def take(self, to, frames):
+        header, payload, _ = self.messages.read(frames)
+        if header.op is Op.SLICE:
+            self.reductions[to].slice_arrived(header, payload)
+        else:
+            self.reductions[to].part_arrived(header, payload)
+
+    def decoded(self, rank, number):
+        reduction = self.reductions[rank]
+        if not self.shared or rank == (COORDINATOR if self.dedicated else 0):
+            assert reduction.complete(number)
+        else:
+            assert reduction.lies_in_memory(number, number)
+        reduction.scatter(number)
+        return reduction.blocks.gather()
+
+
+def expected(table, decision, codewords):
+    """weights @ codewords, each reducer's own slice unrounded, and each part rounded as it travels: (rows, d)."""
+    parts = []
+    for part in decision.slices(table.size):
+        stacked = torch.stack([codewords[w][0 if w == part.reducer else 1] for w in decision.workers])
+        total = decision.weights @ stacked[:, part.start : part.stop].double()
+        wire = table.wires[1]
+        packed = wire.pack(total.float().flatten())
+        parts.append((total, wire.unpack(packed, total.numel()).view(total.shape)))
+    return [torch.cat([part[i].double() for part in parts], dim=1) for i in range(2)]
+
+
+def check(table, decision, codewords):
+    """All ranks decoded the same, bit for bit, and it is what the decision says."""
+    exact, _ = expected(table, decision, codewords)
+    gradients = [table.decoded(rank, decision.number) for rank in table.ranks]
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    if table.along:
+        exact = torch.outer(table.code.at(decision.version).direction, exact[0])
+    # Padding is in no parameter.
+    for p in (reference := table.blocks()).parameters:
+        p.grad = torch.zeros_like(p)
+    reference.scatter(exact.float(), None)
+    scale = exact.abs().max()
+    within = {"float64": 1e-6, "float32": 1e-6, "bfloat16": 2**-8, "int8": 1 / 250}[table.update_wire]
+    assert (gradients[0] - reference.gather()).abs().max() <= (within + 1e-6) * scale
+
+
+@quick
+@given(
+    st.sampled_from(CODES), st.sampled_from(SHAPES), st.sampled_from(["float32", "bfloat16", "int8"]),
+    st.sampled_from(["float32", "bfloat16", "int8"]), st.booleans(), st.booleans(), st.booleans(),
+    st.integers(0, 2**20), st.data(),
+)  # fmt: skip
+def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, update_wire, shared, dedicated, along, seed, data):
+    along = along and code.direction is not None
+    table = Table(code, shapes, wire, update_wire, shared, dedicated, along)
+    for number in (1, 2):
+        workers = data.draw(st.lists(st.integers(0, code.n - 1), min_size=1, unique=True))
+        codewords = table.offer(seed + number)
+        decision = table.decide(number, workers, seed, version=number)
+        order = random.Random(seed)
+        # Some hear of the decision late: slices and parts of others may be there before.
+        late = [rank for rank in table.ranks if order.random() < 0.5]
+        for rank in table.ranks:
+            if rank not in late:
+                table.reductions[rank].begin(decision)
+        table.deliver(order, deliveries=order.randrange(20))
+        for rank in late:
+            table.reductions[rank].begin(decision)
+        table.deliver(order)
+        check(table, decision, codewords)
+        for rank in table.ranks:
+            table.reductions[rank].commit(number)
+            table.reductions[rank].withdraw() if rank != COORDINATOR else None
+
+
+def test_the_sum_does_not_depend_on_who_was_first():
+    """Floating point: only one order of adding gives every rank's, and every run's, bits."""
+    gradients = []
+    for seed in range(6):
+        table = Table(lwpd_code(8, 4, 2), SHAPES[3])
+        table.offer(5)
+        decision = table.decide(1, range(8), 5)
+        order = random.Random(seed)
+        for rank in order.sample(table.ranks, 8):
+            table.reductions[rank].begin(decision)
+        table.deliver(order)
+        gradients.append(table.decoded(0, 1))
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_update_that_is_decided_again_is_made_by_those_that_are_left(shared):
+    table = Table(uncoded(4), SHAPES[3], shared=shared)
+    codewords = table.offer(1)
+    first = table.decide(1, [1, 2, 3, 0], 1)
+    for rank in (0, 1, 2):  # worker 3 dies before it does anything
+        table.reductions[rank].begin(first)
+    table.deliver(random.Random(1))
+    assert table.reductions[0].missing(1) == ([3] if shared else [1, 2, 3, 0])
+    second = table.decide(2, [1, 2, 0], 2)
+    del table.reductions[3]
+    table.ranks.remove(3)
+    for rank in table.ranks:
+        table.reductions[rank].ranks.workers.discard(3)
+        assert table.reductions[rank].hopeless(1)
+        table.reductions[rank].begin(second)
+    table.deliver(random.Random(2))
+    check(table, second, codewords)
+    for rank in table.ranks:
+        table.reductions[rank].commit(2)
+        assert not table.reductions[rank].complete(1)
+
+
+def test_parts_that_will_never_come_are_known_by_what_came_later():
+    table = Table(uncoded(3), SHAPES[3])
+    late = table.reductions[2]
+    kept = []
+    for number in (1, 2):
+        table.offer(number)
+        decision = table.decide(number, [1, 0], number)
+        for rank in table.ranks:
+            table.reductions[rank].begin(decision)
+        table.deliver(random.Random(0)) if number == 2 else None
+        if number == 1:
+            while table.queue:
+                sender, to, frames = table.queue.popleft()
+                if to == 2:
+                    kept.append((sender, frames))
+                else:
+                    table.take(to, frames)
+            assert not late.hopeless(1)  # nothing later has come: they may be on their way
+    assert late.complete(2)
+    assert not late.complete(1)
+    assert late.hopeless(1)
+    for _, frames in kept:
+        table.take(2, frames)
+    assert late.complete(1)
+
+
+def test_a_decision_that_one_never_heard_of_is_hopeless():
+    table = Table(uncoded(3), SHAPES[0])
+    assert table.reductions[2].hopeless(7)
+    assert not table.reductions[2].complete(7)
+
+
+def test_shared_memory_keeps_a_windows_worth_of_decisions():
+    table = Table(uncoded(3), SHAPES[2], shared=True, window=3)
+    gradients = {}
+    for number in range(1, 6):
+        table.offer(number)
+        decision = table.decide(number, [1, 0], number)
+        for rank in table.ranks:
+            table.reductions[rank].begin(decision)
+        table.deliver(random.Random(0))
+        gradients[number] = table.decoded(0, number)
+        table.reductions[0].commit(number)
+    late = table.reductions[2]
+    assert [late.lies_in_memory(number, late.newest) for number in range(1, 6)] == [False, False, True, True, True]
+    for number in (3, 4, 5):
+        late.scatter(number)
+        assert torch.equal(late.blocks.gather(), gradients[number])
+    assert not Table(uncoded(3), SHAPES[2]).reductions[2].lies_in_memory(1, 1)
+
+
+@pytest.mark.parametrize("surplus", [-1, 1, 1000])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_slice_of_another_size_names_its_sender(surplus, before):
+    table = Table(uncoded(3), SHAPES[1])
+    table.offer(0)
+    decision = table.decide(1, [0, 1, 2], 0)
+    for worker in (1, 2):
+        table.reductions[worker].begin(decision)
+    frames = {sender: frames for sender, to, frames in table.queue if to == 0}
+    header, payload, _ = table.messages.read(frames[2])
+    wrong = torch.zeros(payload.numel() + surplus, dtype=torch.uint8)
+    reducer = table.reductions[0]
+    if not before:
+        reducer.begin(decision)
+    table.take(0, frames[1])
+    if before:
+        reducer.slice_arrived(header, wrong)
+    with pytest.raises(BadPeer, match=rf"^worker 2 sent {wrong.numel()} bytes for {table.size} values$") as refused:
+        reducer.begin(decision) if before else reducer.slice_arrived(header, wrong)
+    assert refused.value.worker == 2
+
+
+def test_a_part_of_another_size_names_its_sender():
+    table = Table(uncoded(3), SHAPES[1])
+    table.offer(0)
+    decision = table.decide(1, [2, 0, 1], 0)
+    for rank in table.ranks:
+        table.reductions[rank].begin(decision)
+    while table.queue:
+        _, to, frames = table.queue.popleft()
+        header, payload, _ = table.messages.read(frames)
+        if (header.op, to) == (Op.PART, 1):
+            table.reductions[1].part_arrived(header, payload[:-4])
+        else:
+            table.take(to, frames)
+    assert table.reductions[0].complete(1)
+    with pytest.raises(BadPeer, match="worker 2 sent") as refused:
+        table.reductions[1].scatter(1)
+    assert refused.value.worker == 2
+
+
+def compute(table, worker, number, value):
+    """The worker's codeword of a gradient, with what its memory held."""
+    reduction = table.reductions[worker]
+    for p, piece in zip(
+        reduction.blocks.parameters, value.split([p.numel() for p in reduction.blocks.parameters]), strict=True
+    ):
+        p.grad = piece.view(p.shape).clone()
+    reduction.feedback.add(worker)
+    exact = torch.zeros(table.size)
+    reduction.feedback.codeword(number, exact)
+    packed = table.wires[0].pack(exact)
+    reduction.offer(Codeword(exact, table.memory.codewords[worker].copy_(packed) if table.shared else packed))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("update_wire", ["float32", "int8"])
+def test_with_feedback_nothing_is_lost(shared, update_wire):
+    """What was meant and is not in a memory was decoded: what packing lost, up and down, is in the memories.
+
+    A worker that is not counted keeps all it has; the third update is decided again, since worker 1 dies.
+    """
+    table = Table(uncoded(4), SHAPES[3], "int8", update_wire, shared, feedback=True)
+    meant, decoded = torch.zeros(4, table.size), torch.zeros(table.size)
+    generator, number = torch.Generator().manual_seed(3), 0
+    for attempts in ([[1, 2, 3, 0]], [[2, 1, 0]], [[1, 2, 3, 0], [2, 3, 0]], [[3, 2, 0]]):
+        live = [1, *attempts[-1]] if len(attempts) > 1 else table.ranks
+        for worker in live:
+            value = torch.randn(table.size, generator=generator)
+            meant[worker] += value
+            compute(table, worker, number, value)
+        for workers in attempts:
+            number += 1
+            table.queue.clear()
+            weights = torch.full((1, len(workers)), 0.25, dtype=torch.float64)
+            decision = Decision(number, number, workers, [number] * len(workers), weights, [True] * 3)
+            if workers != attempts[0]:
+                table.ranks.remove(1)
+            for rank in table.ranks:
+                if len(attempts) == 1 or rank != 1:
+                    table.reductions[rank].begin(decision)
+        table.deliver(random.Random(number))
+        for rank in table.ranks:
+            table.decoded(rank, number)
+            table.reductions[rank].commit(number)
+        decoded += torch.cat([p.grad.flatten() for p in table.reductions[0].blocks.parameters])
+        memories = torch.stack([table.reductions[worker].feedback.memory[0] for worker in range(4)])
+        torch.testing.assert_close(4 * decoded, (meant - memories).sum(dim=0), rtol=0, atol=1e-4)
+        assert memories[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dedicated", [False, True])
+def test_traffic_is_what_is_sent(dedicated):
+    table = Table(lwpd_code(4, 4, 2), SHAPES[3], "int8", "bfloat16", dedicated=dedicated)
+    table.offer(0)
+    decision = table.decide(1, [2, 1, 3], 0)
+    sent = {Op.SLICE: 0, Op.PART: 0}
+    for rank in table.ranks:
+        table.reductions[rank].begin(decision)
+    while table.queue:
+        _, to, frames = table.queue.popleft()
+        header, payload, _ = table.messages.read(frames)
+        sent[header.op] += payload.numel()
+        table.take(to, frames)
+    assert table.reductions[0].traffic(1, len(table.ranks)) == (sent[Op.SLICE], sent[Op.PART])
+    assert sent[Op.SLICE] > 0
