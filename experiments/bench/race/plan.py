@@ -151,6 +151,12 @@ class Race:
             f"tags=[{self.links}]",
             "trainer.devices=1",
             f"+trainer.num_nodes={len(self.hosts)}",
+            # A point of the grid at which a scheme diverges is left at once.
+            "+callbacks.diverged._target_=lightning.pytorch.callbacks.EarlyStopping",
+            "+callbacks.diverged.monitor=train_loss",
+            "+callbacks.diverged.patience=1000000",
+            "+callbacks.diverged.strict=false",
+            "+callbacks.diverged.check_on_train_epoch_end=true",
             "+callbacks.first_update._target_=experiments.bench.race.traffic.FirstUpdate",
             *workload.grid[self.point],
         ]
