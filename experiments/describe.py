@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> Path:
             raise ValueError(f"out={cfg.out} is no PNG file: use a name that ends in .png.")
         describe(settings, cfg.scheme.name)
         picture.parent.mkdir(parents=True, exist_ok=True)
-        draw(strategy.code, settings.wait_for, picture)
+        draw(strategy.code, settings.waits[1], picture)
     except Exception as error:
         sentence = refusal(error)
         if sentence is None:

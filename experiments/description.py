@@ -32,7 +32,6 @@ def describe(settings: ExchangeSettings, scheme: str) -> None:
     """Print everything about the code of `settings`, which are resolved for its number of workers."""
     code = settings.code
     assert code is not None
-    assert settings.wait_for is not None
     console = Console()
     worth = recovery(code, MAX_SETS)
     meaning, generator = _generator(code)
@@ -40,7 +39,7 @@ def describe(settings: ExchangeSettings, scheme: str) -> None:
         (f"scheme {scheme}: {code.family} code", _listing([*figures(code), *costs(settings, worth)])),
         (f"generator ({meaning})", generator),
         ("who computes what", _layout(code)),
-        ("what the first K codewords are worth", _recovery(worth, settings.wait_for)),
+        ("what the first K codewords are worth", _recovery(worth, settings.waits[1])),
     ]
     for title, table in sections:
         console.print(Text(title, style="bold"))
@@ -64,25 +63,29 @@ def figures(code: Code) -> list[tuple[str, str]]:
 
 def costs(settings: ExchangeSettings, worth: Sequence[Arrivals]) -> list[tuple[str, str]]:
     """(name, text) of what a run with `settings` tolerates and pays; `worth` is the code's `recovery`."""
-    code, wait_for = settings.code, settings.wait_for
+    code = settings.code
     assert code is not None
-    assert wait_for is not None
     few, many = workers_of_a_task(code)
     times = "once" if many == 1 else f"{few} times" if few == many else f"{few} to {many} times"
     return [
         ("decodes exactly", exactness(code, worth)),
-        ("an update", f"waits for K={wait_for} of {code.n}: {decoding(settings, worth)}"),
+        ("an update", f"waits for {waits(settings)} of {code.n}: {decoding(settings, worth)}"),
         ("compute", compute_cost(code)),
         ("redundancy", f"n/k = {code.n / code.k:.3g}; each task is computed {times}"),
         ("upload", upload(settings)),
     ]
 
 
+def waits(settings: ExchangeSettings) -> str:
+    """K in words."""
+    least, most = settings.waits
+    return f"K={most}" if settings.wait_for != "adaptive" else f"K={least} to {most} codewords, as the weather asks,"
+
+
 def decoding(settings: ExchangeSettings, worth: Sequence[Arrivals]) -> str:
     """What the decoder of `settings` makes of K arrivals."""
     assert settings.code is not None
-    assert settings.wait_for is not None
-    at = worth[settings.wait_for - 1]
+    at = worth[settings.waits[1] - 1]
     if settings.decoder == "projective":
         if at.error is None or (settings.error_feedback and len(settings.code.cycle) > 1):
             return "projective" + ", with error feedback" * settings.error_feedback

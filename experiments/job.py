@@ -33,7 +33,7 @@ class Job:
     timer: TargetTimer | None
     monitor: ExchangeMonitor | AllReduceMonitor | None
     code: Code | None
-    wait_for: int | None
+    wait_for: int | str | None
 
 
 def assemble(cfg: DictConfig) -> Job:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from experiments.code_facts import exactness, layout, recovery, size, span, tasks_text
-from experiments.description import decoding
+from experiments.description import decoding, waits
 from experiments.progress import is_interactive
 from experiments.report import compute_cost, readable_bytes
 from lwpd_lightning import LWPDStrategy
@@ -79,7 +79,7 @@ def rows(job: Job) -> list[tuple[str, str]]:
     return [
         *lines,
         ("decodes exactly", exactness(code, worth)),
-        ("an update", f"waits for K={settings.wait_for} of {code.n}: {decoding(settings, worth)}"),
+        ("an update", f"waits for {waits(settings)} of {code.n}: {decoding(settings, worth)}"),
         ("upload", _upload(settings, BlockMap(trainable, code.blocks), double)),
     ]
 

@@ -76,10 +76,10 @@ def _time(summary: dict[str, Any]) -> str:
     )
 
 
-def _arrivals(code: Code, wait_for: int | None) -> str:
+def _arrivals(code: Code, wait_for: int | str | None) -> str:
     worth = recovery(code)
     text = f"the exact gradient can be had {exactness(code, worth)}"
-    if wait_for is not None and 0 < (share := worth[wait_for - 1].share) < 1:
+    if isinstance(wait_for, int) and 0 < (share := worth[wait_for - 1].share) < 1:
         text += f", and from {share:.0%} of the sets of K={wait_for}"
     return text
 

@@ -19,7 +19,7 @@ def refuse_sizes(cfg: DictConfig) -> None:
         near = ", ".join(_nearest(scheme, size)) or "not one change away, choose a size whole: code=lwpd_8_4_2"
         raise ValueError(f"{why}: the nearest sizes of scheme={scheme} are {near}.")
     wait_for, n = cfg.scheme.strategy.get("wait_for"), cfg.code.n
-    if wait_for is not None and wait_for > n:
+    if isinstance(wait_for, int) and wait_for > n:
         raise ValueError(
             f"wait_for={wait_for} is more than the n={n} workers of the code: add code.wait_for={max(n - n // 4, 1)} "
             f"(at most {n}), or choose a size whole, code=lwpd_8_4_2 for example."

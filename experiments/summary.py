@@ -28,6 +28,7 @@ EXCHANGE = (
     "failures",
     "late_codewords",
     "dropped_codewords",
+    "resyncs",
     "wait_s_mean",
     "compute_s_mean",
     "arrivals_mean",

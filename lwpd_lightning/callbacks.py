@@ -96,8 +96,9 @@ class ExchangeMonitor(pl.Callback):
     """Logs every update of the exchange to all of the trainer's loggers, and sums the fit up.
 
     Logged at every update, whatever ``log_every_n_steps`` says: ``exchange/loss`` (mean over contributors), ``lr``,
-    ``wait_s``, ``compute_s``, ``update_s``, ``bytes_up``, ``bytes_down``, ``arrivals``, ``dropped``, ``live``,
-    ``decoded_share`` (of the k task directions), ``staleness_mean``, and for each worker ``arrived/i`` (0 or 1),
+    ``wait_s``, ``compute_s``, ``update_s``, ``bytes_up``, ``bytes_down``, ``wait_for`` (K), ``arrivals``, ``dropped``,
+    ``resyncs`` (workers that took over rank 0's state), ``live``, ``decoded_share`` (of the k task directions),
+    ``staleness_mean``, and for each worker ``arrived/i`` (0 or 1),
     ``staleness/i`` (versions, NaN where it did not arrive) and ``inclusion/i`` (share of updates so far).
     """
 
@@ -142,7 +143,9 @@ class ExchangeMonitor(pl.Callback):
             "exchange/bytes_up": update.bytes_up,
             "exchange/bytes_down": update.bytes_down,
             "exchange/arrivals": len(update.arrivals),
+            "exchange/wait_for": update.wait_for,
             "exchange/dropped": update.dropped,
+            "exchange/resyncs": update.resyncs,
             "exchange/live": update.live,
             "exchange/decoded_share": update.decoded_share,
             "exchange/staleness_mean": sum(staleness.values()) / len(staleness),
@@ -173,6 +176,7 @@ class ExchangeMonitor(pl.Callback):
             "arrivals_mean": totals.arrivals / updates,
             "late_codewords": totals.late,
             "dropped_codewords": totals.dropped,
+            "resyncs": totals.resyncs,
             "decoded_share_mean": totals.decoded_share / updates,
             "staleness_mean": totals.staleness / max(1, totals.arrivals),
             "staleness_max": totals.staleness_max,
@@ -200,6 +204,7 @@ class _Totals:
     arrivals: int = 0
     late: int = 0
     dropped: int = 0
+    resyncs: int = 0
     decoded_share: float = 0.0
     staleness: int = 0
     staleness_max: int = 0
@@ -223,6 +228,7 @@ class _Totals:
         self.arrivals += len(staleness)
         self.late += sum(value > 0 for value in staleness)
         self.dropped += update.dropped
+        self.resyncs += update.resyncs
         self.decoded_share += update.decoded_share
         self.staleness += sum(staleness)
         self.staleness_max = max(self.staleness_max, *staleness)

@@ -16,7 +16,7 @@ from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]
-WireDtype = Literal["float64", "float32", "bfloat16", "int8"]
+WireDtype = Literal["float64", "float32", "bfloat16", "int8", "ternary"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,12 @@ class ExchangeSettings:
         if self.error_feedback and lossless and (self.code is None or len(self.code.cycle) == 1):
             raise ValueError(
                 f"error_feedback=True with wire_dtype={self.wire_dtype!r}: nothing is lost that could be fed back, "
-                "use it with 'bfloat16' or 'int8', or with a sketch (local_code with data_parts=n)."
+                "use it with 'bfloat16', 'int8' or 'ternary', or with a sketch (local_code with data_parts=n)."
+            )
+        if self.wire_dtype == "ternary" and not self.error_feedback:
+            raise ValueError(
+                "wire_dtype='ternary' with error_feedback=False would lose most of every gradient: use "
+                "error_feedback=True, or wire_dtype='int8'."
             )
         if self.code is not None:
             self._check_counts(self.code)
@@ -85,6 +90,12 @@ class ExchangeSettings:
         if self.decoder == "exact":
             self._check_exact(code)
 
+        if self.update_dtype == "ternary" and not (self.error_feedback and _rows(code, self.stale) == 1):
+            raise ValueError(
+                "update_dtype='ternary' needs error feedback that can take back what the decoded gradient loses: use "
+                "error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with a code of "
+                "one block, or update_dtype='int8'."
+            )
         alone = [setting for setting, count in self._counts if count == 1 and setting.startswith("wait_for")]
         if alone and code.n > 1 and not self.dedicated_coordinator and self.decoder != "exact":
             raise ValueError(
@@ -189,7 +200,7 @@ class ExchangeSettings:
     def rows(self) -> int:
         """Rows of d values that a decoded gradient has."""
         assert self.code is not None
-        return 1 if self.along_direction else self.code.blocks
+        return _rows(self.code, self.stale)
 
     def wire(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> WireFormat:
         """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
@@ -199,6 +210,10 @@ class ExchangeSettings:
         """How decoded gradients travel; int8 is rounded without bias unless what it loses can be fed back."""
         fed_back = self.error_feedback and self.rows == 1
         return _wire(self.update_dtype, dtype, torch.device("cpu"), fed_back, seed)
+
+
+def _rows(code: Code, stale: Stale) -> int:
+    return 1 if stale == "drop" and code.direction is not None else code.blocks
 
 
 def _wire(name: str | None, dtype: torch.dtype, device: torch.device, fed_back: bool, seed: int) -> WireFormat:

@@ -40,11 +40,11 @@ _Object = TypeVar("_Object")
 class LWPDStrategy(ParallelStrategy):
     """Replaces DDP's all-reduce with coded exchange: stragglers and dead workers are erasures, not stalls.
 
-    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers sends one linear
-    combination of t of them, P/B values short; the coordinator, rank 0, adds each into the gradient as it arrives and
-    steps after K of n (Soto et al., "Lightweight Projective Derivative Codes for Compressed Asynchronous Gradient
-    Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and validation happen on
-    rank 0; no torch.distributed process group exists.
+    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers computes one linear
+    combination of t of them, P/B values short; the first K that are ready add theirs up among themselves, and every
+    rank makes rank 0's step with the sum (Soto et al., "Lightweight Projective Derivative Codes for Compressed
+    Asynchronous Gradient Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and
+    validation happen on rank 0; no torch.distributed process group exists.
 
     Args:
         code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
@@ -57,10 +57,10 @@ class LWPDStrategy(ParallelStrategy):
             exact; the run fails when more workers died than the code tolerates, where "least_squares" goes on with the
             nearest gradient).
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
-            "drop" it and give its worker fresh parameters.
+            "drop" it: its worker goes on with the newest.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
-        wire_dtype: codewords travel as "float32", "bfloat16", "int8" or "float64"; None: as the gradient is (float32,
-            or float64 at 64-true).
+        wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value, with
+            error_feedback) or "float64"; None: as the gradient is (float32, or float64 at 64-true).
         update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
             None: as the gradient is. With another, K = n is no longer equal to single-process training.
         error_feedback: what bfloat16 or int8 lost, what a sketch's row left out and what a dropped codeword carried go

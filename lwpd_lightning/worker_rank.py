@@ -106,9 +106,9 @@ def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
 
 
 def window(blocks: BlockMap, settings: ExchangeSettings) -> int:
-    """Updates that a late worker may find waiting when it is done: as many as take the room of one float32 model."""
+    """Updates that a late worker may find waiting when it is done: as many as take the room of half a float32 model."""
     update = settings.update_wire(blocks.dtype).nbytes(settings.rows * blocks.block_size)
-    return max(_LEAST_WINDOW, min(_LONGEST_WINDOW, 4 * blocks.numel // update))
+    return max(_LEAST_WINDOW, min(_LONGEST_WINDOW, 2 * blocks.numel // update))
 
 
 def reduction(

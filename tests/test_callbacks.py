@@ -169,6 +169,7 @@ def test_the_summary_adds_the_updates_up():
         "arrivals_mean": 8 / 4,
         "late_codewords": 2,
         "dropped_codewords": 1,
+        "resyncs": 0,
         "decoded_share_mean": (0.5 + 0.5 + 0.25 + 0.5) / 4,
         "staleness_mean": 5 / 8,
         "staleness_max": 4,

@@ -27,8 +27,8 @@ def refusal(act, *args, **kwargs):
     [
         ("decoder", ["projective", "least_squares", "exact"]),
         ("stale", ["apply", "drop"]),
-        ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8"]),
-        ("update_dtype", [None, "float64", "float32", "bfloat16", "int8"]),
+        ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8", "ternary"]),
+        ("update_dtype", [None, "float64", "float32", "bfloat16", "int8", "ternary"]),
         ("start_method", ["auto", "fork", "rerun"]),
     ],
 )
@@ -36,7 +36,8 @@ def test_unknown_words_are_refused_with_the_known_ones(name, choices):
     sentence = refusal(ExchangeSettings, **{name: "other"})
     assert sentence == f"{name}='other' is unknown: use one of {', '.join(map(repr, choices))}."
     for choice in choices:
-        assert getattr(ExchangeSettings(**{name: choice}), name) == choice
+        feedback = {"error_feedback": True} if (name, choice) == ("wire_dtype", "ternary") else {}
+        assert getattr(ExchangeSettings(**{name: choice}, **feedback), name) == choice
 
 
 @pytest.mark.parametrize("name", ["heartbeat_s", "timeout_s"])
@@ -53,12 +54,16 @@ def test_a_staleness_bound_that_cannot_be_is_refused(given):
 
 def test_error_feedback_needs_something_lost():
     for wire_dtype in (None, "float32", "float64"):
-        assert "'bfloat16' or 'int8'" in refusal(ExchangeSettings, error_feedback=True, wire_dtype=wire_dtype)
+        assert "'bfloat16', 'int8' or 'ternary'" in refusal(
+            ExchangeSettings, error_feedback=True, wire_dtype=wire_dtype
+        )
     for wire_dtype in ("bfloat16", "int8"):
         assert ExchangeSettings(error_feedback=True, wire_dtype=wire_dtype).error_feedback
     sketch = local_code(4, data_parts=4, blocks=2)  # leaves a direction out at any dtype
     assert ExchangeSettings(code=sketch, error_feedback=True).error_feedback
-    assert "'bfloat16' or 'int8', or with a sketch" in refusal(ExchangeSettings, code=CODE, error_feedback=True)
+    assert "'bfloat16', 'int8' or 'ternary', or with a sketch" in refusal(
+        ExchangeSettings, code=CODE, error_feedback=True
+    )
 
 
 def test_a_decoder_that_does_not_fit_the_code_is_refused():
@@ -191,3 +196,41 @@ def test_int8_is_unbiased_exactly_where_nothing_feeds_its_error_back():
     assert drawn[1:1024].mean() == pytest.approx(0.3, abs=0.05)
     assert torch.equal(drawn, sent(1, False))
     assert not torch.equal(drawn, sent(2, False))
+
+
+def test_ternary_needs_somebody_to_take_back_what_it_loses():
+    sketch = local_code(4, data_parts=4, blocks=2)
+    ternary = {"wire_dtype": "ternary", "update_dtype": "ternary"}
+    assert "use error_feedback=True, or wire_dtype='int8'." in refusal(ExchangeSettings, wire_dtype="ternary")
+    for given in (
+        {"code": sketch, "stale": "drop"},
+        {"code": sketch, "error_feedback": True},  # stale="apply": codewords along several rows
+        {"code": CODE, "error_feedback": True, "wire_dtype": "int8", "stale": "drop"},
+    ):
+        assert "stale='drop'" in refusal(ExchangeSettings, update_dtype="ternary", **given)
+    for code in (sketch, uncoded(4)):
+        assert ExchangeSettings(code=code, stale="drop", error_feedback=True, **ternary).rows == 1
+
+
+def test_an_adaptive_k_has_bounds():
+    assert ExchangeSettings(code=CODE, wait_for="adaptive").resolved(8).waits == (2, 8)
+    assert ExchangeSettings(code=CODE, wait_for="adaptive", dedicated_coordinator=True).resolved(9).waits == (1, 8)
+    assert ExchangeSettings(code=CODE, wait_for="adaptive", wait_for_bounds=(3, 6)).waits == (3, 6)
+    assert ExchangeSettings(code=CODE).resolved(8).waits == (8, 8)
+    exact = gradient_code(8, stragglers=2)
+    settings = ExchangeSettings(code=exact, wait_for="adaptive", decoder="exact", stale="drop")
+    assert settings.resolved(8).waits == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"wait_for": "most"}, "wait_for='most' is no number of codewords: use an integer, or 'adaptive'."),
+        ({"wait_for": 6, "wait_for_bounds": (2, 6)}, "with wait_for=6: only wait_for='adaptive' chooses"),
+        ({"wait_for": "adaptive", "wait_for_bounds": (2, 9)}, "wait_for_bounds=(2, 9) is outside 1..8"),
+        ({"wait_for": "adaptive", "wait_for_bounds": (6, 2)}, "wait_for_bounds=(6, 2) are the wrong way round"),
+        ({"wait_for": "adaptive", "wait_for_bounds": (1, 8)}, "wait_for_bounds=(1, 8) would let rank 0 step"),
+    ],
+)
+def test_an_adaptive_k_that_cannot_be_is_refused(given, sentence):
+    assert sentence in refusal(ExchangeSettings, code=CODE, **given)

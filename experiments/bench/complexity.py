@@ -36,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lwpd_lightning import Code, gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.coding.blocks import accumulate
 from lwpd_lightning.coding.decoders import Decoder, block_coefficients, least_squares_coefficients
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import wire_format
@@ -51,8 +52,8 @@ codeword; K codewords are waited for, s = n - K. In the first table encode and
 send are one worker's. The paper counts a gradient as k numbers where this
 counts P, and takes s for a share of k = n: its O(k/t) is P/t here, its O(nk)
 is P n s. Every scheme passes over the gradient once to fill its send buffer,
-which is not counted; error feedback (sketch) passes over its memory three
-times more. Adding codewords up, the rest of decoding, is the same for all:
+which is not counted; error feedback (sketch) passes over its memory twice
+more. Adding codewords up, the rest of decoding, is the same for all:
 {added} multiply-adds."""
 _LOOK: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)
@@ -77,7 +78,7 @@ SCHEMES = [
     Scheme("gradient_coding", ("P", "n", "s"), ("O(nk)", "O(k)", "O(k^w)", ""), "1..n", decoder="exact"),
     Scheme("k_async", ("P", "n"), ("0", "O(k)", "0", ""), "1"),
     Scheme("local", ("P", "n", "k", "t"), ("", "", "", ""), "2..n/A"),
-    Scheme("sketch", ("P", "n", "t"), ("", "", "", ""), "any", wire="int8", feedback=True),
+    Scheme("sketch", ("P", "n", "t"), ("", "", "", ""), "any", wire="ternary", feedback=True),
 ]
 
 
@@ -120,11 +121,11 @@ class Operations(TorchDispatchMode):
         aten.addmv.out: lambda self, matrix, *_: matrix.numel(),
         aten.mv.out: lambda matrix, *_: matrix.numel(),
         aten.addr_.default: lambda out, *_: out.numel(),
-        aten.nan_to_num_.default: lambda out, *_: out.numel(),
+        aten.sum.default: lambda values, *_: values.numel(),
     }
     _FREE: ClassVar[set[Any]] = {
         aten.zeros.default, aten.empty.memory_format, aten.zero_.default, aten.copy_.default, aten._to_copy.default,
-        aten.eye.default, aten.lift_fresh.default, aten.clone.default,
+        aten.eye.default, aten.lift_fresh.default, aten.clone.default, aten._local_scalar_dense.default,
     }  # fmt: skip
 
     def __init__(self) -> None:
@@ -166,9 +167,9 @@ def measure(scheme: Scheme, code: Code, wait_for: int, width: int, rounds: int) 
     codeword, flat = torch.randn(block_map.block_size), block_map.zeros()
     rows = [block_coefficients(code.at(0), worker) for worker in arrived]
 
-    def accumulate() -> None:
+    def add_up() -> None:
         for row in rows:
-            block_map.accumulate(flat, row, codeword)
+            accumulate(flat, row, codeword)
 
     solves = scheme.decoder != "projective"
     tall, wide = max(wait_for, code.k), min(wait_for, code.k)
@@ -178,8 +179,8 @@ def measure(scheme: Scheme, code: Code, wait_for: int, width: int, rounds: int) 
         upload=_message_bytes(scheme, block_map),
         solve=14 * tall * wide**2 + 8 * wide**3 if solves else 0,
         solve_s=_seconds(lambda: least_squares_coefficients(code, arrived), rounds) if solves else 0.0,
-        accumulate=_operations(accumulate),
-        accumulate_s=_seconds(accumulate, rounds),
+        accumulate=_operations(add_up),
+        accumulate_s=_seconds(add_up, rounds),
     )
 
 
@@ -231,7 +232,11 @@ def _encoding(scheme: Scheme, code: Code, worker: int, block_map: BlockMap) -> C
 def _message_bytes(scheme: Scheme, block_map: BlockMap) -> int:
     payload = wire_format(scheme.wire).pack(block_map.codeword())
     touched = torch.ones(len(block_map.parameters), dtype=torch.uint8)
-    frames = Messages(bytes(16), arena=None).pack(Header(Op.CODEWORD, bytes(16), 0), payload, touched)
+    messages = Messages(bytes(16), arena=None)
+    frames = [
+        *messages.pack(Header(Op.READY, bytes(16), 0), rest=touched),
+        *messages.pack(Header(Op.SLICE, bytes(16), 0), payload),
+    ]
     return sum(memoryview(frame).nbytes for frame in frames)
 
 

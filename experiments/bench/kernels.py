@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import Parameter
 
-from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import block_coefficients
 from lwpd_lightning.coding.families import lwpd_code
@@ -45,8 +45,8 @@ def ratios(shapes: list[tuple[int, ...]], code: Code, worker: int) -> dict[str, 
     kernels: dict[str, Callable[[], object]] = {
         "adds": lambda: total.add_(addend),
         "encode": encode,
-        "accumulate": lambda: block_map.accumulate(flat, entry, codeword),
-        "accumulate bf16": lambda: block_map.accumulate(flat, entry, narrow),
+        "accumulate": lambda: accumulate(flat, entry, codeword),
+        "accumulate bf16": lambda: accumulate(flat, entry, narrow),
     }
     times: dict[str, list[float]] = {name: [] for name in kernels}
     for _ in range(ROUNDS + 1):  # the first warms up

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,7 @@ class ErrorFeedback:
         arrived = arrived.to(self.memory)
         self.memory.addr_(self._row, arrived, alpha=-1)
         # A row has no zeros: what is not finite in the memory is not in the codeword either, which is B times shorter.
-        if not torch.isfinite(arrived.sum()):
+        if not math.isfinite(float(arrived.sum())):
             self.memory.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     @torch.no_grad()

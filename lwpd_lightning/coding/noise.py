@@ -53,13 +53,13 @@ def decoded_noise(
     >>> [round(v, 2) for v in decoded_noise(lwpd_code(8, 4, 2), range(8))][4:]
     [1.57, 1.34, 1.19, 1.08, 1.0]
     """
+    dual = live_coefficients(code, live, feedback=feedback)  # refuses live workers that are none
     first = [worker for worker in live if worker == always]
     others = [worker for worker in sorted(live) if worker != always]
     counts = range(min(1 + len(first), len(live)), len(live) + 1)
     if feedback and len(code.cycle) > 1:
         possible = [batch_noise * code.n / count for count in counts]
     elif decoder == "projective":
-        dual = live_coefficients(code, live, feedback=feedback)
         possible = [_projective(code, dual, others, count - len(first), batch_noise) for count in counts]
     else:
         orders = _orders(code, first, others)

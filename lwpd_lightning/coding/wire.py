@@ -1,11 +1,14 @@
-"""How a codeword looks as bytes: float64, float32, bfloat16 or scaled int8."""
+"""How a codeword looks as bytes: float64, float32, bfloat16, scaled int8 or ternary."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-CHUNK = 1024  # values that share one int8 scale: 0.4 % overhead, and an outlier coarsens only its neighbours
+from lwpd_lightning.coding.ternary import DIGITS, dequantise, quantise
+
+CHUNK = 1024  # values that share one scale or level: 0.4 % of int8, 2 % of ternary; an outlier coarsens its neighbours
 
 
 class WireFormat(ABC):
@@ -39,7 +42,7 @@ class WireFormat(ABC):
 
     def unpack(self, payload: Tensor, size: int) -> Tensor:
         """(nbytes(size),) uint8 -> (size,) codeword: float formats in their dtype, as a view where the payload is
-        aligned; int8 as float32.
+        aligned; int8 and ternary as float32.
 
         Raises:
             ValueError: where the payload's length is not ``nbytes(size)``: sizes come from a peer.
@@ -128,11 +131,68 @@ class _Int8(WireFormat):
         return values.mul_(scales[:, None]).view(-1)[:size]
 
 
+class _Ternary(WireFormat):
+    """ceil(d/1024) float32 levels s, then each chunk's values -s, 0 and +s, five in a byte: about 1.6 bits a value.
+
+    Biased: small values arrive as zeros until error feedback has made them large. `ternary.quantise` has the rule and
+    the bound of what is lost; a chunk that holds a value that is not finite arrives as NaN, all of it.
+    """
+
+    name = "ternary"
+    code = 5
+
+    def nbytes(self, size: int) -> int:
+        return 4 * -(-size // CHUNK) + _ternary_bytes(size)
+
+    def pack(self, codeword: Tensor) -> Tensor:
+        size = codeword.numel()
+        values = codeword.detach().float().contiguous()
+        payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
+        header = payload.numel() - _ternary_bytes(size)
+        levels, packed = payload[:header].view(torch.float32), payload[header:]
+        for chunks, bytes_, span, shape in _same_lengths(size):
+            level, row = quantise(values[span].view(shape))
+            levels[chunks].copy_(level)
+            packed[bytes_].copy_(row.flatten())
+        return payload
+
+    def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
+        header = self.nbytes(size) - _ternary_bytes(size)
+        levels = payload[4 * (start // CHUNK) : 4 * -(-stop // CHUNK)]
+        return torch.cat([levels, payload[header + _ternary_bytes(start) : header + _ternary_bytes(stop)]])
+
+    def _read(self, payload: Tensor, size: int) -> Tensor:
+        header = self.nbytes(size) - _ternary_bytes(size)
+        # A slice behind an odd header cannot be viewed as wider values.
+        levels, packed = payload[:header].clone().view(torch.float32).cpu(), payload[header:].cpu()
+        values = torch.empty(size)
+        for chunks, bytes_, span, shape in _same_lengths(size):
+            dequantise(levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape))
+        return values.to(payload.device)
+
+
+def _ternary_bytes(size: int) -> int:
+    """Bytes without levels: those of whole chunks, and of a shorter last one."""
+    return -(-CHUNK // DIGITS) * (size // CHUNK) + -(-(size % CHUNK) // DIGITS)
+
+
+def _same_lengths(size: int) -> Iterator[tuple[slice, slice, slice, tuple[int, int]]]:
+    """Where whole chunks, and then a shorter last one, have their levels, their bytes and their values, and the shape
+    of these."""
+    chunks, rest = divmod(size, CHUNK)
+    whole, bytes_ = chunks * CHUNK, _ternary_bytes(chunks * CHUNK)
+    if chunks:
+        yield slice(0, chunks), slice(0, bytes_), slice(0, whole), (chunks, CHUNK)
+    if rest:
+        yield slice(chunks, chunks + 1), slice(bytes_, None), slice(whole, size), (1, rest)
+
+
 def wire_format(name: str, rounding: str = "nearest", generator: torch.Generator | None = None) -> WireFormat:
     """The wire format of a name.
 
     Args:
-        name: "float64", "float32", "bfloat16" or "int8" (one float32 scale for each 1024 values).
+        name: "float64", "float32", "bfloat16", "int8" (one float32 scale for each 1024 values) or "ternary" (five
+            values a byte and one float32 level for each 1024 values; for use with error feedback).
         rounding: of int8: "nearest", or "stochastic", whose expectation is the codeword itself.
         generator: the randomness of stochastic rounding, on the codewords' device; training's own is left alone.
 
@@ -149,7 +209,9 @@ def wire_format(name: str, rounding: str = "nearest", generator: torch.Generator
         )
     if name == "int8":
         return _Int8(generator)
+    if name == "ternary":
+        return _Ternary()
     floats = {"float64": (1, torch.float64), "float32": (2, torch.float32), "bfloat16": (3, torch.bfloat16)}
     if name not in floats:
-        raise ValueError(f"wire format {name!r}: use 'float64', 'float32', 'bfloat16' or 'int8'.")
+        raise ValueError(f"wire format {name!r}: use 'float64', 'float32', 'bfloat16', 'int8' or 'ternary'.")
     return _Float(name, *floats[name])

@@ -16,7 +16,7 @@ from lwpd_lightning.coding.noise import decoded_noise
 
 # Delays that each worker is known by: its last ones. They and _MEMORY decide how soon new weather is believed.
 _WINDOW = 32
-# Updates that the estimates look back on, and the least that they need before K moves.
+# Rehearsed updates that the estimates look back on, and the least that they need before K moves.
 _MEMORY = 24
 _SETTLE = 16
 # Numbers that one step of the rehearsals may work on: together about 50 us. More replicas are steadier estimates.
@@ -50,7 +50,8 @@ class AdaptiveWait:
     and all that is there at the close counts. Each call of `choose` rehearses one more update of each K, all under the
     same draws. Long delays thus show K = 3 that K = 8 would be slow, and short ones that it no longer is, untried.
 
-    Until workers are known, K is ``most``. A worker's first delay is not believed: it holds its warm-up.
+    Until workers are known, K is half of them: in calm weather that loses little, and in bad weather waiting for all
+    would cost more than all that is learnt from it. A worker's first delay is not believed: it holds its warm-up.
 
     Args:
         code: the code.
@@ -93,7 +94,7 @@ class AdaptiveWait:
         self._delays = np.full((code.n, _WINDOW), math.inf)
         self._observed = [-1] * code.n  # the first is left out
         self._known = np.ones(code.n)  # valid entries of a row of _delays; 1 where there is none, which is inf
-        self._wait_for = most
+        self._wait_for = min(max((code.n + 1) // 2, least), most)
         self._live: frozenset[int] = frozenset()
         self._rehearsing: frozenset[int] = frozenset()  # those that live and are known
         self._choices = np.arange(0)
@@ -143,7 +144,8 @@ class AdaptiveWait:
         self._meet(frozenset(live))
         if self._rehearsing:
             self._rehearse()
-        if self._steps >= _SETTLE:
+            while self._steps < _SETTLE:  # those that are to rehearse have just changed
+                self._rehearse()
             rates = self.rates
             good = max(rates.values())
             if good > (1 + _MARGIN) * rates.get(self._wait_for, 0.0):

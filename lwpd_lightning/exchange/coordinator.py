@@ -22,13 +22,14 @@ from lwpd_lightning.exchange.message import Messages, text, words
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
-from lwpd_lightning.exchange.state import StateLayout
+from lwpd_lightning.exchange.state import StateLayout, digest
 from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 
 log = logging.getLogger(__name__)
 
 _EMPTY = torch.empty(0, dtype=torch.uint8)
+_DIGEST_BYTES = 32
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
@@ -107,11 +108,12 @@ class Coordinator:
     # Start-up.
 
     def admit(self) -> None:
-        """Start-up barrier: wait until every live worker has joined and, without shared memory, met all others."""
+        """Start-up barrier: wait until every live worker has rank 0's state and has met those it will talk to."""
         addresses: dict[int, str] = {}
         met: set[int] = set()
         deadline = time.monotonic() + self._timeout_s
         state = self._publication.state()
+        ours = digest(state)
         introduced = False
         while not met.issuperset(self._others):
             waiting = [worker for worker in self._others if worker not in met]
@@ -128,12 +130,15 @@ class Coordinator:
                 if header.op is Op.FAILURE:
                     raise WorkerFailed(words(payload))
                 if header.op is Op.JOIN:
-                    if bytes(payload.tolist()) != self._fingerprint:
+                    joined = bytes(payload.tolist())
+                    if joined[:-_DIGEST_BYTES] != self._fingerprint:
                         raise WorkerFailed(
                             f"worker {event.worker} came to another fit than rank 0: its model's shapes, its code, "
                             "its batches or its seed differ."
                         )
-                    self._publication.send([event.worker], self._publication.header(Op.STATE, self.version), state)
+                    # Ranks of one seed have built the same model already.
+                    needed = _EMPTY if joined[-_DIGEST_BYTES:] == ours else state
+                    self._publication.send([event.worker], self._publication.header(Op.STATE, self.version), needed)
                     addresses[event.worker] = words(rest)
                 elif header.op is Op.MET:
                     met.add(event.worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -23,16 +24,17 @@ class Slice(NamedTuple):
     stop: int
 
 
-def share_out(size: int, workers: list[int]) -> list[Slice]:
+@lru_cache(maxsize=1024)
+def share_out(size: int, workers: tuple[int, ...]) -> tuple[Slice, ...]:
     """Cut ``size`` positions among workers, in equal numbers of int8 chunks; the last ones get none where it is short.
 
-    >>> share_out(20_000, [3, 1, 2])
-    [Slice(reducer=3, start=0, stop=10240), Slice(reducer=1, start=10240, stop=20000)]
+    >>> share_out(20_000, (3, 1, 2))
+    (Slice(reducer=3, start=0, stop=10240), Slice(reducer=1, start=10240, stop=20000))
     """
     chunks = -(-size // CHUNK)
     reducers = workers[: max(1, chunks // _LEAST_CHUNKS)]
     ends = [min(size, CHUNK * (chunks * (i + 1) // len(reducers))) for i in range(len(reducers))]
-    return [Slice(*slice_) for slice_ in zip(reducers, [0, *ends[:-1]], ends, strict=True)]
+    return tuple(Slice(*slice_) for slice_ in zip(reducers, [0, *ends[:-1]], ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Decision:
         """Rows of the decoded gradient."""
         return int(self.weights.shape[0])
 
-    def slices(self, size: int) -> list[Slice]:
+    def slices(self, size: int) -> tuple[Slice, ...]:
         """Who adds up which of ``size`` positions."""
-        return share_out(size, self.workers)
+        return share_out(size, tuple(self.workers))
 
     def pack(self) -> tuple[Tensor, Tensor]:
         """The two payloads of a message, uint8."""

@@ -24,8 +24,8 @@ class ProtocolError(RuntimeError):
 class Op(enum.IntEnum):
     """What a message asks or tells; the payload frames that follow the header stand in brackets."""
 
-    JOIN = 1  # worker -> coordinator: here I am [fingerprint, address of its inbox]
-    STATE = 2  # coordinator -> worker: everything at a version [parameters and buffers, then the optimizer's state]
+    JOIN = 1  # worker -> coordinator: here I am [fingerprint and digest of its state, address of its inbox]
+    STATE = 2  # coordinator -> worker: everything at a version [`state.whole_state`; nothing: you have it]
     PEERS = 3  # coordinator -> worker: everybody has joined [addresses of all inboxes]
     MEET = 4  # worker -> worker: the first message of a link
     MET = 5  # worker -> coordinator: a link from every other worker is there

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.message import Messages
-from lwpd_lightning.exchange.state import StateLayout, to_bytes
+from lwpd_lightning.exchange.state import StateLayout, to_bytes, whole_state
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Step
 
@@ -107,9 +107,7 @@ class Publication:
 
     def state(self) -> Tensor:
         """Parameters and buffers, then the optimizer's state, as bytes."""
-        buffer = self._everything.buffer()
-        self._everything.pack(buffer)
-        return torch.cat([buffer, to_bytes(self._optimizer_state())])
+        return whole_state(self._everything, self._optimizer_state())
 
     def _needs_whole(self, worker: int) -> bool:
         whole = self._whole.get(worker)

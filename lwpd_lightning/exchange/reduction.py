@@ -188,18 +188,25 @@ class Reduction:
             BadPeer: for a part of another size than the decision gives it.
         """
         decision = self._decisions[number]
+        direction = self.code.at(decision.version).direction if self.along_direction else None
+        self.blocks.scatter(
+            self._decode(decision).to(self.blocks.device),
+            decision.touched,
+            None if direction is None else direction.tolist(),
+        )
+
+    def _decode(self, decision: Decision) -> Tensor:
+        if self.memory is not None and decision.rows == 1 and self.update_wire.name == _name(self.blocks.dtype):
+            # The parts lie one after the other and are not packed at all.
+            row = self.memory.parts[decision.number % len(self.memory.parts)]
+            return row[: self.update_wire.nbytes(self._size)].view(self.blocks.dtype)[None]
         if self._decoded.shape[0] != decision.rows:
             self._decoded = torch.empty(decision.rows, self._size, dtype=self.blocks.dtype)
         for part, packed in self._packed_parts(decision):
             shape = decision.rows, part.stop - part.start
             values = self._unpack(self.update_wire, part.reducer, packed, shape[0] * shape[1])
             self._decoded[:, part.start : part.stop] = values.view(shape)
-        direction = self.code.at(decision.version).direction if self.along_direction else None
-        self.blocks.scatter(
-            self._decoded.to(self.blocks.device),
-            decision.touched,
-            None if direction is None else direction.tolist(),
-        )
+        return self._decoded
 
     def commit(self, number: int) -> None:
         """A decision's step has been made: what packing lost of it goes back, and what came before is forgotten."""
@@ -316,6 +323,10 @@ class Reduction:
             op, self.messages.run_id, self.ranks.me, decision.version, elements=part.stop - part.start,
             decision=decision.number,
         )  # fmt: skip
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def parts_bytes(blocks: BlockMap, code: Code, rows: int, update_wire: WireFormat) -> int:

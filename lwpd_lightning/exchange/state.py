@@ -110,21 +110,37 @@ def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
                     yield slots, name  # type: ignore[misc]
 
 
+def whole_state(everything: StateLayout, optimizer: object) -> Tensor:
+    """Parameters and buffers, then the optimizer's state (``state_dict()``), as one (nbytes,) uint8 tensor."""
+    buffer = everything.buffer()
+    everything.pack(buffer)
+    return torch.cat([buffer, to_bytes(optimizer)])
+
+
+def digest(state: Tensor) -> bytes:
+    """32 bytes that tell states apart."""
+    return hashlib.sha256(state.numpy().data).digest()
+
+
 @torch.no_grad()
 def checksum(parameters: Iterable[Tensor]) -> int:
     """A 64-bit sum over the parameters' bits: whoever steps differently, by however little, gets another one.
 
     Asked of the values: autograd's version counters do not see what is done to a parameter's ``data``.
     """
-    total = torch.zeros((), dtype=torch.int64)
-    for position, parameter in enumerate(parameters):
+    sums = []
+    for parameter in parameters:
         flat = parameter.detach().reshape(-1).view(torch.uint8)
         if flat.storage_offset() % 8:
             flat = flat.clone()  # a view into a larger buffer: words must be aligned
         even = flat.numel() - flat.numel() % 8
-        words = flat[:even].view(torch.int64).sum() + flat[even:].sum(dtype=torch.int64)
-        total = total.to(words.device) + (2 * position + 1) * words  # odd: two equal tensors do not swap unnoticed
-    return int(total)
+        sums.append(flat[:even].view(torch.int64).sum())
+        if even < flat.numel():
+            sums.append(flat[even:].sum(dtype=torch.int64))
+    total = 0
+    for place, words in enumerate(torch.stack(sums).tolist()):
+        total += (2 * place + 1) * words  # so that tensors do not change places unnoticed
+    return (total + 2**63) % 2**64 - 2**63
 
 
 def to_bytes(value: object) -> Tensor:

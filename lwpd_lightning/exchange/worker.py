@@ -20,7 +20,7 @@ from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.message import Messages, text, words
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
-from lwpd_lightning.exchange.state import StateLayout, checksum, from_bytes
+from lwpd_lightning.exchange.state import StateLayout, checksum, digest, from_bytes, whole_state
 from lwpd_lightning.exchange.transport import LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution
 
@@ -108,7 +108,8 @@ class Worker:
         """
         self._unmet = set(self._links.peers)
         join = Header(Op.JOIN, self._messages.run_id, self._worker)
-        fingerprint = torch.tensor(list(self._fingerprint), dtype=torch.uint8)
+        state = digest(whole_state(self._everything, self._optimizer.state_dict()))
+        fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
         try:
             self._receive(self._timeout_s)
@@ -253,6 +254,14 @@ class Worker:
         return False
 
     def _take_over(self, version: int, state: Tensor) -> None:
+        if state.numel():
+            self._load(state)
+        self._buffers.pack(self._buffer_values)
+        self._resyncing = False
+        self._at = version
+        self._versions = {number: kept for number, kept in self._versions.items() if number >= version}
+
+    def _load(self, state: Tensor) -> None:
         values, optimizer = state[: self._everything.nbytes], state[self._everything.nbytes :]
         self._everything.unpack(values)
         try:
@@ -262,10 +271,6 @@ class Worker:
                 f"the state of {type(self._optimizer).__name__} holds more than tensors, numbers and plain containers, "
                 "which is all that may travel: coded exchange needs an optimizer that workers can hold too."
             ) from error
-        self._buffers.pack(self._buffer_values)
-        self._resyncing = False
-        self._at = version
-        self._versions = {number: kept for number, kept in self._versions.items() if number >= version}
 
     # What goes out.
 

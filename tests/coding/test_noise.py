@@ -90,7 +90,8 @@ def test_a_sketch_loses_directions_unless_they_come_later():
     assert decoded_noise(sketch, range(8), feedback=True)[1:] == pytest.approx([8 / c for c in range(1, 9)])
 
 
-def test_it_refuses_whom_it_does_not_know():
-    for live in ([], [0, 8]):
-        with pytest.raises(ValueError, match="workers"):
-            decoded_noise(uncoded(8), live)
+@pytest.mark.parametrize("options", [{}, {"decoder": "least_squares"}, {"feedback": True}], ids=str)
+@pytest.mark.parametrize("live", [[], [0, 8], [1, 1]], ids=str)
+def test_it_refuses_whom_it_does_not_know(live, options):
+    with pytest.raises(ValueError, match="workers"):
+        decoded_noise(local_code(8, 8, 4), live, **options)

@@ -143,7 +143,7 @@ def test_a_payload_of_another_length_is_refused(name):
 @pytest.mark.parametrize(
     ("call", "needle"),
     [
-        (lambda: wire_format("fp4"), "wire format 'fp4': use 'float64', 'float32', 'bfloat16' or 'int8'."),
+        (lambda: wire_format("fp4"), "wire format 'fp4': use 'float64', 'float32', 'bfloat16', 'int8' or 'ternary'."),
         (lambda: wire_format("int8", "up"), "rounding='up': use 'nearest' or 'stochastic'."),
         (lambda: wire_format("float32", "stochastic", seeded()), "use it with 'int8'"),
         (lambda: wire_format("int8", "stochastic"), "give a generator exactly for 'stochastic'"),

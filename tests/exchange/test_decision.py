@@ -19,7 +19,7 @@ groups = st.lists(st.integers(0, 200), min_size=1, max_size=12, unique=True)
 @quick
 @given(sizes, groups)
 def test_slices_cover_every_position_once_in_whole_chunks(size, workers):
-    slices = share_out(size, workers)
+    slices = share_out(size, tuple(workers))
     assert [slices[0].start, *(part.stop for part in slices)] == [*(part.start for part in slices), size]
     assert all(part.start < part.stop for part in slices)
     assert all(part.start % CHUNK == 0 for part in slices)  # int8's scales are not shared by two reducers
@@ -29,7 +29,7 @@ def test_slices_cover_every_position_once_in_whole_chunks(size, workers):
 @quick
 @given(sizes, groups)
 def test_slices_are_even_and_none_is_too_short_to_be_worth_a_message(size, workers):
-    lengths = [part.stop - part.start for part in share_out(size, workers)]
+    lengths = [part.stop - part.start for part in share_out(size, tuple(workers))]
     if len(lengths) > 1:
         assert max(lengths) - min(lengths) <= 2 * CHUNK  # one chunk, and a last one that may be short
         assert min(lengths) > CHUNK * (_LEAST_CHUNKS - 1)

@@ -20,7 +20,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.bench.race.plan import SCHEMES, STRAGGLERS, WORKLOADS, Race, links_of, races, tuning
+from experiments.bench.race.plan import RANKS, SCHEMES, STRAGGLERS, WORKLOADS, Race, links_of, races, tuning
 from experiments.bench.race.testbed import refuse_missing_tools
 
 _PAGE = 120  # columns of a table that goes to a file or a pipe
@@ -47,12 +47,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out / "results.jsonl")
     if options.point is None:
-        _race(tuning(regimes, options.schemes), results, options.out)
+        _race(tuning(regimes, options.schemes, options.ranks), results, options.out)
         chosen = results.chosen()
     else:
         chosen = {(regime, scheme): options.point for regime in regimes for scheme in options.schemes}
     wanted = {key: point for key, point in chosen.items() if key[0] in regimes and key[1] in options.schemes}
-    _race(races(wanted, options.seeds), results, options.out)
+    _race(races(wanted, options.seeds, options.ranks), results, options.out)
     found = standings(results.rows)
     (options.out / "tables.md").write_text(
         "\n\n".join(f"**{' / '.join(regime)}**\n\n{markdown(regime, rows)}" for regime, rows in found.items()) + "\n"
@@ -72,12 +72,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ranks", type=int, default=RANKS, help="workers and hosts: a multiple of 4, in its own --out")
     parser.add_argument("--point", type=int, help="race at this point of the grid, without tuning")
     parser.add_argument("--out", type=Path, default=Path("outputs/race"))
     parser.add_argument("--quick", action="store_true", help="four schemes in one regime, one seed, untuned: 4 minutes")
     options = parser.parse_args()
     if options.quick:
-        options.regimes, options.seeds, options.point = ["asymmetric/none"], [0], 1
+        options.regimes, options.seeds, options.point = ["even/none"], [0], 4
         options.schemes = ["ddp", "powersgd", "k_async", "sketch"]
     return options
 

@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-RANKS = 8
-WAIT_FOR = 6  # K of the schemes that do not wait for all
+RANKS = 8  # unless asked for others
 
 OURS = ("lwpd", "local", "sketch")
-PEERS = ("k_async", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
+PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
 SCHEMES = (*OURS, *PEERS)
+# Schemes whose updates wait for all ranks, whoever is late.
+WAITS_FOR_ALL = ("sync", "ddp", "ddp_bf16", "powersgd")
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,18 @@ WORKLOADS = {
     "mlp": Workload(
         "race_mlp",
         (
-            # With momentum, and without, which an error-feedback sketch may prefer.
-            ("model.optimizer.lr=0.02",),
+            # With momentum, and without, which suits error feedback; to where the best schemes begin to diverge.
             ("model.optimizer.lr=0.05",),
             ("model.optimizer.lr=0.1",),
-            ("model.optimizer.lr=0.2", "model.optimizer.momentum=0.0"),
-            ("model.optimizer.lr=0.5", "model.optimizer.momentum=0.0"),
+            ("model.optimizer.lr=0.2",),
+            ("model.optimizer.lr=0.4", "model.optimizer.momentum=0.0"),
+            ("model.optimizer.lr=1.0", "model.optimizer.momentum=0.0"),
         ),
         limit_s=240.0,
     ),
     "gpt": Workload(
         "race_gpt",
-        (("model.optimizer.lr=0.001",), ("model.optimizer.lr=0.002",), ("model.optimizer.lr=0.004",)),
+        (("model.optimizer.lr=0.0005",), ("model.optimizer.lr=0.001",), ("model.optimizer.lr=0.002",)),
         limit_s=600.0,
     ),
 }
@@ -85,7 +86,7 @@ TUNING_SEED = 1000  # the races' seeds start at 0
 
 @dataclass(frozen=True, order=True)
 class Race:
-    """One run of one scheme; ``point`` is its place in the workload's grid."""
+    """One run of one scheme; ``point`` is its place in the workload's grid, ``ranks`` the number of workers."""
 
     workload: str
     links: str
@@ -93,6 +94,7 @@ class Race:
     scheme: str
     seed: int
     point: int
+    ranks: int = RANKS
 
     @property
     def name(self) -> str:
@@ -103,6 +105,31 @@ class Race:
     def regime(self) -> tuple[str, str, str]:
         """Workload, links and stragglers: what is compared is of one regime."""
         return self.workload, self.links, self.straggler
+
+    @property
+    def wait_for(self) -> int | None:
+        """K; None: adaptive.
+
+        The sketch waits for all where nobody is late, so that nothing is left for later.
+        """
+        if self.scheme in WAITS_FOR_ALL:
+            return self.ranks
+        if self.scheme == "sketch":
+            return self.ranks if self.straggler == "none" else None
+        return 3 * self.ranks // 4
+
+    @property
+    def dedicated(self) -> bool:
+        """Whether rank 0 only coordinates, as one more process on worker 0's host.
+
+        Otherwise no update could be made while rank 0 itself is late.
+        """
+        return self.scheme not in WAITS_FOR_ALL and self.straggler != "none"
+
+    @property
+    def hosts(self) -> list[int]:
+        """The host of each rank."""
+        return [0] * self.dedicated + list(range(self.ranks))
 
     def overrides(self) -> list[str]:
         """Hydra overrides of `experiments.train`, the same on every rank.
@@ -116,20 +143,30 @@ class Race:
             f"scheme={self.scheme}",
             f"straggler={self.straggler}",
             "code=lwpd_8_4_2",
-            f"code.wait_for={WAIT_FOR}",
+            f"code.n={self.ranks}",
+            f"code.k={self.ranks // 2}",
+            f"code.wait_for={self.wait_for or 'adaptive'}",
+            *["scheme.strategy.dedicated_coordinator=true"] * self.dedicated,
             f"seed={self.seed}",
             f"tags=[{self.links}]",
             "trainer.devices=1",
-            f"+trainer.num_nodes={RANKS}",
+            f"+trainer.num_nodes={len(self.hosts)}",
+            # A point of the grid at which a scheme diverges is left at once.
+            "+callbacks.diverged._target_=lightning.pytorch.callbacks.EarlyStopping",
+            "+callbacks.diverged.monitor=train_loss",
+            "+callbacks.diverged.patience=1000000",
+            "+callbacks.diverged.strict=false",
+            "+callbacks.diverged.check_on_train_epoch_end=true",
+            "+callbacks.first_update._target_=experiments.bench.race.traffic.FirstUpdate",
             *workload.grid[self.point],
         ]
 
 
-def tuning(regimes: Iterable[tuple[str, str, str]], schemes: Iterable[str]) -> list[Race]:
+def tuning(regimes: Iterable[tuple[str, str, str]], schemes: Iterable[str], ranks: int = RANKS) -> list[Race]:
     """Every point of the grid for every scheme and regime, on a seed that is not raced, in random order."""
     schemes = list(schemes)
     races = [
-        Race(workload, links, straggler, scheme, TUNING_SEED, point)
+        Race(workload, links, straggler, scheme, TUNING_SEED, point, ranks)
         for workload, links, straggler in regimes
         for scheme in schemes
         for point in range(len(WORKLOADS[workload].grid))
@@ -138,9 +175,11 @@ def tuning(regimes: Iterable[tuple[str, str, str]], schemes: Iterable[str]) -> l
     return races
 
 
-def races(chosen: dict[tuple[tuple[str, str, str], str], int], seeds: Iterable[int]) -> list[Race]:
+def races(chosen: dict[tuple[tuple[str, str, str], str], int], seeds: Iterable[int], ranks: int = RANKS) -> list[Race]:
     """The races at the chosen points, in random order, so that a drift of the machine's speed favours nobody."""
     seeds = list(seeds)
-    planned = [Race(*regime, scheme, seed, point) for (regime, scheme), point in chosen.items() for seed in seeds]
+    planned = [
+        Race(*regime, scheme, seed, point, ranks) for (regime, scheme), point in chosen.items() for seed in seeds
+    ]
     random.Random(1).shuffle(planned)
     return planned

@@ -17,8 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.race.plan import RANKS, Race, links_of
-from experiments.bench.race.testbed import Host, ShapedHosts, Traffic
+from experiments.bench.race.plan import Race, links_of
+from experiments.bench.race.testbed import Host, ShapedHosts
+from experiments.bench.race.traffic import MARK, Traffic, of_process
 
 _PORT = 29500
 _POLL_S = 0.1
@@ -33,27 +34,30 @@ def run(race: Race, directory: Path, limit_s: float) -> dict[str, Any]:
     links = links_of(race.links)
     shaped = links.mbit is not None
     bed: AbstractContextManager[ShapedHosts | None] = (
-        ShapedHosts(RANKS, links.mbit, links.coordinator_mbit) if shaped else nullcontext()
+        ShapedHosts(race.ranks, links.mbit, links.coordinator_mbit) if shaped else nullcontext()
     )
     with bed as testbed:
-        hosts: list[Host | None] = [*testbed.hosts] if testbed is not None else [None] * RANKS
+        hosts: list[Host | None] = [*testbed.hosts] if testbed is not None else [None] * race.ranks
         started = time.monotonic()
-        failed = _train(race, hosts, directory, limit_s)
+        failed, first = _train(race, hosts, directory, limit_s)
         wall_s = time.monotonic() - started
         traffic = [host.traffic() for host in hosts if host is not None]
     measured = _measured(directory) if failed is None else {"reached": False, "time_to_target_s": None}
-    return {**vars(race), **measured, "failed": failed, "wall_s": wall_s, **_wire(traffic)}
+    return {**vars(race), **measured, "failed": failed, "wall_s": wall_s, **_wire(traffic), **first}
 
 
-def _train(race: Race, hosts: list[Host | None], directory: Path, limit_s: float) -> str | None:
-    """Train on all hosts; what went wrong, if anything did."""
+def _train(
+    race: Race, hosts: list[Host | None], directory: Path, limit_s: float
+) -> tuple[str | None, dict[str, object]]:
+    """Train on all hosts; what went wrong, if anything did, and what had travelled at about the first update."""
     directory.mkdir(parents=True)
     key = secrets.token_hex(32)
     address = hosts[0].address if hosts[0] is not None else "127.0.0.1"
-    ranks = [_fork(race, rank, host, directory, {
+    ranks = [_fork(race, rank, hosts[place], directory, {
         "NODE_RANK": str(rank), "MASTER_ADDR": address, "MASTER_PORT": str(_PORT), "LWPD_RUN_KEY": key,
-        "GLOO_SOCKET_IFNAME": host.interface if host is not None else "lo",
-    }) for rank, host in enumerate(hosts)]  # fmt: skip
+        "GLOO_SOCKET_IFNAME": hosts[place].interface if hosts[place] is not None else "lo",
+    }) for rank, place in enumerate(race.hosts)]  # fmt: skip
+    first: dict[str, object] = {}
     deadline = time.monotonic() + limit_s
     late, ended = False, dict.fromkeys(ranks)
     try:
@@ -62,11 +66,13 @@ def _train(race: Race, hosts: list[Host | None], directory: Path, limit_s: float
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     ended[pid] = os.waitstatus_to_exitcode(status)
-            first = ended[ranks[0]]
-            if first is not None and deadline > time.monotonic() + _GRACE_S:
+            if not first and (directory / MARK).exists():
+                first = _at_first_update(directory, ranks[-race.ranks :], hosts)
+            of_rank_zero = ended[ranks[0]]
+            if of_rank_zero is not None and deadline > time.monotonic() + _GRACE_S:
                 deadline = time.monotonic() + _GRACE_S  # the others have nobody to talk to any more
             if time.monotonic() > deadline:
-                late = first is None
+                late = of_rank_zero is None
                 break
             time.sleep(_POLL_S)
     finally:
@@ -74,9 +80,17 @@ def _train(race: Race, hosts: list[Host | None], directory: Path, limit_s: float
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     if late:
-        return f"not done after {limit_s:.0f} s"
+        return f"not done after {limit_s:.0f} s", first
     failed = [rank for rank, pid in enumerate(ranks) if ended[pid] not in (0, None)]
-    return f"rank {failed[0]} failed, see {directory / f'rank{failed[0]}.log'}" if failed else None
+    return (f"rank {failed[0]} failed, see {directory / f'rank{failed[0]}.log'}" if failed else None), first
+
+
+def _at_first_update(directory: Path, ranks: list[int], hosts: list[Host | None]) -> dict[str, object]:
+    """What hosts had sent and received, and how many seconds after the first update that was."""
+    late_s = time.monotonic() - float((directory / MARK).read_text())
+    traffic = [of_process(pid, host.interface) for pid, host in zip(ranks, hosts, strict=True) if host is not None]
+    wire = _wire(traffic)
+    return {"first_sent": wire["sent"], "first_received": wire["received"], "first_late_s": late_s}
 
 
 def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment: dict[str, str]) -> int:
@@ -115,7 +129,7 @@ def _measured(directory: Path) -> dict[str, Any]:
     summary = json.loads((directory / "summary.json").read_text())
     reached = summary["time_to_target_s"] is not None
     kept = ("updates", "update_s_mean", "compute_s_mean", "wait_s_mean", "parameters", "val_acc", "val_bpc",
-            "bytes_up_per_update_per_worker", "startup_s")  # fmt: skip
+            "bytes_up_per_update_per_worker", "startup_s", "arrivals_mean", "resyncs")  # fmt: skip
     return {
         "reached": reached,
         # From the first update on: how long processes take to find each other is not what is raced.

@@ -15,13 +15,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from experiments.bench.race.plan import PEERS, RANKS, TUNING_SEED, WAIT_FOR, WORKLOADS, Race, links_of
+from experiments.bench.race.plan import PEERS, TUNING_SEED, WORKLOADS, Race, links_of
 from experiments.train import CONFIG_PATH
 
 Row = dict[str, Any]
 Regime = tuple[str, str, str]
-# Schemes whose updates wait for all ranks.
-WAITS_FOR_ALL = ("sync", "ddp", "ddp_bf16", "powersgd")
+_BEYOND = 1.25
 _BOUND_STEPS = 2000  # steps of the straggler model that the bound averages over
 
 
@@ -51,13 +50,13 @@ class Results:
         return any(all(row[name] == value for name, value in vars(race).items()) for row in self.rows)
 
     def limit_s(self, race: Race) -> float:
-        """How long the race may take: a point of the grid need not be followed beyond twice the best one's time."""
+        """How long the race may take: a point of the grid need not be followed far beyond the best one's time."""
         limit = WORKLOADS[race.workload].limit_s
         if race.seed != TUNING_SEED:
             return limit
         same = [row for row in self.rows if (row["seed"], row["scheme"]) == (TUNING_SEED, race.scheme)]
         walls = [row["wall_s"] for row in same if regime_of(row) == race.regime and row["reached"]]
-        return min([limit, *(2 * wall for wall in walls)])
+        return min([limit, *(_BEYOND * wall for wall in walls)])
 
     def chosen(self) -> dict[tuple[Regime, str], int]:
         """(regime, scheme) -> the grid's point that reached the target soonest in tuning; the first where none did."""
@@ -84,9 +83,9 @@ class Standing:
         reached: those that reached the target.
         time_s: to the target; None unless most races reached it.
         spread_s: least and greatest time.
-        update_s: of one update.
+        update_s: of one update, its share of validations included.
         updates: to the target.
-        megabytes: through one host's interface to the target, the busiest host's, the busier way; None unshaped.
+        kilobytes: an update through one host's interface, the busiest host's, the busier way; None unshaped.
         bound_s: least time of one update with this scheme's bytes (`bound_s`).
         ratio: time of the best peer over this one's: above 1 is faster than every peer.
     """
@@ -99,7 +98,7 @@ class Standing:
     spread_s: tuple[float, float] | None
     update_s: float
     updates: float
-    megabytes: float | None
+    kilobytes: float | None
     bound_s: float
     ratio: float | None = None
 
@@ -137,7 +136,7 @@ def _ranked(regime: Regime, schemes: dict[str, list[Row]]) -> list[Standing]:
 def _standing(regime: Regime, scheme: str, rows: list[Row]) -> Standing:
     measured = [row for row in rows if "update_s_mean" in row]
     times = [row["time_to_target_s"] for row in rows if row["reached"]]
-    busiest = [max(*row["sent"], *row["received"]) for row in measured if row["sent"]]
+    busiest = [max(bytes_of_update(row)) for row in measured if row.get("first_sent")]
     bounds = [bound_s(regime, scheme, row) for row in measured]
     return Standing(
         scheme=scheme,
@@ -146,11 +145,26 @@ def _standing(regime: Regime, scheme: str, rows: list[Row]) -> Standing:
         reached=len(times),
         time_s=statistics.median(times) if 2 * len(times) > len(rows) else None,
         spread_s=(min(times), max(times)) if times else None,
-        update_s=_median([row["update_s_mean"] for row in measured]),
+        update_s=_median([update_s(row) for row in measured]),
         updates=_median([row["updates"] for row in measured]),
-        megabytes=_median(busiest) / 1e6 if busiest else None,
+        kilobytes=_median(busiest) / 1e3 if busiest else None,
         bound_s=_median(bounds),
     )
+
+
+def update_s(row: Row) -> float:
+    """Seconds of one update, from the first one on: before it, processes find each other."""
+    if row["time_to_target_s"] is None:
+        return float(row["update_s_mean"])
+    return float(row["time_to_target_s"] / max(1, row["updates"] - 1))
+
+
+def bytes_of_update(row: Row) -> list[float]:
+    """Bytes of one update through each host's interface, the busier way."""
+    updates = max(1.0, row["updates"] - 1 - row["first_late_s"] / update_s(row))
+    first = zip(row["first_sent"], row["first_received"], strict=True)
+    total = zip(row["sent"], row["received"], strict=True)
+    return [max(s - s0, r - r0) / updates for (s, r), (s0, r0) in zip(total, first, strict=True)]
 
 
 def bound_s(regime: Regime, scheme: str, row: Row) -> float:
@@ -159,23 +173,27 @@ def bound_s(regime: Regime, scheme: str, row: Row) -> float:
     The K-th fastest is averaged over steps of the regime's straggler model on top of the mean computing time that the
     run measured; the bytes are those that the run's hosts sent and received, each way of each link by itself.
     """
-    wait_for = RANKS if scheme in WAITS_FOR_ALL else WAIT_FOR
-    computing = _kth_fastest_s(regime[2], row["seed"], row["compute_s_mean"], wait_for)
+    race = Race(*regime, scheme, row["seed"], row["point"], row["ranks"])
+    wait_for = race.wait_for or max(1, round(row["arrivals_mean"]))
+    computing = _kth_fastest_s(race, row["compute_s_mean"], wait_for)
     links = links_of(regime[1])
     if links.mbit is None:
         return computing
-    rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (RANKS - 1)]
-    busiest = max(max(s, r) / (mbit * 1e6 / 8) for s, r, mbit in zip(row["sent"], row["received"], rates, strict=True))
-    return max(computing, busiest / row["updates"])
+    rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (race.ranks - 1)]
+    if not row.get("first_sent"):  # over before its start could be told apart
+        return computing
+    return max(
+        computing, *(nbytes / (mbit * 1e6 / 8) for nbytes, mbit in zip(bytes_of_update(row), rates, strict=True))
+    )
 
 
-def _kth_fastest_s(straggler: str, seed: int, compute_s: float, wait_for: int) -> float:
+def _kth_fastest_s(race: Race, compute_s: float, wait_for: int) -> float:
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        cfg = compose("train", overrides=[f"straggler={straggler}", f"seed={seed}"])
+        cfg = compose("train", overrides=[f"straggler={race.straggler}", f"seed={race.seed}"])
     if not cfg.straggler:  # stragglers: none
         return compute_s
     model = instantiate(cfg.straggler.model)
-    steps = [sorted(model.delay_s(w, step, compute_s) for w in range(RANKS)) for step in range(_BOUND_STEPS)]
+    steps = [sorted(model.delay_s(w, step, compute_s) for w in range(race.ranks)) for step in range(_BOUND_STEPS)]
     return compute_s + statistics.fmean(delays[wait_for - 1] for delays in steps)
 
 

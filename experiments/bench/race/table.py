@@ -9,7 +9,7 @@ from rich.table import Table
 from experiments.bench.race.plan import OURS, WORKLOADS
 from experiments.bench.race.results import Regime, Standing
 
-COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "MB", "tuned to")
+COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "KB/update", "tuned to")
 
 
 def table(regime: Regime, standings: list[Standing]) -> Table:
@@ -27,8 +27,8 @@ def table(regime: Regime, standings: list[Standing]) -> Table:
 
 _CAPTION = (
     "Seconds from the first update to the target: median over seeds (least..greatest); above 1 x best peer is faster "
-    "than every peer. bound: share of an update's time that the slowest needed rank or link explains. MB: through the "
-    "busiest host's interface."
+    "than every peer. bound: share of an update's time that the slowest needed rank or link explains. KB/update: "
+    "through the busiest host's interface, the busier way."
 )
 
 
@@ -43,7 +43,7 @@ def cells(workload: str, s: Standing) -> list[str]:
         "" if math.isnan(s.updates) else f"{s.updates:.0f}",
         "" if math.isnan(s.update_s) else f"{1000 * s.update_s:.0f}",
         "" if math.isnan(s.bound_s) else f"{s.bound_share:.0%}",
-        "" if s.megabytes is None else f"{s.megabytes:.0f}",
+        "" if s.kilobytes is None else f"{s.kilobytes:.0f}",
         point,
     ]
 

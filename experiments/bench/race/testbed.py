@@ -10,6 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from types import TracebackType
 
+from experiments.bench.race.traffic import Traffic
+
 # A token bucket must hold what a link sends between two ticks of the kernel's clock, and no more than the sockets'
 # buffers would notice: 4 ms at the rate, at least two full segments.
 _BURST_S = 0.004
@@ -17,14 +19,6 @@ _LEAST_BURST_BYTES = 2 * 65536
 # How long a packet may queue at a link before it is dropped.
 _QUEUE_MS = 100
 _CLONE_NEWNET = 0x40000000
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes through a host's interface since it exists, headers of all layers included."""
-
-    sent: int
-    received: int
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def row(scheme="ddp", seed=0, time_s=10.0, regime=EVEN, point=0, **others):
         **{"reached": reached, "time_to_target_s": time_s, "failed": None, "wall_s": 15.0},
         **{"updates": 10, "update_s_mean": 1.0, "compute_s_mean": 0.1, "parameters": 1000},
         **{"sent": [12_500_000] * RANKS, "received": [1000] * RANKS},
+        **{"first_sent": [1_250_000] * RANKS, "first_received": [100] * RANKS, "first_late_s": 0.0},
         **others,
     }
 
@@ -54,7 +55,9 @@ def test_every_race_composes(workload, scheme):
         for point in range(len(WORKLOADS[workload].grid)):
             cfg = compose("train", overrides=Race(workload, "even", "slow_tail", scheme, 3, point).overrides())
 
-    assert (cfg.scheme.name, cfg.seed, cfg.trainer.num_nodes, cfg.trainer.devices) == (scheme, 3, RANKS, 1)
+    processes = RANKS + bool(cfg.scheme.strategy.get("dedicated_coordinator"))
+    assert (cfg.scheme.name, cfg.seed, cfg.trainer.num_nodes, cfg.trainer.devices) == (scheme, 3, processes, 1)
+    assert len(Race(workload, "even", "slow_tail", scheme, 3, 0).hosts) == processes
     assert cfg.callbacks.stop.stopping_threshold == cfg.target.value
 
 
@@ -69,7 +72,7 @@ def test_the_soonest_point_is_raced_and_slow_ones_are_not_followed_to_their_end(
     assert again.chosen() == {(EVEN, "ddp"): 1}
     assert again.has(Race(*EVEN, "ddp", TUNING_SEED, 2))
     assert not again.has(Race(*EVEN, "ddp", TUNING_SEED, 3))
-    assert again.limit_s(Race(*EVEN, "ddp", TUNING_SEED, 3)) == 2 * 30.0
+    assert again.limit_s(Race(*EVEN, "ddp", TUNING_SEED, 3)) == 1.25 * 30.0
     assert again.limit_s(Race(*EVEN, "lwpd", TUNING_SEED, 3)) == WORKLOADS["mlp"].limit_s
 
 
@@ -91,12 +94,15 @@ def test_ratios_are_to_the_best_peer_and_races_that_missed_count():
 
 
 def test_the_bound_is_the_busiest_link_or_the_kth_fastest():
-    assert bound_s(EVEN, "ddp", row()) == pytest.approx(12_500_000 / 12_500_000 / 10)
+    # Nine updates after the first took 11.25 MB over 12.5 MB/s.
+    assert bound_s(EVEN, "ddp", row()) == pytest.approx(1.25 / 12.5)
     assert bound_s(EVEN, "ddp", row(compute_s_mean=0.5)) == pytest.approx(0.5)
-    wide = row(sent=[125_000_000] + [0] * (RANKS - 1))
+    wide = row(sent=[112_500_000] + [0] * (RANKS - 1), first_sent=[0] * RANKS)
     assert bound_s(("mlp", "asymmetric", "none"), "ddp", wide) == pytest.approx(0.1)  # host 0's link is 1 Gbit/s
+    late = row(first_late_s=2 * 10.0 / 9)  # two updates after the first one
+    assert bound_s(EVEN, "ddp", late) == pytest.approx(11.25 / 12.5 / 7)
     tail = ("mlp", "unshaped", "slow_tail")
-    all_of_8, six_of_8 = bound_s(tail, "ddp", row(sent=[])), bound_s(tail, "k_sync", row(sent=[]))
+    all_of_8, six_of_8 = bound_s(tail, "ddp", row()), bound_s(tail, "k_sync", row())
     assert all_of_8 == pytest.approx(0.1 + 1 - 0.9**8, abs=0.05)
     assert six_of_8 == pytest.approx(0.1 + 0.038, abs=0.02)  # three slow ones of eight or more
 

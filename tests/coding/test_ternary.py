@@ -1,0 +1,86 @@
+"""Ternary: three values a chunk, five in a byte, and never more lost than sending the largest value alone would."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lwpd_lightning.coding.ternary import dequantise, quantise
+from lwpd_lightning.coding.wire import CHUNK, wire_format
+
+TERNARY = wire_format("ternary")
+
+
+def values_of(size, seed, spread):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=random) * torch.rand(size, generator=random) ** spread
+
+
+def reference(values):
+    """One chunk by the rule in the docstring, value by value, in float64."""
+    numbers = values.double().tolist()
+    mean = sum(map(abs, numbers)) / len(numbers)
+    reach = [abs(x) for x in numbers if abs(x) >= mean * (1 - 1e-5)]
+    level = sum(reach) / max(1, len(reach))
+    return torch.tensor([math.copysign(level, x) if abs(x) >= mean * (1 - 1e-5) else 0.0 for x in numbers])
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=st.integers(1, 3 * CHUNK), seed=st.integers(0, 2**32), spread=st.integers(0, 8))
+def test_it_is_the_rule_and_loses_no_more_than_the_bound(size, seed, spread):
+    values = values_of(size, seed, spread)
+    packed = TERNARY.pack(values)
+    assert packed.shape == (TERNARY.nbytes(size),)
+    arrived = TERNARY.unpack(packed, size)
+    for chunk, got in zip(values.split(CHUNK), arrived.split(CHUNK), strict=True):
+        torch.testing.assert_close(got, reference(chunk).float(), rtol=1e-5, atol=1e-30)
+        energy = float(chunk.double().square().sum())
+        lost = float((chunk - got).double().square().sum())
+        assert lost <= (1 - 1 / len(chunk)) * energy * (1 + 1e-5) + 1e-30
+
+
+@pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "int8", "ternary"])
+@settings(deadline=None, max_examples=30)
+@given(size=st.integers(1, 4 * CHUNK), data=st.data())
+def test_a_cut_of_a_packed_codeword_is_the_packed_cut(name, size, data):
+    wire, values = wire_format(name), values_of(size, size, 2)
+    start = CHUNK * data.draw(st.integers(0, (size - 1) // CHUNK))
+    ends = [*range(start + CHUNK, size, CHUNK), size]
+    stop = data.draw(st.sampled_from(ends))
+    assert torch.equal(wire.cut(wire.pack(values), size, start, stop), wire.pack(values[start:stop]))
+
+
+def test_zeros_equal_magnitudes_and_huge_values():
+    for values in (torch.zeros(3000), torch.full((7,), 0.1), torch.full((3000,), -3e38), torch.tensor([1e-3, -1e-3])):
+        torch.testing.assert_close(TERNARY.unpack(TERNARY.pack(values), len(values)), values)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_spoils_its_chunk_alone(bad):
+    values = torch.ones(3 * CHUNK)
+    values[CHUNK + 5] = bad
+    arrived = TERNARY.unpack(TERNARY.pack(values), len(values))
+    assert arrived[CHUNK : 2 * CHUNK].isnan().all()
+    assert torch.equal(arrived[:CHUNK], values[:CHUNK])
+    assert torch.equal(arrived[2 * CHUNK :], values[2 * CHUNK :])
+
+
+def test_bytes_that_nobody_writes_are_read_as_something_finite():
+    packed = TERNARY.pack(torch.randn(CHUNK, generator=torch.Generator().manual_seed(0)))
+    packed[4:] = torch.arange(len(packed) - 4) % 256
+    assert TERNARY.unpack(packed, CHUNK).isfinite().all()
+
+
+def test_host_and_device_arithmetic_agree():
+    from lwpd_lightning.coding import ternary
+
+    rows = values_of(20 * 100, 3, 2).view(20, 100)
+    levels, packed = quantise(rows)
+    on_device, digits = ternary._quantise_on_device(rows)
+    torch.testing.assert_close(on_device, levels)
+    assert torch.equal(ternary._bytes(digits), packed)
+    out = torch.empty(20, 100)
+    dequantise(levels, packed, out)
+    assert set((out / levels[:, None]).round().unique().tolist()) <= {-1.0, 0.0, 1.0}
