@@ -96,7 +96,7 @@ def test_workers_make_rank_0s_steps(optimizer, exchange, clip):
 # What changes the model beside the optimizer's step on decoded gradients.
 
 
-class _HalveGradients(pl.Callback):
+class HalveGradients(pl.Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.is_global_zero:
             for p in pl_module.parameters():
@@ -128,7 +128,7 @@ class _AtEpochStart(pl.Callback):
 
 @pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize(
-    ("callback", "asked"), [(_HalveGradients, True), (_ClipWeights, False), (_Once, False), (_AtEpochStart, False)]
+    ("callback", "asked"), [(HalveGradients, True), (_ClipWeights, False), (_Once, False), (_AtEpochStart, False)]
 )
 def test_whatever_changes_the_model_reaches_the_workers(callback, asked, optimizer):
     model, alone = Classifier(optimizer), Classifier(optimizer)
