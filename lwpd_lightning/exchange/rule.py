@@ -23,6 +23,8 @@ Stale = Literal["apply", "drop"]
 _WEIGHT_CLIP = 4.0
 # Updates' worth of belief in even inclusion before the measured rates take over.
 _EVEN_PRIOR = 20.0
+# Updates that the mean number of codewords computed for one is taken over.
+_COMPUTED_MEMORY = 24
 # Arrival sets whose rank is remembered: a solve for each update would cost rank 0 more than all the rest of the rule.
 _KNOWN_SHARES = 4096
 
@@ -55,7 +57,8 @@ class ArrivalRule:
     dual, k/n * sum_a C[i, (a, b)] / A for a tight frame with nobody dead. When only some arrive, each is divided by its
     inclusion probability (Horvitz-Thompson), which keeps the decoded gradient unbiased: 1 for ``always``, m/(L-1) for
     each of the other L-1 live workers when m of them counted, tilted by their measured inclusion rates where these are
-    uneven.
+    uneven. Where dropped codewords come back through error feedback, every computed one counts once, sooner or later:
+    then each is divided by the mean number of codewords that are computed in the time of an update.
 
     An update runs `open`, `counts` for each arrival, `decide` when it is `complete`, `close` when its gradient is
     there. Whoever dies before the close takes its codeword along, and the update goes on without it.
@@ -89,6 +92,9 @@ class ArrivalRule:
     arrivals: list[Arrival] = field(init=False, default_factory=list)
     _opened_at: float = field(init=False, default=0.0)
     _decided_at: float | None = field(init=False, default=None)
+    _decided: bool = field(init=False, default=False)
+    _computed: int = field(init=False, default=0)  # codewords of others since the last decision
+    _computed_mean: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
     _duals: dict[Code, torch.Tensor] = field(init=False, default_factory=dict)
@@ -131,7 +137,7 @@ class ArrivalRule:
 
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
-        self.version, self._opened_at, self.arrivals = version, now, []
+        self.version, self._opened_at, self.arrivals, self._decided = version, now, [], False
         if self.adaptive is not None:
             if self._decided_at is not None:
                 self.adaptive.observe_rest(now - self._decided_at)
@@ -144,7 +150,8 @@ class ArrivalRule:
         self._tilt = self._measured_tilt()
 
     def observe(self, worker: int, seconds: float) -> None:
-        """Note how long a worker took for a codeword, whether or not it counts."""
+        """Note that a worker has computed a codeword, whether or not it counts, and how long that took."""
+        self._computed += worker != self.always
         if self.adaptive is not None:
             self.adaptive.observe(worker, seconds)
 
@@ -160,16 +167,23 @@ class ArrivalRule:
     def decide(self, now: float) -> Decoding:
         """With what each codeword that has arrived enters the gradient of the open update."""
         self._decided_at = now
+        if not self._decided:
+            self._decided = True
+            mean = self._computed if self._computed_mean is None else self._computed_mean
+            self._computed_mean = mean + (self._computed - mean) / _COMPUTED_MEMORY
+            self._computed = 0
         counted = [arrival.worker for arrival in self.arrivals]
         if self.decoder != "projective":
             solved = least_squares_coefficients(self.code, counted)
             return Decoding(dict(zip(counted, solved.tolist(), strict=True)), self._share(counted))
         others = sum(worker != self.always for worker in counted)
         expected = len(self._expected - {self.always})
-        scale = expected / others if others else 1.0
+        scale, tilt = expected / others if others else 1.0, self._tilt
+        if self.feedback and self.stale == "drop":
+            scale, tilt = expected / (self._computed_mean or others or 1), {}
         coefficients = {}
         for worker in counted:
-            factor = 1.0 if worker == self.always else scale * self._tilt.get(worker, 1.0)
+            factor = 1.0 if worker == self.always else scale * tilt.get(worker, 1.0)
             coefficients[worker] = [factor * weight for weight in self._dual(worker)]
         return Decoding(coefficients, self._share(counted))
 

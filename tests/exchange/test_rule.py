@@ -437,3 +437,21 @@ def test_a_gradient_code_is_exact_for_every_arrival_set_and_with_s_dead(always, 
     rule.lose(3)
     rule.lose(4)
     torch.testing.assert_close(update(rule, 0, [0, 5, 2, 1], theta), truth(code, theta), rtol=0, atol=1e-11)
+
+
+def test_what_comes_back_later_is_not_made_up_for_now():
+    """All four compute every version and two count: each of the others brings the rest of its gradient another time."""
+    code = local_code(4, data_parts=4, blocks=2)
+    rule = ArrivalRule(code, 2, stale="drop", feedback=True)
+    for version in range(50):
+        rule.open(version, float(version))
+        counted = [(version + i) % 4 for i in range(2)]
+        for worker in range(4):
+            rule.observe(worker, 0.1)
+        for worker in counted:
+            assert rule.counts(worker, version, float(version))
+        coefficients = rule.decide(float(version)).coefficients
+        row = code.at(version).direction
+        for worker in counted:  # a quarter of the worker's gradient, however few count
+            torch.testing.assert_close(torch.tensor(coefficients[worker]), row.double() / 4, check_dtype=False)
+        rule.close()
