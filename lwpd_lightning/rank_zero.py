@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,31 +15,30 @@ from torch.optim import Optimizer
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader, derive_seed
+from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
-from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.reduction import SharedMemory, parts_bytes
 from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import checksum
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
-from lwpd_lightning.refusals import refuse_accumulation
-from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_rank import (
+from lwpd_lightning.meeting import (
     ENV_KEY,
     Meeting,
+    computation,
+    error_feedback,
     fingerprint,
     max_message_bytes,
     queued,
     reduction,
-    serve,
-    window,
 )
+from lwpd_lightning.refusals import refuse_accumulation
+from lwpd_lightning.settings import ExchangeSettings
+from lwpd_lightning.worker_rank import serve
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -80,13 +78,13 @@ class CodedFit:
         self._elsewhere = num_nodes > 1 or environment.creates_processes_externally
         self._own = None if settings.dedicated_coordinator else 0
         self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
-        self._feedback: ErrorFeedback | None = None
         self._computation: CodewordComputation | None = None
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
         self._published: tuple[int, int] | None = None
         self._ahead = True
+        self._decision = 0  # that the gradient of the step to come was made by
         self._settings_used: list[dict[str, object]] = []
         self._step: Step | None = None  # the last one
         self._checksum = 0  # of the parameters after it, or as workers were given them last
@@ -119,11 +117,14 @@ class CodedFit:
             self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
         else:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
-            meeting = self._shared(meeting)
+            meeting = meeting.with_memory(self._settings, self._blocks)
             self._workers = fork_workers(local, self._forked_work(meeting, listener))
+        feedback = error_feedback(self._settings, self._own, self._blocks)
         if self._own is not None:
-            self._compute_as(self._own, meeting)
-        self._coordinator = self._coordinate(meeting, listener)
+            self._computation = computation(
+                self._trainer, self._settings, meeting, self._own, self._blocks, feedback, self._loader.seed
+            )
+        self._coordinator = self._coordinate(meeting, listener, feedback)
         self._checksum = checksum(self._blocks.parameters)  # of what those who join get
         self._coordinator.admit()
 
@@ -161,7 +162,7 @@ class CodedFit:
             touched |= computation.add_parts(batch, tuple(rest))
             coordinator.contribute(*computation.finish(batch, touched))
             self.last_update = coordinator.collect()
-        self._step = Step(coordinator.deliver(), [])
+        self._decision = coordinator.deliver()
 
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Note by what settings the optimizer steps: schedulers and users may change them right after."""
@@ -177,8 +178,7 @@ class CodedFit:
 
         Where a callback was seen to change the weights after the step, the version waits for the next training_step.
         """
-        assert self._step is not None
-        self._step = replace(self._step, settings=self._settings_used)
+        self._step = Step(self._decision, self._settings_used)
         self._checksum = checksum(self._blocks.parameters)
         self._published = None
         if not self._ahead:
@@ -243,22 +243,7 @@ class CodedFit:
         )
         self._published = epoch, batch_index
 
-    def _compute_as(self, worker: int, meeting: Meeting) -> None:
-        settings, seed, code = self._settings, self._loader.seed, self._settings.code
-        assert code is not None
-        self._feedback = ErrorFeedback(code, worker, self._blocks) if settings.error_feedback else None
-        self._computation = CodewordComputation(
-            self._trainer,
-            code,
-            worker,
-            self._blocks,
-            seed,
-            wire=settings.wire(self._blocks.dtype, self._blocks.device, derive_seed(seed, worker)),
-            slot=meeting.memory.codewords[worker] if meeting.memory is not None else None,
-            feedback=self._feedback,
-        )
-
-    def _coordinate(self, meeting: Meeting, listener: Any) -> Coordinator:
+    def _coordinate(self, meeting: Meeting, listener: Any, feedback: ErrorFeedback | None) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module
         assert settings.code is not None and settings.wait_for is not None
         workers = [worker for worker in range(settings.code.n) if worker != self._own]
@@ -269,7 +254,7 @@ class CodedFit:
             host=link_host,
             heartbeat_s=settings.heartbeat_s,
             max_message_bytes=max_message_bytes(module, self._blocks),
-            queued=queued(window(self._blocks, settings)),
+            queued=queued(self._blocks, settings),
         )
         if listener is None:
             store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)
@@ -304,9 +289,7 @@ class CodedFit:
             hub=hub,
             publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer_state),
             rule=rule,
-            reduction=reduction(
-                self._blocks, settings, meeting, self._own, hub.send, self._feedback, self._loader.seed
-            ),
+            reduction=reduction(self._blocks, settings, meeting, self._own, hub.send, feedback, self._loader.seed),
             model=module,
             messages=meeting.messages,
             fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
@@ -315,18 +298,6 @@ class CodedFit:
             timeout_s=settings.timeout_s,
             exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
         )
-
-    def _shared(self, meeting: Meeting) -> Meeting:
-        """The meeting with memory for all that travels between rank 0 and its forks."""
-        settings, blocks, code = self._settings, self._blocks, self._settings.code
-        assert code is not None
-        codeword = settings.wire(blocks.dtype, blocks.device).nbytes(blocks.block_size)
-        update = parts_bytes(blocks, code, settings.rows, settings.update_wire(blocks.dtype))
-        updates = window(blocks, settings)
-        arena = Arena([codeword] * code.n + [updates * update])
-        codewords = [arena.take(codeword) for _ in range(code.n)]
-        memory = SharedMemory(codewords, arena.take(updates * update).view(updates, update))
-        return replace(meeting, arena=arena, memory=memory)
 
     def _forked_work(self, meeting: Meeting, listener: Any) -> Callable[[int], None]:
         def work(rank: int) -> None:

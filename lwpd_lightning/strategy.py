@@ -23,6 +23,7 @@ from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange.rule import Stale
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
+from lwpd_lightning.meeting import Meeting
 from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
 from lwpd_lightning.refusals import (
     SEVERAL_OPTIMIZERS,
@@ -32,7 +33,7 @@ from lwpd_lightning.refusals import (
     refuse_trainer,
 )
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor, WireDtype
-from lwpd_lightning.worker_rank import Meeting, WorkerRankLauncher, next_generation
+from lwpd_lightning.worker_rank import WorkerRankLauncher, next_generation
 
 _Object = TypeVar("_Object")
 

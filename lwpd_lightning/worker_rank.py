@@ -2,84 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
-from torch import nn
 
-from lwpd_lightning.coding import BlockMap, Code
-from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader, derive_seed
-from lwpd_lightning.exchange.arena import Arena
-from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange.mesh import WorkerLinks
-from lwpd_lightning.exchange.message import Messages
-from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory
 from lwpd_lightning.exchange.rendezvous import Rendezvous
-from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.transport import Payload
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.launcher import Workers, job_command, watch_parent
+from lwpd_lightning.meeting import (
+    ENV_FIT,
+    ENV_PARENT,
+    Meeting,
+    computation,
+    error_feedback,
+    fingerprint,
+    max_message_bytes,
+    queued,
+    reduction,
+)
 from lwpd_lightning.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-ENV_KEY = "LWPD_RUN_KEY"
-ENV_FIT = "LWPD_FIT"
-ENV_PARENT = "LWPD_PARENT"
-
-_HEADROOM_BYTES = 1 << 20  # header, layout digests, tracebacks
-_LEAST_WINDOW, _LONGEST_WINDOW = 2, 64
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where and under which key the ranks of a fit meet; forked ones also by what memory.
-
-    Attributes:
-        run_key: the run's secret.
-        host: address of the store.
-        port: its port.
-        generation: which fit of the run it is.
-        arena: memory shared with forked workers.
-        memory: what of it codewords and decoded gradients lie in.
-    """
-
-    run_key: RunKey
-    host: str
-    port: int
-    generation: int
-    arena: Arena | None = None
-    memory: SharedMemory | None = None
-
-    @property
-    def messages(self) -> Messages:
-        """Packs and reads the messages of the fit."""
-        return Messages(self.run_key.run_id(self.generation), self.arena)
-
-    def environment(self, node_rank: int, local_rank: int) -> dict[str, str]:
-        """What a process that reruns the job must find in its environment to become this worker."""
-        return {
-            "MASTER_ADDR": self.host,
-            "MASTER_PORT": str(self.port),
-            "NODE_RANK": str(node_rank),
-            "LOCAL_RANK": str(local_rank),
-            ENV_KEY: self.run_key.hex(),
-            ENV_FIT: str(self.generation),
-            ENV_PARENT: str(os.getpid()),
-        }
 
 
 _fits: Counter[tuple[str, ...]] = Counter()
@@ -92,51 +47,6 @@ def next_generation() -> int:
     return _fits[job] - 1
 
 
-def fingerprint(module: nn.Module, blocks: BlockMap, code: Code, loader: CodedLoader) -> bytes:
-    """32 bytes that the ranks of one fit share and other fits do not: shapes, code, batches and seed."""
-    layout = StateLayout.everything(module, blocks.device).digest()
-    # Rounded: another processor's solver may differ in the last bits of a gradient_code.
-    generator = (code.generator * 1e6).round().long().numpy().tobytes()
-    return hashlib.sha256(layout + generator + loader.fingerprint()).digest()
-
-
-def max_message_bytes(module: nn.Module, blocks: BlockMap) -> int:
-    """No honest frame of this run is longer, in either direction."""
-    return StateLayout.everything(module, blocks.device).nbytes + _HEADROOM_BYTES
-
-
-def window(blocks: BlockMap, settings: ExchangeSettings) -> int:
-    """Updates that a late worker may find waiting when it is done: as many as take the room of half a float32 model."""
-    update = settings.update_wire(blocks.dtype).nbytes(settings.rows * blocks.block_size)
-    return max(_LEAST_WINDOW, min(_LONGEST_WINDOW, 2 * blocks.numel // update))
-
-
-def reduction(
-    blocks: BlockMap,
-    settings: ExchangeSettings,
-    meeting: Meeting,
-    worker: int | None,
-    send: Callable[[int, Sequence[Payload]], None],
-    feedback: ErrorFeedback | None,
-    seed: int,
-) -> Reduction:
-    """The share of one rank in adding up; ``worker``: its row of the code, None for a dedicated coordinator."""
-    code = settings.code
-    assert code is not None
-    return Reduction(
-        ranks=Ranks(worker, None if settings.dedicated_coordinator else 0, set(range(code.n))),
-        blocks=blocks,
-        code=code,
-        wire=settings.wire(blocks.dtype, blocks.device),
-        update_wire=settings.update_wire(blocks.dtype, derive_seed(seed, code.n, -1 if worker is None else worker)),
-        messages=meeting.messages,
-        send=send,
-        memory=meeting.memory,
-        feedback=feedback,
-        along_direction=settings.along_direction,
-    )
-
-
 def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader) -> None:
     """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
     code = settings.code
@@ -147,17 +57,8 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
         address, seed = store.coordinator()
         blocks = BlockMap(module.parameters(), code.blocks)
         loader = loader.for_worker(code.parts(worker), seed)
-        feedback = ErrorFeedback(code, worker, blocks) if settings.error_feedback else None
-        computation = CodewordComputation(
-            trainer,
-            code,
-            worker,
-            blocks,
-            seed,
-            wire=settings.wire(blocks.dtype, blocks.device, derive_seed(seed, worker)),
-            slot=meeting.memory.codewords[worker] if meeting.memory is not None else None,
-            feedback=feedback,
-        )
+        feedback = error_feedback(settings, worker, blocks)
+        codewords = computation(trainer, settings, meeting, worker, blocks, feedback, seed)
         known = {worker, 0} if not settings.dedicated_coordinator else {worker}
         links = WorkerLinks(
             meeting.run_key,
@@ -166,7 +67,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
             peers=[other for other in range(code.n) if other not in known and meeting.memory is None],
             heartbeat_s=settings.heartbeat_s,
             max_message_bytes=max_message_bytes(module, blocks),
-            queued=queued(window(blocks, settings)),
+            queued=queued(blocks, settings),
         )
     except BaseException:
         traceback.print_exc()  # there is no link yet that could carry it to rank 0
@@ -176,9 +77,9 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
     def compute(assignment: Assignment) -> tuple[Codeword, Contribution]:
         _take_position(trainer, assignment)
         batch = loader.batch(assignment.epoch, assignment.batch_index)
-        computation.begin(assignment.version)
-        touched = computation.add_parts(batch, computation.parts)
-        return computation.finish(batch, touched)
+        codewords.begin(assignment.version)
+        touched = codewords.add_parts(batch, codewords.parts)
+        return codewords.finish(batch, touched)
 
     def step() -> None:
         trainer.precision_plugin._clip_gradients(
@@ -200,11 +101,6 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
     finally:
         loader.close()
         links.close()
-
-
-def queued(window: int) -> int:
-    """Messages that may wait for a rank: an update makes four for it on the busiest link."""
-    return 4 * window + 8
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
