@@ -14,7 +14,7 @@ from torch import Tensor
 from lwpd_lightning.callbacks import WorkerCallback
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.coding.wire import WireFormat
+from lwpd_lightning.coding.wire import WireFormat, dtype_name
 from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_everything_locally
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
@@ -58,7 +58,7 @@ class CodewordComputation:
         self._trainer, self._code, self._worker, self._seed = trainer, code, worker, seed
         self._feedback = feedback
         self._wire, self._slot, self._staging = wire, slot, Staging(blocks.device)
-        in_place = slot is not None and wire.name == str(blocks.dtype).removeprefix("torch.")
+        in_place = slot is not None and wire.name == dtype_name(blocks.dtype)
         self._codeword = slot.view(blocks.dtype) if slot is not None and in_place else blocks.codeword()
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import torch
 
 from lwpd_lightning.coding import Code, lwpd_code
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
-from lwpd_lightning.coding.wire import WireFormat, wire_format
+from lwpd_lightning.coding.wire import WireFormat, dtype_name, wire_format
 from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
@@ -90,7 +90,8 @@ class ExchangeSettings:
         if self.decoder == "exact":
             self._check_exact(code)
 
-        if self.update_dtype == "ternary" and not (self.error_feedback and _rows(code, self.stale) == 1):
+        one_row = code.blocks == 1 or _along_direction(code, self.stale)
+        if self.update_dtype == "ternary" and not (self.error_feedback and one_row):
             raise ValueError(
                 "update_dtype='ternary' needs error feedback that can take back what the decoded gradient loses: use "
                 "error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with a code of "
@@ -194,13 +195,13 @@ class ExchangeSettings:
     def along_direction(self) -> bool:
         """Whether all codewords of an update show the gradient along one row, so that their sum is all there is."""
         assert self.code is not None
-        return self.stale == "drop" and self.code.direction is not None
+        return _along_direction(self.code, self.stale)
 
     @property
     def rows(self) -> int:
         """Rows of d values that a decoded gradient has."""
         assert self.code is not None
-        return _rows(self.code, self.stale)
+        return 1 if self.along_direction else self.code.blocks
 
     def wire(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> WireFormat:
         """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
@@ -212,12 +213,12 @@ class ExchangeSettings:
         return _wire(self.update_dtype, dtype, torch.device("cpu"), fed_back, seed)
 
 
-def _rows(code: Code, stale: Stale) -> int:
-    return 1 if stale == "drop" and code.direction is not None else code.blocks
+def _along_direction(code: Code, stale: Stale) -> bool:
+    return stale == "drop" and code.direction is not None
 
 
 def _wire(name: str | None, dtype: torch.dtype, device: torch.device, fed_back: bool, seed: int) -> WireFormat:
-    name = name or str(dtype).removeprefix("torch.")
+    name = name or dtype_name(dtype)
     if name == "int8" and not fed_back:
         return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
     return wire_format(name)

@@ -187,6 +187,15 @@ def _same_lengths(size: int) -> Iterator[tuple[slice, slice, slice, tuple[int, i
         yield slice(chunks, chunks + 1), slice(bytes_, None), slice(whole, size), (1, rest)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of the format that carries values of ``dtype`` as they are.
+
+    >>> dtype_name(torch.float32)
+    'float32'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
 def wire_format(name: str, rounding: str = "nearest", generator: torch.Generator | None = None) -> WireFormat:
     """The wire format of a name.
 

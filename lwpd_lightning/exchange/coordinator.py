@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.header import HEADER_BYTES, Header, Op, ProtocolError
-from lwpd_lightning.exchange.message import Messages, text, words
+from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
@@ -28,7 +28,6 @@ from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step
 
 log = logging.getLogger(__name__)
 
-_EMPTY = torch.empty(0, dtype=torch.uint8)
 _DIGEST_BYTES = 32
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
@@ -137,7 +136,7 @@ class Coordinator:
                             "its batches or its seed differ."
                         )
                     # Ranks of one seed have built the same model already.
-                    needed = _EMPTY if joined[-_DIGEST_BYTES:] == ours else state
+                    needed = EMPTY if joined[-_DIGEST_BYTES:] == ours else state
                     self._publication.send([event.worker], self._publication.header(Op.STATE, self.version), needed)
                     addresses[event.worker] = words(rest)
                 elif header.op is Op.MET:
@@ -186,8 +185,7 @@ class Coordinator:
             checksum=checksum,
         )
         self._publication.publish(self._others, position, step, moved)
-        for worker, contribution in list(self._ready.items()):
-            self._count(worker, contribution)
+        self._count_ready()
 
     def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
         """Count the coordinator's own codeword, which stays as it is until the update is closed."""
@@ -320,6 +318,10 @@ class Coordinator:
             self._ready.pop(worker, None)  # the worker knows by the version's header, and goes on
             update.dropped += 1
 
+    def _count_ready(self) -> None:
+        for worker, contribution in list(self._ready.items()):
+            self._count(worker, contribution)
+
     def _decide(self, update: _Open) -> None:
         decoding, rule = self._rule.decide(time.monotonic()), self._rule
         # The coordinator's own comes last: where there are fewer slices than codewords, it has enough to do.
@@ -413,10 +415,9 @@ class Coordinator:
 
     def _reopen(self, update: _Open) -> None:
         update.decision = None
-        for worker, contribution in list(self._ready.items()):  # those that came after it: nobody else may come
-            self._count(worker, contribution)
+        self._count_ready()  # those that came after it: nobody else may come
 
-    def _tell(self, op: Op, payload: Tensor = _EMPTY, *, version: int = 0) -> None:
+    def _tell(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0) -> None:
         self._publication.send(self._others, self._publication.header(op, version), payload)
 
     # Waiting.

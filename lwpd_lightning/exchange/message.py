@@ -16,7 +16,7 @@ from lwpd_lightning.exchange.arena import Arena
 from lwpd_lightning.exchange.header import HEADER_BYTES, INLINE, Header, ProtocolError
 from lwpd_lightning.exchange.transport import Payload
 
-_EMPTY = torch.empty(0, dtype=torch.uint8)
+EMPTY = torch.empty(0, dtype=torch.uint8)
 _NOTHING = memoryview(b"")
 _FRAME_BYTES = 1 << 17
 
@@ -33,7 +33,7 @@ class Messages:
         self.run_id = run_id
         self.arena = arena
 
-    def pack(self, header: Header, payload: Tensor = _EMPTY, rest: Tensor = _EMPTY) -> list[Payload]:
+    def pack(self, header: Header, payload: Tensor = EMPTY, rest: Tensor = EMPTY) -> list[Payload]:
         """Frames for a header with two uint8 payloads; the first must stay as it is until the peer has read it.
 
         The second, meant for little things, is copied behind the header: most messages are one frame.
@@ -81,4 +81,4 @@ def _pieces(payload: Tensor) -> list[Payload]:
 
 
 def _tensor(frame: memoryview = _NOTHING) -> Tensor:
-    return torch.frombuffer(frame, dtype=torch.uint8) if frame.nbytes else _EMPTY
+    return torch.frombuffer(frame, dtype=torch.uint8) if frame.nbytes else EMPTY

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.message import Messages
+from lwpd_lightning.exchange.message import EMPTY, Messages
 from lwpd_lightning.exchange.state import StateLayout, to_bytes, whole_state
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Step
 
 log = logging.getLogger(__name__)
 
-_EMPTY = torch.empty(0, dtype=torch.uint8)
 # A worker that could not step as rank 0 did gets whole states for so many versions at most before it may try again.
 _LONGEST_WHOLE = 64
 
@@ -56,7 +55,8 @@ class Publication:
         self._hub, self._messages, self._optimizer_state = hub, messages, optimizer_state
         self._everything = StateLayout.everything(model, device)
         self._buffers = StateLayout.buffers(model, device)
-        self._sent_buffers = _EMPTY
+        self._now = self._buffers.buffer()
+        self._sent_buffers = EMPTY
         self._sent_settings: object = None
         self._position: Header | None = None
         self._whole: dict[int, _Whole] = {}
@@ -65,7 +65,7 @@ class Publication:
         """The coordinator's header."""
         return Header(op, self._messages.run_id, COORDINATOR, version)
 
-    def send(self, workers: Sequence[int], header: Header, payload: Tensor = _EMPTY, rest: Tensor = _EMPTY) -> None:
+    def send(self, workers: Sequence[int], header: Header, payload: Tensor = EMPTY, rest: Tensor = EMPTY) -> None:
         """Send one message to each of the workers."""
         frames = self._messages.pack(header, payload, rest)
         self.bytes_sent += sum(len(frame) for frame in frames) * len(workers)
@@ -102,7 +102,7 @@ class Publication:
             whole.left = whole.length = min(_LONGEST_WHOLE, 2 * whole.length + 1)
             log.warning("Worker %d takes over rank 0's state at version %d: %s", worker, self._position.version, reason)
         self.send([worker], self.header(Op.STATE, self._position.version), self.state())
-        settings = _EMPTY if self._sent_settings is None else to_bytes(self._sent_settings)
+        settings = EMPTY if self._sent_settings is None else to_bytes(self._sent_settings)
         self.send([worker], self._position, self._sent_buffers, settings)
 
     def state(self) -> Tensor:
@@ -118,14 +118,13 @@ class Publication:
 
     def _changed_settings(self, step: Step | None) -> Tensor:
         if step is None or step.settings == self._sent_settings:
-            return _EMPTY
+            return EMPTY
         self._sent_settings = step.settings
         return to_bytes(step.settings)
 
     def _changed_buffers(self) -> Tensor:
-        buffer = self._buffers.buffer()
-        self._buffers.pack(buffer)
-        if torch.equal(buffer, self._sent_buffers):
-            return _EMPTY
-        self._sent_buffers = buffer
-        return buffer
+        self._buffers.pack(self._now)
+        if torch.equal(self._now, self._sent_buffers):
+            return EMPTY
+        self._sent_buffers = self._now.clone()  # what is on its way must stay as it is
+        return self._sent_buffers

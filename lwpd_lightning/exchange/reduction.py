@@ -16,7 +16,7 @@ from torch import Tensor
 from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.coding.wire import WireFormat
+from lwpd_lightning.coding.wire import WireFormat, dtype_name
 from lwpd_lightning.exchange.decision import Decision, Slice
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
 from lwpd_lightning.exchange.message import Messages
@@ -106,12 +106,13 @@ class Reduction:
     memory: SharedMemory | None
     feedback: ErrorFeedback | None
     along_direction: bool
-    newest: int = 0  # number of the newest decision
-    _offered: _Offered | None = None
-    _decisions: dict[int, Decision] = field(default_factory=dict)
-    _slices: dict[int, dict[int, Tensor]] = field(default_factory=dict)
-    _parts: dict[int, dict[int, Tensor]] = field(default_factory=dict)
-    _residual: tuple[int, Slice, Tensor] | None = None
+
+    newest: int = field(init=False, default=0)  # number of the newest decision
+    _offered: _Offered | None = field(init=False, default=None)
+    _decisions: dict[int, Decision] = field(init=False, default_factory=dict)
+    _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    _residual: tuple[int, Slice, Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._size = self.blocks.block_size
@@ -156,8 +157,9 @@ class Reduction:
         """The decoded gradient at the positions that another rank adds up; raises BadPeer where its size is wrong."""
         decision = self._decisions.get(header.decision)
         if decision is not None:
-            sizes = {part.reducer: part.stop - part.start for part in decision.slices(self._size)}
-            self._check(self.update_wire, header.worker, payload, decision.rows * sizes.get(header.worker, 0))
+            theirs = self._share_of(header.worker, decision)
+            positions = theirs.stop - theirs.start if theirs is not None else 0
+            self._check(self.update_wire, header.worker, payload, decision.rows * positions)
         self._parts.setdefault(header.decision, {})[header.worker] = payload
 
     def missing(self, number: int) -> list[int]:
@@ -196,7 +198,7 @@ class Reduction:
         )
 
     def _decode(self, decision: Decision) -> Tensor:
-        if self.memory is not None and decision.rows == 1 and self.update_wire.name == _name(self.blocks.dtype):
+        if self.memory is not None and decision.rows == 1 and self.update_wire.name == dtype_name(self.blocks.dtype):
             # The parts lie one after the other and are not packed at all.
             row = self.memory.parts[decision.number % len(self.memory.parts)]
             return row[: self.update_wire.nbytes(self._size)].view(self.blocks.dtype)[None]
@@ -244,18 +246,19 @@ class Reduction:
         if self.feedback is None:
             return
         arrived = self.wire.unpack(offered.codeword.packed, self._size).to(self.blocks.dtype)
-        mine = self._mine(decision)
+        mine = self._share_of(self.ranks.me, decision)
         if mine is not None:
             arrived[mine.start : mine.stop] = offered.codeword.exact[mine.start : mine.stop]
         # Decided again, since somebody died: what this rank adds up is another slice, and nothing else has changed.
         self.feedback.settle(arrived if offered.settled is None else arrived - offered.settled)
         offered.settled = arrived
 
-    def _mine(self, decision: Decision) -> Slice | None:
-        return next((part for part in decision.slices(self._size) if part.reducer == self.ranks.me), None)
+    def _share_of(self, worker: int | None, decision: Decision) -> Slice | None:
+        """What the worker adds up, if anything."""
+        return next((part for part in decision.slices(self._size) if part.reducer == worker), None)
 
     def _reduce_if_ready(self, decision: Decision) -> None:
-        mine = self._mine(decision)
+        mine = self._share_of(self.ranks.me, decision)
         arrived = self._slices.get(decision.number, {})
         others = [worker for worker in decision.workers if worker != self.ranks.me]
         if mine is None or (self.memory is None and not arrived.keys() >= set(others)):
@@ -323,10 +326,6 @@ class Reduction:
             op, self.messages.run_id, self.ranks.me, decision.version, elements=part.stop - part.start,
             decision=decision.number,
         )  # fmt: skip
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def parts_bytes(blocks: BlockMap, code: Code, rows: int, update_wire: WireFormat) -> int:

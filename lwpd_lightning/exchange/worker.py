@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.mesh import WorkerLinks
-from lwpd_lightning.exchange.message import Messages, text, words
+from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
 from lwpd_lightning.exchange.reduction import BadPeer, Reduction
 from lwpd_lightning.exchange.state import StateLayout, checksum, digest, from_bytes, whole_state
 from lwpd_lightning.exchange.transport import LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution
 
-_EMPTY = torch.empty(0, dtype=torch.uint8)
 # Versions that a worker lets pass while a part of an older one may still be on its way to it.
 _PATIENCE = 32
 
@@ -142,7 +141,7 @@ class Worker:
         event = self._links.receive(timeout_s)
         if isinstance(event, LinkLost):
             if event.worker in self._reduction.ranks.workers:
-                self._post(Op.UNLINKED, _EMPTY, version=event.worker)
+                self._post(Op.UNLINKED, version=event.worker)
             return True
         header, payload, rest = self._messages.read(event.frames)
         try:
@@ -197,15 +196,18 @@ class Worker:
         self._links.connect({int(w): address for w, address in addresses.items() if int(w) in self._links.peers})
         for worker in self._links.peers:
             self._links.send(worker, self._messages.pack(Header(Op.MEET, self._messages.run_id, self._worker)))
-        self._met(None)
+        self._say_met()
 
-    def _met(self, worker: int | None) -> None:
-        if self._unmet is None:
-            return
-        self._unmet.discard(-1 if worker is None else worker)
-        if not self._unmet and self._links.connected:
+    def _met(self, worker: int) -> None:
+        if self._unmet is not None:
+            self._unmet.discard(worker)
+            self._say_met()
+
+    def _say_met(self) -> None:
+        """Tell rank 0, once, when links from all other workers are there and to all are opened."""
+        if self._unmet is not None and not self._unmet and self._links.connected:
             self._unmet = None
-            self._post(Op.MET, _EMPTY)
+            self._post(Op.MET)
 
     # From version to version.
 
@@ -214,7 +216,8 @@ class Worker:
         while self._at < self._newest:
             following = self._versions.get(self._at + 1)
             if following is None:
-                return self._ask_for_state("")
+                self._ask_for_state("")
+                return False
             if following.header.decision and not self._step(following):
                 return False
             self._arrive(following)
@@ -242,24 +245,25 @@ class Worker:
         if version.buffers.numel():
             self._buffer_values = version.buffers
         self._buffers.unpack(self._buffer_values)
-        self._at = version.header.version
-        self._versions = {number: kept for number, kept in self._versions.items() if number >= self._at}
+        self._reach(version.header.version)
         if version.header.checksum != checksum(self._reduction.blocks.parameters):
             self._ask_for_state("its parameters are not rank 0's after the same step")
 
-    def _ask_for_state(self, reason: str) -> bool:
+    def _reach(self, version: int) -> None:
+        self._at = version
+        self._versions = {number: kept for number, kept in self._versions.items() if number >= version}
+
+    def _ask_for_state(self, reason: str) -> None:
         if not self._resyncing:
             self._resyncing = True
             self._post(Op.RESYNC, text(reason))
-        return False
 
     def _take_over(self, version: int, state: Tensor) -> None:
         if state.numel():
             self._load(state)
         self._buffers.pack(self._buffer_values)
         self._resyncing = False
-        self._at = version
-        self._versions = {number: kept for number, kept in self._versions.items() if number >= version}
+        self._reach(version)
 
     def _load(self, state: Tensor) -> None:
         values, optimizer = state[: self._everything.nbytes], state[self._everything.nbytes :]
@@ -282,6 +286,6 @@ class Worker:
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, touched))
 
-    def _post(self, op: Op, payload: Tensor, *, version: int = 0) -> None:
-        header = replace(Header(op, self._messages.run_id, self._worker), version=version)
+    def _post(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0) -> None:
+        header = Header(op, self._messages.run_id, self._worker, version)
         self._links.send(COORDINATOR, self._messages.pack(header, payload))
