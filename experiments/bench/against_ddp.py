@@ -10,14 +10,13 @@ which Lightning sets too when ranks outnumber half the cores.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
+
+from experiments.bench.own_process import measured, tell
 
 SCHEMES = {
     "ddp": "DDPStrategy over Gloo",
@@ -33,6 +32,7 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int) -> No
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
+    from experiments.bench.perceptron import Perceptron
     from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
 
     warm_up = 20
@@ -46,21 +46,7 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int) -> No
             per_update = (time.perf_counter() - self.started) / updates
             if trainer.is_global_zero:
                 size = sum(p.numel() for p in pl_module.parameters())
-                print("RESULT " + json.dumps({"per_update_s": per_update, "parameters": size}))
-
-    class Net(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            widths = [64, hidden, hidden - 64, 10]
-            layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-            self.net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
-
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            x, y = batch
-            return torch.nn.functional.cross_entropy(self.net(x), y)
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+                tell({"per_update_s": per_update, "parameters": size})
 
     torch.manual_seed(0)
     steps = updates + warm_up
@@ -82,11 +68,12 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int) -> No
         batch = part // loads.pop() * code.data_parts  # every rank computes `part` samples in each update
         samples = batch * steps
     data = TensorDataset(torch.randn(samples, 64), torch.randint(0, 10, (samples,)))
+    model = Perceptron((hidden, hidden - 64), lr=0.05, momentum=0.9)
     trainer = pl.Trainer(
         accelerator="cpu", devices=workers, strategy=strategy, max_steps=steps, max_epochs=1, callbacks=[Clock()],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Net(), DataLoader(data, batch_size=batch))
+    trainer.fit(model, DataLoader(data, batch_size=batch))
 
 
 def main() -> None:
@@ -100,24 +87,19 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
     parser.add_argument("--one", choices=list(SCHEMES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sizes = [options.workers, options.hidden, options.part, options.updates]
+    sizes = {name: getattr(options, name) for name in ("workers", "hidden", "part", "updates")}
     if options.one:
-        train(options.one, *sizes)
+        train(options.one, **sizes)
         return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     seconds: dict[str, list[float]] = {scheme: [] for scheme in options.schemes}
     parameters = 0
     for pair in range(options.pairs):
         for scheme in options.schemes:
-            flags = ["--workers", "--hidden", "--part", "--updates"]
-            command = [sys.executable, "-m", "experiments.bench.against_ddp", "--one", scheme]
-            for flag, size in zip(flags, sizes, strict=True):
-                command += [flag, str(size)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            result = next((line for line in output.stdout.splitlines() if line.startswith("RESULT ")), None)
-            if result is None:
-                sys.exit(f"{scheme} failed:\n{output.stderr[-2000:]}")
-            figures = json.loads(result.removeprefix("RESULT "))
+            try:
+                figures = measured("experiments.bench.against_ddp", scheme, environment, **sizes)
+            except RuntimeError as error:
+                sys.exit(str(error))
             seconds[scheme].append(figures["per_update_s"])
             parameters = figures["parameters"]
             print(f"pair {pair + 1}/{options.pairs}  {scheme:8s} {1000 * seconds[scheme][-1]:7.2f} ms", flush=True)

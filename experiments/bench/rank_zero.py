@@ -11,16 +11,14 @@ without gradients and the optimizer's state, on a model so large that little els
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from experiments.bench.own_process import measured, tell
 
 SCHEMES = ("sketch", "uncoded", "lwpd")
 MEMORY_HIDDEN = 4000  # 16 million parameters
@@ -32,6 +30,7 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
+    from experiments.bench.perceptron import Perceptron
     from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
     from lwpd_lightning.rank_zero import CodedFit
 
@@ -62,20 +61,6 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
         def publish_next(self, batch_index: int) -> None:
             timed("inside", super().publish_next)(batch_index)
 
-    class Net(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            widths = [64, hidden, hidden, 10]
-            layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-            self.net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
-
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            x, y = batch
-            return torch.nn.functional.cross_entropy(self.net(x), y)
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.01)
-
     class Clock(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
             if trainer.global_step == 20:
@@ -88,13 +73,13 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
             others = (time.process_time() - self.process) - (time.thread_time() - self.thread)
             parameters = sum(p.numel() for p in pl_module.parameters())
             grown = _resident() - before
-            print("RESULT " + json.dumps({
+            tell({
                 "strategy_ms": 1e3 * (spent["inside"] - spent["model"]) / updates,
                 "links_ms": 1e3 * others / updates,
                 "update_ms": 1e3 * (time.perf_counter() - self.wall) / updates,
                 "parameters": parameters,
                 "copies": grown / (4 * parameters) - 1,  # one is the gradients
-            }))  # fmt: skip
+            })  # fmt: skip
 
     from lwpd_lightning import strategy as module
 
@@ -111,7 +96,7 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
         "lwpd": lambda: LWPDStrategy(code=lwpd_code(workers, workers // 2, 2)),
     }
     data = TensorDataset(torch.randn(4096, 64), torch.randint(0, 10, (4096,)))
-    net = Net()
+    net = Perceptron((hidden, hidden), lr=0.01)
     net.net(data.tensors[0][:256])  # what a first call allocates is the model's
     before = _resident()
     pl.Trainer(
@@ -124,18 +109,6 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
 def _resident() -> int:
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-
-
-def measure(scheme: str, workers: int, hidden: int, updates: int) -> dict[str, float]:
-    """Run `train` in a process of its own."""
-    command = [sys.executable, "-m", "experiments.bench.rank_zero", "--one", scheme, "--workers", str(workers)]
-    command += ["--hidden", str(hidden), "--updates", str(updates)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{scheme} failed:\n{done.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(lines[0].removeprefix("RESULT "))
-    return result
 
 
 def main() -> None:
@@ -154,8 +127,10 @@ def main() -> None:
         table.add_column(name, justify="left" if name == "scheme" else "right")
     with Console().status("measuring"):
         for scheme in SCHEMES:
-            cost = measure(scheme, options.workers, options.hidden, options.updates)
-            large = measure(scheme, options.workers, MEMORY_HIDDEN, 5)
+            cost, large = (
+                measured("experiments.bench.rank_zero", scheme, workers=options.workers, hidden=hidden, updates=updates)
+                for hidden, updates in ((options.hidden, options.updates), (MEMORY_HIDDEN, 5))
+            )
             table.add_row(
                 scheme,
                 f"{cost['parameters']:,.0f}",
