@@ -9,8 +9,8 @@ fitted (least squares in logarithms) beside the O() of Soto et al. (ICML 2022). 
 - solve operations: of the singular value decomposition behind the decoding weights of K codewords, 14 m q^2 + 8 q^3
   for an m x q matrix, m >= q (Golub & Van Loan, 4th ed., section 8.6). The growth is that of measured times, over codes
   of up to 512 workers (s = n/4), since at a few dozen workers the call costs more than its arithmetic.
-- upload: the bytes of the message that a worker sends, header included, with float32 codewords (int8 for the sketch,
-  which is run so).
+- upload: the bytes of the messages that a worker sends, headers included, with float32 codewords (ternary for the
+  sketch, which is run so).
 - asynchronous: whether the settings accept stale="apply"; compression: whether an upload is below a whole gradient's.
 """
 
