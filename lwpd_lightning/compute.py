@@ -77,7 +77,8 @@ class CodewordComputation:
     def begin(self, version: int) -> None:
         """Start a codeword."""
         self._version, self._started = version, time.monotonic()
-        self._codeword.zero_()
+        if self._feedback is None:  # with one the codeword is written whole
+            self._codeword.zero_()
         self._losses = []
         for callback in self._callbacks:
             callback.on_codeword_start(self._trainer, self._worker, version)

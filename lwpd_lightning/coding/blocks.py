@@ -121,42 +121,53 @@ class BlockMap:
         self._check_shape(decoded, (self.blocks if direction is None else 1, self.block_size))
         if touched is not None and len(touched) != len(self.parameters):
             raise ValueError(f"touched has {len(touched)} entries: give one for each of {len(self.parameters)} params.")
-        column = None
-        if direction is not None:
-            column = torch.tensor(self._checked(direction), dtype=decoded.dtype, device=decoded.device)[:, None]
+        along = None if direction is None else self._checked(direction)
         for i, (p, part) in enumerate(zip(self.parameters, torch.split(decoded, self._chunks, dim=1), strict=True)):
             if touched is not None and not touched[i]:
                 p.grad = None
                 continue
             if p.grad is None or p.grad.shape != p.shape or p.grad.layout != torch.strided:
                 p.grad = torch.empty_like(p)
-            if p.grad.is_contiguous() and p.numel() == self.blocks * part.shape[1]:
-                blocks = p.grad.view(self.blocks, -1)
-                blocks.copy_(part) if column is None else torch.mul(column, part, out=blocks)
-            else:
-                whole = part if column is None else column * part
-                p.grad.copy_(whole.flatten()[: p.numel()].view(p.shape))
+            contiguous = p.grad.is_contiguous()
+            flat = (p.grad if contiguous else torch.empty_like(p, memory_format=torch.contiguous_format)).view(-1)
+            for b, block in enumerate(flat.split(part.shape[1]) if p.numel() else ()):
+                if along is None:
+                    block.copy_(part[b, : block.numel()])
+                else:  # row by row: a broadcast product takes twice as long
+                    torch.mul(part[0, : block.numel()], along[b], out=block)
+            if not contiguous:
+                p.grad.copy_(flat.view(p.shape))
 
     @torch.no_grad()
     def gather(self) -> Tensor:
         """The current gradients as a (B, d) matrix, zeros where there is none: the dense reference of `encode`."""
         flat = self.zeros()
-        self.add_gradients(flat)
+        for grad, chunk, part in self._gradients(flat):
+            for b, block in enumerate(grad.split(chunk)):
+                part[b, : block.numel()] = block
         return flat
 
     @torch.no_grad()
-    def add_gradients(self, flat: Tensor) -> None:
-        """``flat[b] += block b`` of the current gradients for every block, in place.
+    def add_along(self, rows: Tensor, into: Tensor) -> None:
+        """``into += rows @ G``, where G is the current gradients' (B, d) matrix, in one pass over them.
+
+        Args:
+            rows: (m, B), of the map's dtype and on its device.
+            into: (m, d), changed in place.
 
         Raises:
             ValueError: for a buffer of another shape, or a sparse gradient.
         """
-        self._check_shape(flat, (self.blocks, self.block_size))
-        for grad, chunk, part in self._gradients(flat):
-            full = grad.numel() // chunk
-            part[:full].add_(grad[: full * chunk].view(full, chunk))
-            if full * chunk < grad.numel():
-                part[full, : grad.numel() - full * chunk].add_(grad[full * chunk :])
+        self._check_shape(rows, (len(into), self.blocks))
+        self._check_shape(into, (len(into), self.block_size))
+        for grad, chunk, part in self._gradients(into):
+            grad = grad.to(into.dtype)
+            full, rest = divmod(grad.numel(), chunk)
+            # A last block may be shorter: its columns have one block more than the others.
+            for start, stop, count in ((0, rest, full + 1), (rest, chunk, full)):
+                if start < stop:
+                    some = grad.as_strided((count, stop - start), (chunk, 1), grad.storage_offset() + start)
+                    part[:, start:stop].addmm_(rows[:, :count], some)
 
     def _gradients(self, columns: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
         """For each present gradient: it flattened, its chunk length, and its slice of the last dimension."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.sketch import SketchCode
 
 
 class ErrorFeedback:
@@ -28,6 +29,9 @@ class ErrorFeedback:
       (Stich et al., NeurIPS 2018; Karimireddy et al., ICML 2019). The decoder adds h (x) Q as it is: the factor B that
       would make it unbiased is made up for by the memory.
 
+    A sketch's memory is kept as Z = Q M, seen along each of the B rows of its orthogonal matrix Q: a codeword then is a
+    row of Z, and what arrives of it is taken off that row alone.
+
     For each codeword: `add` each data part, `codeword`, and, once it is known to count, `settle`: the memory of a
     codeword that came too late still holds all of it. Whoever adds codewords up also gives its own memory what packing
     the sum lost (`give_back`), so that this comes back too, as the server's error does in DoubleSqueeze (Tang et al.,
@@ -39,33 +43,36 @@ class ErrorFeedback:
         blocks: layout of the trainable parameters.
 
     Attributes:
-        memory: M, (r, d).
         takes_residuals: whether `give_back` makes sense.
     """
 
     def __init__(self, code: Code, worker: int, blocks: BlockMap) -> None:
         self._code, self._worker, self._blocks = code, worker, blocks
-        self._varies = len(code.cycle) > 1
-        rows = code.blocks if self._varies else 1
-        self.memory = torch.zeros(rows, blocks.block_size, dtype=blocks.dtype, device=blocks.device)
-        self._row = torch.ones(1, dtype=blocks.dtype, device=blocks.device)
-        self._part = code.parts(worker)[0]  # a sketch's only one
+        self._rows = code.rows.to(blocks.device, blocks.dtype) if isinstance(code, SketchCode) else None
+        self._seen = torch.zeros(
+            1 if self._rows is None else len(self._rows), blocks.block_size, dtype=blocks.dtype, device=blocks.device
+        )
+        self._row = 0  # along which the codeword written last was seen
         # What is lost of the sum lies in the gradient's space: only there can it be given back.
-        self.takes_residuals = self._varies or code.blocks == 1
+        self.takes_residuals = self._rows is not None or code.blocks == 1
+
+    @property
+    def memory(self) -> Tensor:
+        """M, (r, d)."""
+        return self._seen if self._rows is None else self._rows.T @ self._seen
 
     def add(self, part: int) -> None:
         """Add a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
-        if self._varies:
-            self._blocks.add_gradients(self.memory)
+        if self._rows is not None:
+            self._blocks.add_along(self._rows, self._seen)
         else:
-            self._blocks.encode(self._code.coefficients(self._worker)[part], self.memory[0])
+            self._blocks.encode(self._code.coefficients(self._worker)[part], self._seen[0])
 
-    @torch.no_grad()
     def codeword(self, version: int, out: Tensor) -> None:
         """Write the codeword of a version, (d,), to ``out``."""
-        if self._varies:
-            self._row = self._code.at(version).coefficients(self._worker)[self._part].to(self.memory)
-        torch.mv(self.memory.T, self._row, out=out)
+        code = self._code.at(version)
+        self._row = code.row if isinstance(code, SketchCode) else 0
+        out.copy_(self._seen[self._row])
 
     @torch.no_grad()
     def settle(self, arrived: Tensor) -> None:
@@ -73,11 +80,10 @@ class ErrorFeedback:
 
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
         """
-        arrived = arrived.to(self.memory)
-        self.memory.addr_(self._row, arrived, alpha=-1)
-        # A row has no zeros: what is not finite in the memory is not in the codeword either, which is B times shorter.
+        self._seen[self._row].sub_(arrived)
+        # A row has no zeros: what is not finite in one row of the memory is in all others too.
         if not math.isfinite(float(arrived.sum())):
-            self.memory.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            self._seen.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     @torch.no_grad()
     def give_back(self, start: int, stop: int, lost: Tensor) -> None:
@@ -88,4 +94,5 @@ class ErrorFeedback:
             stop: past the last one.
             lost: (stop - start,), divided by the weight that this worker's codewords have in the sum.
         """
-        self.memory[:, start:stop].addr_(self._row, lost.to(self.memory).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
+        lost = lost.to(self._seen).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        self._seen[self._row, start:stop].add_(lost)

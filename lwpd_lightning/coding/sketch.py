@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -60,5 +60,10 @@ class SketchCode(Code):
     def at(self, version: int) -> Code:
         """The sketch with the row of that version."""
         turn, position = divmod(version, self.blocks)
-        order = random.Random(f"sketch of {self.blocks} blocks, cycle {turn}").sample(range(self.blocks), self.blocks)
-        return self.cycle[order[position]]
+        return self.cycle[_order(self.blocks, turn)[position]]
+
+
+@lru_cache(maxsize=16)
+def _order(blocks: int, turn: int) -> tuple[int, ...]:
+    """In which order the versions of a turn use the rows."""
+    return tuple(random.Random(f"sketch of {blocks} blocks, cycle {turn}").sample(range(blocks), blocks))

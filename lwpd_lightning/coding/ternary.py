@@ -13,6 +13,7 @@ DIGITS = 5  # in a byte: 3^5 = 243 of its 256 values are used
 _BELOW_THE_MEAN = 1 - 1e-5
 # Sums are of x * 2^-11: they stay finite where x is, and lose nothing but what is next to the smallest numbers.
 _SCALE = 2.0**-11
+_ROWS = 128  # that the host takes at a time: half a megabyte stays in a core's cache
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -32,8 +33,8 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     A row with a value that is not finite has the level NaN. Otherwise the level is finite, and 0 for a row of zeros.
     """
     if rows.device.type == "cpu":
-        levels, digits = _quantise_on_host(rows.numpy())
-        return torch.from_numpy(levels), torch.from_numpy(_bytes(digits))
+        some = [_quantise_on_host(piece.numpy()) for piece in rows.split(_ROWS)]
+        return tuple(torch.from_numpy(np.concatenate(values)) for values in zip(*some, strict=True))  # type: ignore
     levels, digits = _quantise_on_device(rows)
     return levels, _bytes(digits)
 
@@ -52,7 +53,7 @@ def dequantise(levels: Tensor, packed: Tensor, out: Tensor) -> None:
     digits[:, DIGITS - 1] = rest
     digits -= 1  # wraps to -1 as int8
     signs = digits.view(np.int8).reshape(len(rest), -1)[:, : out.shape[1]]
-    np.multiply(signs, levels.numpy()[:, None], out=out.numpy(), dtype=np.float32)
+    out.copy_(torch.from_numpy(signs)).mul_(levels[:, None])  # numpy's cast takes four times as long
 
 
 def _quantise_on_host(rows: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Any, Any]:
@@ -76,7 +77,7 @@ def _quantise_on_host(rows: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Any,
         levels = np.minimum(level, _FLOAT32_MAX).astype(np.float32)
     digits = np.ones((m, -(-length // DIGITS) * DIGITS), np.uint8)
     np.add(bytes_[0], bytes_[1], out=digits[:, :length])
-    return levels, digits.reshape(m, DIGITS, -1)
+    return levels, _bytes(digits.reshape(m, DIGITS, -1))
 
 
 def _quantise_on_device(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,12 +47,19 @@ class WireFormat(ABC):
         Raises:
             ValueError: where the payload's length is not ``nbytes(size)``: sizes come from a peer.
         """
+        self._check(payload, size)
+        return self._read(payload, size)
+
+    def _check(self, payload: Tensor, size: int) -> None:
         if payload.dtype != torch.uint8 or payload.shape != (self.nbytes(size),):
             raise ValueError(
                 f"payload is {payload.dtype} of shape {tuple(payload.shape)}: "
                 f"a {self.name} codeword of size={size} is uint8 of shape ({self.nbytes(size)},)."
             )
-        return self._read(payload, size)
+
+    def unpack_into(self, payload: Tensor, out: Tensor) -> None:
+        """Write the values of a packed codeword to ``out``, (size,) of a float dtype and contiguous."""
+        out.copy_(self.unpack(payload, out.numel()))
 
     @abstractmethod
     def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
@@ -161,14 +168,25 @@ class _Ternary(WireFormat):
         levels = payload[4 * (start // CHUNK) : 4 * -(-stop // CHUNK)]
         return torch.cat([levels, payload[header + _ternary_bytes(start) : header + _ternary_bytes(stop)]])
 
+    def unpack_into(self, payload: Tensor, out: Tensor) -> None:
+        if out.dtype == torch.float32 and out.device.type == payload.device.type == "cpu":
+            self._check(payload, out.numel())
+            self._write(payload, out)
+        else:
+            super().unpack_into(payload, out)
+
     def _read(self, payload: Tensor, size: int) -> Tensor:
+        values = torch.empty(size)
+        self._write(payload, values)
+        return values.to(payload.device)
+
+    def _write(self, payload: Tensor, values: Tensor) -> None:
+        size = values.numel()
         header = self.nbytes(size) - _ternary_bytes(size)
         # A slice behind an odd header cannot be viewed as wider values.
         levels, packed = payload[:header].clone().view(torch.float32).cpu(), payload[header:].cpu()
-        values = torch.empty(size)
         for chunks, bytes_, span, shape in _same_lengths(size):
             dequantise(levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape))
-        return values.to(payload.device)
 
 
 def _ternary_bytes(size: int) -> int:

@@ -205,9 +205,13 @@ class Reduction:
         if self._decoded.shape[0] != decision.rows:
             self._decoded = torch.empty(decision.rows, self._size, dtype=self.blocks.dtype)
         for part, packed in self._packed_parts(decision):
-            shape = decision.rows, part.stop - part.start
-            values = self._unpack(self.update_wire, part.reducer, packed, shape[0] * shape[1])
-            self._decoded[:, part.start : part.stop] = values.view(shape)
+            positions = part.stop - part.start
+            self._check(self.update_wire, part.reducer, packed, decision.rows * positions)
+            into = self._decoded[:, part.start : part.stop]
+            if decision.rows == 1:
+                self.update_wire.unpack_into(packed, into[0])
+            else:
+                into.copy_(self.update_wire.unpack(packed, decision.rows * positions).view(-1, positions))
         return self._decoded
 
     def commit(self, number: int) -> None:

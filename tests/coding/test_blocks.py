@@ -74,6 +74,17 @@ def test_encode_and_gather_against_the_dense_reference(parameters, blocks, data)
 
 
 @settings(deadline=None, max_examples=100)
+@given(models(), st.integers(1, 7), st.integers(1, 4))
+def test_the_gradients_along_several_rows_against_the_dense_reference(parameters, blocks, count):
+    block_map = BlockMap(parameters, blocks)
+    rows = torch.randn(count, blocks, dtype=block_map.dtype)
+    into = torch.randn(count, block_map.block_size, dtype=block_map.dtype)
+    expected = into.double() + rows.double() @ dense(parameters, blocks)
+    block_map.add_along(rows, into)
+    torch.testing.assert_close(into, expected.to(block_map.dtype))
+
+
+@settings(deadline=None, max_examples=100)
 @given(models(), st.integers(1, 7), st.booleans())
 def test_scatter_undoes_gather_and_leaves_untouched_gradients_none(parameters, blocks, forget):
     block_map = BlockMap(parameters, blocks)
