@@ -130,7 +130,7 @@ class BlockMap:
                 p.grad = torch.empty_like(p)
             contiguous = p.grad.is_contiguous()
             flat = (p.grad if contiguous else torch.empty_like(p, memory_format=torch.contiguous_format)).view(-1)
-            for b, block in enumerate(flat.split(part.shape[1]) if p.numel() else ()):
+            for b, block in enumerate(torch.split(flat, part.shape[1]) if p.numel() else ()):
                 if along is None:
                     block.copy_(part[b, : block.numel()])
                 else:  # row by row: a broadcast product takes twice as long
@@ -143,7 +143,7 @@ class BlockMap:
         """The current gradients as a (B, d) matrix, zeros where there is none: the dense reference of `encode`."""
         flat = self.zeros()
         for grad, chunk, part in self._gradients(flat):
-            for b, block in enumerate(grad.split(chunk)):
+            for b, block in enumerate(torch.split(grad, chunk)):
                 part[b, : block.numel()] = block
         return flat
 

@@ -33,8 +33,9 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     A row with a value that is not finite has the level NaN. Otherwise the level is finite, and 0 for a row of zeros.
     """
     if rows.device.type == "cpu":
-        some = [_quantise_on_host(piece.numpy()) for piece in rows.split(_ROWS)]
-        return tuple(torch.from_numpy(np.concatenate(values)) for values in zip(*some, strict=True))  # type: ignore
+        some = [_quantise_on_host(piece.numpy()) for piece in torch.split(rows, _ROWS)]
+        levels, digits = (np.concatenate(values) for values in zip(*some, strict=True))
+        return torch.from_numpy(levels), torch.from_numpy(digits)
     levels, digits = _quantise_on_device(rows)
     return levels, _bytes(digits)
 
