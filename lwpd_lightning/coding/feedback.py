@@ -80,7 +80,7 @@ class ErrorFeedback:
 
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
         """
-        self._seen[self._row].sub_(arrived)
+        self._seen[self._row].sub_(arrived.to(self._seen))
         # A row has no zeros: what is not finite in one row of the memory is in all others too.
         if not math.isfinite(float(arrived.sum())):
             self._seen.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

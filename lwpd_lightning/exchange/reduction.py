@@ -72,10 +72,10 @@ class Ranks:
 
 @dataclass
 class _Offered:
-    """This rank's codeword, and what the feedback has been told of it: nothing while it does not count."""
+    """This rank's codeword, and the decision by which it was taken off the memory: none while it does not count."""
 
     codeword: Codeword
-    settled: Tensor | None = None
+    settled: Decision | None = None
 
 
 @dataclass
@@ -202,17 +202,16 @@ class Reduction:
             # The parts lie one after the other and are not packed at all.
             row = self.memory.parts[decision.number % len(self.memory.parts)]
             return row[: self.update_wire.nbytes(self._size)].view(self.blocks.dtype)[None]
-        if self._decoded.shape[0] != decision.rows:
-            self._decoded = torch.empty(decision.rows, self._size, dtype=self.blocks.dtype)
+        decoded = self._buffer(decision.rows)
         for part, packed in self._packed_parts(decision):
             positions = part.stop - part.start
             self._check(self.update_wire, part.reducer, packed, decision.rows * positions)
-            into = self._decoded[:, part.start : part.stop]
+            into = decoded[:, part.start : part.stop]
             if decision.rows == 1:
                 self.update_wire.unpack_into(packed, into[0])
             else:
                 into.copy_(self.update_wire.unpack(packed, decision.rows * positions).view(-1, positions))
-        return self._decoded
+        return decoded
 
     def commit(self, number: int) -> None:
         """A decision's step has been made: what packing lost of it goes back, and what came before is forgotten."""
@@ -249,13 +248,23 @@ class Reduction:
         assert offered is not None
         if self.feedback is None:
             return
-        arrived = self.wire.unpack(offered.codeword.packed, self._size).to(self.blocks.dtype)
-        mine = self._share_of(self.ranks.me, decision)
-        if mine is not None:
-            arrived[mine.start : mine.stop] = offered.codeword.exact[mine.start : mine.stop]
-        # Decided again, since somebody died: what this rank adds up is another slice, and nothing else has changed.
-        self.feedback.settle(arrived if offered.settled is None else arrived - offered.settled)
-        offered.settled = arrived
+        if offered.settled is not None:  # decided again, since somebody died: this rank adds up another slice now
+            self.feedback.settle(self._arrived(offered.codeword, offered.settled).neg_())
+        self.feedback.settle(self._arrived(offered.codeword, decision))
+        offered.settled = decision
+
+    def _arrived(self, codeword: Codeword, decision: Decision) -> Tensor:
+        """What arrives of this rank's codeword, (d,): valid until the next gradient is decoded."""
+        arrived = self._buffer(decision.rows)[0]
+        self.wire.unpack_into(codeword.packed, arrived)
+        if (mine := self._share_of(self.ranks.me, decision)) is not None:
+            arrived[mine.start : mine.stop] = codeword.exact[mine.start : mine.stop]
+        return arrived
+
+    def _buffer(self, rows: int) -> Tensor:
+        if self._decoded.shape[0] != rows:
+            self._decoded = torch.empty(rows, self._size, dtype=self.blocks.dtype)
+        return self._decoded
 
     def _share_of(self, worker: int | None, decision: Decision) -> Slice | None:
         """What the worker adds up, if anything."""
