@@ -16,7 +16,8 @@ _IDLE = {"code", "seed", "paths", "logger", "task_name", "tags", "ckpt_path", "c
 _TARGET = ("target.metric", "target.value")
 # The order in which schemes are listed and drawn, others after them.
 SCHEMES = (
-    "lwpd", "local", "sketch", "gradient_coding", "k_async", "k_sync", "sync", "ddp", "ddp_bf16", "powersgd"
+    "lwpd", "local", "sketch", "gradient_coding", "k_async", "k_async_int8", "k_sync", "sync", "ddp", "ddp_bf16",
+    "powersgd",
 )  # fmt: skip
 # Chosen in this order where nobody names a baseline.
 _PLAIN = ("ddp", "sync", "k_sync", "k_async")

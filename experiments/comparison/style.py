@@ -25,11 +25,14 @@ DPI = 200
 COLOURS = dict(
     zip(
         SCHEMES,
-        ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#D55E00", "#56B4E9", "#7F7F7F", "#000000", "#5C4A72", "#8B6F00"),
+        (
+            "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#D55E00", "#8C3A00", "#56B4E9", "#7F7F7F", "#000000",
+            "#5C4A72", "#8B6F00",
+        ),
         strict=True,
     )
-)
-MARKERS = dict(zip(SCHEMES, "osDv^<>XPp", strict=True))
+)  # fmt: skip
+MARKERS = dict(zip(SCHEMES, "osDv^*<>XPp", strict=True))
 OTHER = "#4D4D4D"
 _DASHES: Sequence[str | tuple[int, tuple[float, ...]]] = (
     "-",

@@ -226,6 +226,19 @@ class DDPPeer(DDPStrategy):
         self._payload_bytes += self._bucket_bytes
 
 
+class AlonePeer(DDPPeer):
+    """Ranks that exchange no gradients: each trains a model of its own, from the same start on its part of each batch.
+
+    What computing alone takes where ranks share cores; nothing that is trained so is of use.
+    """
+
+    def configure_ddp(self) -> None:
+        """There is no reducer."""
+
+    def _aggregate(self) -> None:
+        self._payload_bytes = 0
+
+
 class PowerSGDPeer(DDPPeer):
     """`PowerSGD` in place of DDP's reducer: gradients are compressed and averaged when the backward has ended.
 

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
-from experiments.peers import AllReduceMonitor, DDPPeer, PowerSGDPeer
+from experiments.peers import AllReduceMonitor, AlonePeer, DDPPeer, PowerSGDPeer
 from lwpd_lightning.callbacks import StragglerInjector
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -21,7 +21,7 @@ COMPANIONS = {
     ("data", "stdlib_text"): ["model=gpt"],
     ("straggler", "trace"): ["straggler.model.path=delays.csv"],
 }
-PEERS = {"ddp": DDPPeer, "ddp_bf16": DDPPeer, "powersgd": PowerSGDPeer}
+PEERS = {"alone": AlonePeer, "ddp": DDPPeer, "ddp_bf16": DDPPeer, "powersgd": PowerSGDPeer}
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """Race every scheme to a target on shaped links: ``python -m experiments.bench.race`` (root, Linux, iproute2).
 
 First each scheme is tuned in each regime on a seed of its own, over the same small grid; then it is raced at its best
-point. What has been run is kept: the same command goes on where it was interrupted.
+point. A scheme that waits for all ranks makes the same updates wherever it runs: it is tuned once, on unshaped links.
+What has been run is kept: the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.bench.race.plan import RANKS, SCHEMES, STRAGGLERS, WORKLOADS, Race, links_of, races, tuning
+from experiments.bench.race.plan import (
+    QUICK,
+    RANKS,
+    SCHEMES,
+    STRAGGLERS,
+    WORKLOADS,
+    Race,
+    Regime,
+    alone,
+    links_of,
+    races,
+    tuning,
+)
 from experiments.bench.race.testbed import refuse_missing_tools
 
 _PAGE = 120  # columns of a table that goes to a file or a pipe
@@ -30,9 +43,9 @@ def main() -> None:
     """Tune, race, print and write the tables and figures."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # no host and no rank is left behind
-    regimes = [_regime(options.workload, regime) for regime in options.regimes]
+    regimes = [_regime(options.workload, regime, options.ranks) for regime in options.regimes]
     try:
-        shaped = [links for _, links, _ in regimes if links_of(links).mbit is not None]
+        shaped = [regime for regime in regimes if links_of(regime.links).mbit is not None]
         if shaped:
             refuse_missing_tools()
     except (ValueError, OSError) as error:
@@ -46,16 +59,24 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out / "results.jsonl")
-    if options.point is None:
-        _race(tuning(regimes, options.schemes, options.ranks), results, options.out)
-        chosen = results.chosen()
+    _race(alone(regimes), results, options.out)
+    wanted = [(regime, scheme) for regime in regimes for scheme in options.schemes]
+    if options.quick:
+        points = {(regime, scheme): QUICK[scheme] for regime, scheme in wanted}
+    elif options.point is not None:
+        points = dict.fromkeys(wanted, options.point)
     else:
-        chosen = {(regime, scheme): options.point for regime in regimes for scheme in options.schemes}
-    wanted = {key: point for key, point in chosen.items() if key[0] in regimes and key[1] in options.schemes}
-    _race(races(wanted, options.seeds, options.ranks), results, options.out)
+        _race(tuning(regimes, options.schemes), results, options.out)
+        tuned = results.tuned()
+        points = {
+            (regime, scheme): tuned[Race(*regime[:3], scheme, 0, 0, regime.ranks).tuned_in, scheme]
+            for regime, scheme in wanted
+        }
+    _race(races(points, options.seeds), results, options.out)
     found = standings(results.rows)
     (options.out / "tables.md").write_text(
-        "\n\n".join(f"**{' / '.join(regime)}**\n\n{markdown(regime, rows)}" for regime, rows in found.items()) + "\n"
+        "\n\n".join(f"**{' / '.join(map(str, regime))}**\n\n{markdown(regime, rows)}" for regime, rows in found.items())
+        + "\n"
     )
     _write_csv(results.rows, options.out / "results.csv")
     drawn = draw(results.rows, options.out)
@@ -72,22 +93,22 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--ranks", type=int, default=RANKS, help="workers and hosts: a multiple of 4, in its own --out")
+    parser.add_argument("--ranks", type=int, default=RANKS, help="workers and hosts: a multiple of 4")
     parser.add_argument("--point", type=int, help="race at this point of the grid, without tuning")
     parser.add_argument("--out", type=Path, default=Path("outputs/race"))
-    parser.add_argument("--quick", action="store_true", help="four schemes in one regime, one seed, untuned: 4 minutes")
+    parser.add_argument("--quick", action="store_true", help="four schemes in one regime, one seed, tuned before")
     options = parser.parse_args()
     if options.quick:
-        options.regimes, options.seeds, options.point = ["even/none"], [0], 4
-        options.schemes = ["ddp", "powersgd", "k_async", "sketch"]
+        options.workload, options.regimes, options.seeds = "mlp", ["even/none"], [0]
+        options.schemes, options.ranks = list(QUICK), RANKS
     return options
 
 
-def _regime(workload: str, text: str) -> tuple[str, str, str]:
+def _regime(workload: str, text: str, ranks: int) -> Regime:
     links, _, straggler = text.partition("/")
     if straggler not in STRAGGLERS:
         sys.exit(f"--regimes {text}: use links, a slash and one of {', '.join(STRAGGLERS)}, such as even/slow_tail.")
-    return workload, links, straggler
+    return Regime(workload, links, straggler, ranks)
 
 
 def _race(planned: list[Race], results: object, out: Path) -> None:

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.bench.race.plan import OURS, TUNING_SEED, Race, links_of
-from experiments.bench.race.results import Regime, Row, Standing, regime_of, standings
+from experiments.bench.race.plan import ALONE, OURS, TUNING_SEED, Regime, links_of
+from experiments.bench.race.results import Row, Standing, race_of, regime_of, standings
 from experiments.comparison import curves
 from experiments.comparison.find import local_runs
 from experiments.comparison.groups import group
@@ -41,13 +41,13 @@ def draw(rows: list[Row], out: Path) -> list[str]:
 
 def _draw_curves(regime: Regime, rows: list[Row], out: Path) -> list[str]:
     """The target metric against wall time and against bytes, over the seeds of each scheme."""
-    names = [Race(**{name: row[name] for name in Race.__dataclass_fields__}) for row in rows if not row["failed"]]
-    raced = [race for race in names if race.regime == regime and race.seed != TUNING_SEED]
+    here = [race_of(row) for row in rows if not row["failed"] and regime_of(row) == regime]
+    raced = [race for race in here if race.seed != TUNING_SEED and race.scheme != ALONE]
     runs, _ = local_runs([out / "runs" / race.name for race in raced])
     groups = group(runs, ["scheme"])
     written = []
     for axis in ("wall", "bytes"):
-        path = out / f"{'-'.join(regime)}-{axis}.png"
+        path = out / f"{regime.label}-{axis}.png"
         if groups and len(curves.draw(path, groups, axis)) < len(groups):
             written.append(path.name)
     return written
@@ -55,15 +55,15 @@ def _draw_curves(regime: Regime, rows: list[Row], out: Path) -> list[str]:
 
 def _draw_crossovers(raced: dict[Regime, list[Standing]], rows: list[Row], out: Path) -> list[str]:
     """Speed ratios against how slow links are, where workload and stragglers met two kinds of even links or more."""
-    points: dict[tuple[str, str], list[tuple[float, dict[str, Standing]]]] = defaultdict(list)
-    for (workload, links, straggler), found in raced.items():
-        x = upload_over_compute(row for row in rows if regime_of(row) == (workload, links, straggler))
-        if x is not None and links_of(links).coordinator_mbit is None:
-            points[workload, straggler].append((x, {standing.scheme: standing for standing in found}))
+    points: dict[Regime, list[tuple[float, dict[str, Standing]]]] = defaultdict(list)
+    for regime, found in raced.items():
+        x = upload_over_compute(row for row in rows if regime_of(row) == regime)
+        if x is not None and links_of(regime.links).coordinator_mbit is None:
+            points[regime._replace(links="crossover")].append((x, {standing.scheme: standing for standing in found}))
     written = []
-    for (workload, straggler), series in points.items():
+    for regime, series in points.items():
         if len(series) > 1:
-            path = out / f"crossover-{workload}-{straggler}.png"
+            path = out / f"{regime.label}.png"
             _draw(sorted(series, key=lambda point: point[0]), path)
             written.append(path.name)
     return written

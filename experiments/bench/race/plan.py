@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 RANKS = 8  # unless asked for others
 
@@ -13,6 +14,8 @@ PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", "ddp", 
 SCHEMES = (*OURS, *PEERS)
 # Schemes whose updates wait for all ranks, whoever is late.
 WAITS_FOR_ALL = ("sync", "ddp", "ddp_bf16", "powersgd")
+ALONE = "alone"  # not raced: ranks that exchange nothing, for the bound
+_ALONE_UPDATES = 60
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,35 @@ def links_of(name: str) -> Links:
 STRAGGLERS = ("none", "slow_tail", "pareto", "one_slow")
 
 
+class Regime(NamedTuple):
+    """What is compared is of one regime: workload, links, stragglers and the number of workers."""
+
+    workload: str
+    links: str
+    straggler: str
+    ranks: int = RANKS
+
+    @property
+    def label(self) -> str:
+        """For names of files and directories."""
+        return "-".join(self[:3]) + (f"-{self.ranks}ranks" if self.ranks != RANKS else "")
+
+
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: a preset under conf/experiment, and the same grid of overrides for every scheme."""
+    """What is trained.
+
+    Attributes:
+        preset: under conf/experiment.
+        grid: overrides of the optimizer, the same for every scheme.
+        limit_s: a race that has not reached its target by then has not.
+        tuning_limit_s: the same of a point of the grid.
+    """
 
     preset: str
     grid: tuple[tuple[str, ...], ...]
-    limit_s: float  # a run that has not reached its target by then has not
+    limit_s: float
+    tuning_limit_s: float
 
 
 WORKLOADS = {
@@ -74,13 +99,17 @@ WORKLOADS = {
             ("model.optimizer.lr=1.0", "model.optimizer.momentum=0.0"),
         ),
         limit_s=240.0,
+        tuning_limit_s=80.0,
     ),
     "gpt": Workload(
         "race_gpt",
         (("model.optimizer.lr=0.0005",), ("model.optimizer.lr=0.001",), ("model.optimizer.lr=0.002",)),
         limit_s=600.0,
+        tuning_limit_s=300.0,
     ),
 }
+# Points of the grid of mlp at which the full race runs these, on even links without stragglers.
+QUICK = {"ddp": 2, "powersgd": 4, "k_async": 4, "sketch": 4}
 TUNING_SEED = 1000  # the races' seeds start at 0
 
 
@@ -99,12 +128,23 @@ class Race:
     @property
     def name(self) -> str:
         """Name of its directory."""
-        return f"{self.workload}-{self.links}-{self.straggler}-{self.scheme}-point{self.point}-seed{self.seed}"
+        return f"{self.regime.label}-{self.scheme}-point{self.point}-seed{self.seed}"
 
     @property
-    def regime(self) -> tuple[str, str, str]:
-        """Workload, links and stragglers: what is compared is of one regime."""
-        return self.workload, self.links, self.straggler
+    def regime(self) -> Regime:
+        """Where it is run."""
+        return Regime(self.workload, self.links, self.straggler, self.ranks)
+
+    @property
+    def tuned_in(self) -> Regime:
+        """Where its scheme is tuned: in its regime.
+
+        Updates that wait for all ranks are the same whatever links and stragglers are, so that one tuning, on unshaped
+        links without stragglers, is that of all regimes.
+        """
+        if self.wait_for == self.ranks:
+            return self.regime._replace(links="unshaped", straggler="none")
+        return self.regime
 
     @property
     def wait_for(self) -> int | None:
@@ -112,7 +152,7 @@ class Race:
 
         The sketch waits for all where nobody is late, so that nothing is left for later.
         """
-        if self.scheme in WAITS_FOR_ALL:
+        if self.scheme in (*WAITS_FOR_ALL, ALONE):
             return self.ranks
         if self.scheme == "sketch":
             return self.ranks if self.straggler == "none" else None
@@ -124,7 +164,7 @@ class Race:
 
         Otherwise no update could be made while rank 0 itself is late.
         """
-        return self.scheme not in WAITS_FOR_ALL and self.straggler != "none"
+        return self.scheme not in (*WAITS_FOR_ALL, ALONE) and self.straggler != "none"
 
     @property
     def hosts(self) -> list[int]:
@@ -151,35 +191,39 @@ class Race:
             f"tags=[{self.links}]",
             "trainer.devices=1",
             f"+trainer.num_nodes={len(self.hosts)}",
-            # A point of the grid at which a scheme diverges is left at once.
-            "+callbacks.diverged._target_=lightning.pytorch.callbacks.EarlyStopping",
-            "+callbacks.diverged.monitor=train_loss",
-            "+callbacks.diverged.patience=1000000",
-            "+callbacks.diverged.strict=false",
-            "+callbacks.diverged.check_on_train_epoch_end=true",
             "+callbacks.first_update._target_=experiments.bench.race.traffic.FirstUpdate",
             *workload.grid[self.point],
+            *(["callbacks.stop=null", f"trainer.max_steps={_ALONE_UPDATES}"] if self.scheme == ALONE else []),
         ]
 
 
-def tuning(regimes: Iterable[tuple[str, str, str]], schemes: Iterable[str], ranks: int = RANKS) -> list[Race]:
-    """Every point of the grid for every scheme and regime, on a seed that is not raced, in random order."""
+def tuning(regimes: Iterable[Regime], schemes: Iterable[str]) -> list[Race]:
+    """Every point of the grid for every scheme, wherever it is tuned, on a seed that is not raced, in random order."""
     schemes = list(schemes)
+    wanted = [_race(regime, scheme, TUNING_SEED, 0) for regime in regimes for scheme in schemes]
+    tuned = dict.fromkeys((race.tuned_in, race.scheme) for race in wanted)
     races = [
-        Race(workload, links, straggler, scheme, TUNING_SEED, point, ranks)
-        for workload, links, straggler in regimes
-        for scheme in schemes
-        for point in range(len(WORKLOADS[workload].grid))
+        _race(regime, scheme, TUNING_SEED, point)
+        for regime, scheme in tuned
+        for point in range(len(WORKLOADS[regime.workload].grid))
     ]
     random.Random(0).shuffle(races)
     return races
 
 
-def races(chosen: dict[tuple[tuple[str, str, str], str], int], seeds: Iterable[int], ranks: int = RANKS) -> list[Race]:
+def races(points: Mapping[tuple[Regime, str], int], seeds: Iterable[int]) -> list[Race]:
     """The races at the chosen points, in random order, so that a drift of the machine's speed favours nobody."""
     seeds = list(seeds)
-    planned = [
-        Race(*regime, scheme, seed, point, ranks) for (regime, scheme), point in chosen.items() for seed in seeds
-    ]
+    planned = [_race(regime, scheme, seed, point) for (regime, scheme), point in points.items() for seed in seeds]
     random.Random(1).shuffle(planned)
     return planned
+
+
+def alone(regimes: Iterable[Regime]) -> list[Race]:
+    """What each workload takes on so many ranks that exchange nothing."""
+    wanted = dict.fromkeys(regime._replace(links="unshaped", straggler="none") for regime in regimes)
+    return [_race(regime, ALONE, 0, 0) for regime in wanted]
+
+
+def _race(regime: Regime, scheme: str, seed: int, point: int) -> Race:
+    return Race(regime.workload, regime.links, regime.straggler, scheme, seed, point, regime.ranks)

@@ -15,11 +15,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from experiments.bench.race.plan import PEERS, TUNING_SEED, WORKLOADS, Race, links_of
+from experiments.bench.race.plan import ALONE, PEERS, TUNING_SEED, WORKLOADS, Race, Regime, links_of
 from experiments.train import CONFIG_PATH
 
 Row = dict[str, Any]
-Regime = tuple[str, str, str]
 _BEYOND = 1.25
 _BOUND_STEPS = 2000  # steps of the straggler model that the bound averages over
 
@@ -51,14 +50,14 @@ class Results:
 
     def limit_s(self, race: Race) -> float:
         """How long the race may take: a point of the grid need not be followed far beyond the best one's time."""
-        limit = WORKLOADS[race.workload].limit_s
+        workload = WORKLOADS[race.workload]
         if race.seed != TUNING_SEED:
-            return limit
+            return workload.limit_s
         same = [row for row in self.rows if (row["seed"], row["scheme"]) == (TUNING_SEED, race.scheme)]
         walls = [row["wall_s"] for row in same if regime_of(row) == race.regime and row["reached"]]
-        return min([limit, *(_BEYOND * wall for wall in walls)])
+        return min([workload.tuning_limit_s, *(_BEYOND * wall for wall in walls)])
 
-    def chosen(self) -> dict[tuple[Regime, str], int]:
+    def tuned(self) -> dict[tuple[Regime, str], int]:
         """(regime, scheme) -> the grid's point that reached the target soonest in tuning; the first where none did."""
         best: dict[tuple[Regime, str], tuple[tuple[bool, float], int]] = {}
         for row in self.rows:
@@ -85,7 +84,7 @@ class Standing:
         spread_s: least and greatest time.
         update_s: of one update, its share of validations included.
         updates: to the target.
-        kilobytes: an update through one host's interface, the busiest host's, the busier way; None unshaped.
+        kilobytes: that a host sends an update, the mean over hosts, as interfaces count; None unshaped.
         bound_s: least time of one update with this scheme's bytes (`bound_s`).
         ratio: time of the best peer over this one's: above 1 is faster than every peer.
     """
@@ -110,20 +109,33 @@ class Standing:
 
 def standings(rows: Iterable[Row]) -> dict[Regime, list[Standing]]:
     """The schemes of each regime, fastest first; tuning runs do not count."""
+    rows = list(rows)
     grouped: dict[Regime, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["seed"] != TUNING_SEED:
+        if row["seed"] != TUNING_SEED and row["scheme"] != ALONE:
             grouped[regime_of(row)][row["scheme"]].append(row)
-    return {regime: _ranked(regime, schemes) for regime, schemes in sorted(grouped.items())}
+    return {regime: _ranked(schemes, alone_s(rows, regime)) for regime, schemes in sorted(grouped.items())}
 
 
 def regime_of(row: Row) -> Regime:
-    """Workload, links and stragglers of a race."""
-    return row["workload"], row["links"], row["straggler"]
+    """Where it was run."""
+    return Regime(row["workload"], row["links"], row["straggler"], row["ranks"])
 
 
-def _ranked(regime: Regime, schemes: dict[str, list[Row]]) -> list[Standing]:
-    found = [_standing(regime, scheme, rows) for scheme, rows in schemes.items()]
+def race_of(row: Row) -> Race:
+    """The race that a row is of."""
+    return Race(**{name: row[name] for name in Race.__dataclass_fields__})
+
+
+def alone_s(rows: Iterable[Row], regime: Regime) -> float:
+    """Seconds of an update of ranks that compute like the regime's and exchange nothing; 0 where nobody measured it."""
+    found = [row for row in rows if row["scheme"] == ALONE and not row["failed"]]
+    here = [row for row in found if (row["workload"], row["ranks"]) == (regime.workload, regime.ranks)]
+    return _median([update_s(row) for row in here]) if here else 0.0
+
+
+def _ranked(schemes: dict[str, list[Row]], least_s: float) -> list[Standing]:
+    found = [_standing(scheme, rows, least_s) for scheme, rows in schemes.items()]
     times = [s.time_s for s in found if s.scheme in PEERS and s.time_s is not None]
     best = min(times, default=None)
     ranked = [
@@ -133,11 +145,11 @@ def _ranked(regime: Regime, schemes: dict[str, list[Row]]) -> list[Standing]:
     return sorted(ranked, key=lambda s: (s.time_s is None, s.time_s or 0.0))
 
 
-def _standing(regime: Regime, scheme: str, rows: list[Row]) -> Standing:
+def _standing(scheme: str, rows: list[Row], least_s: float) -> Standing:
     measured = [row for row in rows if "update_s_mean" in row]
     times = [row["time_to_target_s"] for row in rows if row["reached"]]
-    busiest = [max(bytes_of_update(row)) for row in measured if row.get("first_sent")]
-    bounds = [bound_s(regime, scheme, row) for row in measured]
+    sent = [statistics.fmean(way[0] for way in bytes_of_update(row)) for row in measured if row.get("first_sent")]
+    bounds = [bound_s(row, least_s) for row in measured]
     return Standing(
         scheme=scheme,
         point=rows[0]["point"],
@@ -147,7 +159,7 @@ def _standing(regime: Regime, scheme: str, rows: list[Row]) -> Standing:
         spread_s=(min(times), max(times)) if times else None,
         update_s=_median([update_s(row) for row in measured]),
         updates=_median([row["updates"] for row in measured]),
-        kilobytes=_median(busiest) / 1e3 if busiest else None,
+        kilobytes=_median(sent) / 1e3 if sent else None,
         bound_s=_median(bounds),
     )
 
@@ -159,31 +171,33 @@ def update_s(row: Row) -> float:
     return float(row["time_to_target_s"] / max(1, row["updates"] - 1))
 
 
-def bytes_of_update(row: Row) -> list[float]:
-    """Bytes of one update through each host's interface, the busier way."""
+def bytes_of_update(row: Row) -> list[tuple[float, float]]:
+    """Bytes of one update that each host's interface sent and received."""
     updates = max(1.0, row["updates"] - 1 - row["first_late_s"] / update_s(row))
     first = zip(row["first_sent"], row["first_received"], strict=True)
     total = zip(row["sent"], row["received"], strict=True)
-    return [max(s - s0, r - r0) / updates for (s, r), (s0, r0) in zip(total, first, strict=True)]
+    return [((s - s0) / updates, (r - r0) / updates) for (s, r), (s0, r0) in zip(total, first, strict=True)]
 
 
-def bound_s(regime: Regime, scheme: str, row: Row) -> float:
+def bound_s(row: Row, least_s: float = 0.0) -> float:
     """The least time of an update: max(computing of the K-th fastest rank, bytes / rate of the busiest link).
 
-    The K-th fastest is averaged over steps of the regime's straggler model on top of the mean computing time that the
-    run measured; the bytes are those that the run's hosts sent and received, each way of each link by itself.
+    Computing: what the run's ranks took for a codeword (waiting for a core included, where ranks share cores), but no
+    less than ``least_s``, an update of as many ranks that exchange nothing (`alone_s`); on top of it the K-th smallest
+    delay, averaged over steps of the straggler model. The bytes are those that the run's hosts sent and received, each
+    way of each link by itself.
     """
-    race = Race(*regime, scheme, row["seed"], row["point"], row["ranks"])
+    race = race_of(row)
     wait_for = race.wait_for or max(1, round(row["arrivals_mean"]))
-    computing = _kth_fastest_s(race, row["compute_s_mean"], wait_for)
-    links = links_of(regime[1])
+    computing = _kth_fastest_s(race, max(row["compute_s_mean"], least_s), wait_for)
+    links = links_of(race.links)
     if links.mbit is None:
         return computing
     rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (race.ranks - 1)]
     if not row.get("first_sent"):  # over before its start could be told apart
         return computing
     return max(
-        computing, *(nbytes / (mbit * 1e6 / 8) for nbytes, mbit in zip(bytes_of_update(row), rates, strict=True))
+        computing, *(max(ways) / (mbit * 1e6 / 8) for ways, mbit in zip(bytes_of_update(row), rates, strict=True))
     )
 
 

@@ -6,29 +6,29 @@ import math
 
 from rich.table import Table
 
-from experiments.bench.race.plan import OURS, WORKLOADS
-from experiments.bench.race.results import Regime, Standing
+from experiments.bench.race.plan import OURS, RANKS, WORKLOADS, Regime
+from experiments.bench.race.results import Standing
 
-COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "KB/update", "tuned to")
+COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "KB/rank", "tuned to")
 
 
 def table(regime: Regime, standings: list[Standing]) -> Table:
     """One regime's schemes, fastest first; ours in bold."""
-    workload, links, straggler = regime
-    title = f"{workload}, {links} links, stragglers: {straggler}"
+    title = f"{regime.workload}, {regime.links} links, stragglers: {regime.straggler}"
+    title += f", {regime.ranks} ranks" if regime.ranks != RANKS else ""
     drawn = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
     for name in COLUMNS:
         drawn.add_column(name, justify="left" if name in ("scheme", "tuned to") else "right", no_wrap=True)
     for s in standings:
         style = "bold" if s.scheme in OURS else ""
-        drawn.add_row(s.scheme, *cells(workload, s), style=style)
+        drawn.add_row(s.scheme, *cells(regime.workload, s), style=style)
     return drawn
 
 
 _CAPTION = (
     "Seconds from the first update to the target: median over seeds (least..greatest); above 1 x best peer is faster "
-    "than every peer. bound: share of an update's time that the slowest needed rank or link explains. KB/update: "
-    "through the busiest host's interface, the busier way."
+    "than every peer. bound: share of an update's time that computing on these cores, or the busiest link, explains. "
+    "KB/rank: sent through a host's interface an update, the mean over hosts."
 )
 
 
@@ -51,5 +51,5 @@ def cells(workload: str, s: Standing) -> list[str]:
 def markdown(regime: Regime, standings: list[Standing]) -> str:
     """The same for a README."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---:|---|"]
-    lines += [f"| {s.scheme} | {' | '.join(cells(regime[0], s))} |" for s in standings]
+    lines += [f"| {s.scheme} | {' | '.join(cells(regime.workload, s))} |" for s in standings]
     return "\n".join(lines)

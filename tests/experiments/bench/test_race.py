@@ -10,13 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench.race.plan import RANKS, SCHEMES, TUNING_SEED, WORKLOADS, Race, races, tuning
+from experiments.bench.race.plan import (
+    ALONE,
+    RANKS,
+    SCHEMES,
+    TUNING_SEED,
+    WORKLOADS,
+    Race,
+    Regime,
+    alone,
+    races,
+    tuning,
+)
 from experiments.bench.race.results import Results, bound_s, standings
 from experiments.bench.race.table import markdown
 from experiments.bench.race.testbed import ShapedHosts
 from experiments.train import CONFIG_PATH
 
-EVEN = ("mlp", "even", "none")
+EVEN = Regime("mlp", "even", "none")
+UNSHAPED = EVEN._replace(links="unshaped")
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"),
     reason="network namespaces need root and iproute2",
@@ -24,14 +36,13 @@ needs_root = pytest.mark.skipif(
 
 
 def row(scheme="ddp", seed=0, time_s=10.0, regime=EVEN, point=0, **others):
-    workload, links, straggler = regime
     reached = time_s is not None
     return {
-        **asdict(Race(workload, links, straggler, scheme, seed, point)),
+        **asdict(Race(*regime[:3], scheme, seed, point, regime.ranks)),
         **{"reached": reached, "time_to_target_s": time_s, "failed": None, "wall_s": 15.0},
         **{"updates": 10, "update_s_mean": 1.0, "compute_s_mean": 0.1, "parameters": 1000},
-        **{"sent": [12_500_000] * RANKS, "received": [1000] * RANKS},
-        **{"first_sent": [1_250_000] * RANKS, "first_received": [100] * RANKS, "first_late_s": 0.0},
+        **{"sent": [12_500_000] * regime.ranks, "received": [1000] * regime.ranks},
+        **{"first_sent": [1_250_000] * regime.ranks, "first_received": [100] * regime.ranks, "first_late_s": 0.0},
         **others,
     }
 
@@ -43,22 +54,26 @@ def test_every_scheme_is_tuned_on_the_same_grid_and_on_no_raced_seed():
         (scheme, point) for scheme in SCHEMES for point in range(len(WORKLOADS["mlp"].grid))
     }
     assert {race.seed for race in planned} == {TUNING_SEED}
+    # Where all ranks are waited for, updates are the same on any links.
+    assert {race.links for race in planned if race.scheme == "ddp"} == {"unshaped"}
+    assert {race.links for race in planned if race.scheme == "k_async"} == {"even"}
     assert {race.seed for race in races({(EVEN, "ddp"): 2}, [0, 1, 2])} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, ALONE])
 def test_every_race_composes(workload, scheme):
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         for point in range(len(WORKLOADS[workload].grid)):
             cfg = compose("train", overrides=Race(workload, "even", "slow_tail", scheme, 3, point).overrides())
+            assert cfg.callbacks.diverged.monitor == "train_loss"
 
     processes = RANKS + bool(cfg.scheme.strategy.get("dedicated_coordinator"))
     assert (cfg.scheme.name, cfg.seed, cfg.trainer.num_nodes, cfg.trainer.devices) == (scheme, 3, processes, 1)
     assert len(Race(workload, "even", "slow_tail", scheme, 3, 0).hosts) == processes
-    assert cfg.callbacks.stop.stopping_threshold == cfg.target.value
+    assert scheme == ALONE or cfg.callbacks.stop.stopping_threshold == cfg.target.value
 
 
 def test_the_soonest_point_is_raced_and_slow_ones_are_not_followed_to_their_end(tmp_path):
@@ -69,11 +84,12 @@ def test_the_soonest_point_is_raced_and_slow_ones_are_not_followed_to_their_end(
     again = Results(tmp_path / "results.jsonl")
 
     assert again.rows == results.rows
-    assert again.chosen() == {(EVEN, "ddp"): 1}
-    assert again.has(Race(*EVEN, "ddp", TUNING_SEED, 2))
-    assert not again.has(Race(*EVEN, "ddp", TUNING_SEED, 3))
-    assert again.limit_s(Race(*EVEN, "ddp", TUNING_SEED, 3)) == 1.25 * 30.0
-    assert again.limit_s(Race(*EVEN, "lwpd", TUNING_SEED, 3)) == WORKLOADS["mlp"].limit_s
+    assert again.tuned() == {(EVEN, "ddp"): 1}
+    assert again.has(Race(*EVEN[:3], "ddp", TUNING_SEED, 2))
+    assert not again.has(Race(*EVEN[:3], "ddp", TUNING_SEED, 3))
+    assert again.limit_s(Race(*EVEN[:3], "ddp", TUNING_SEED, 3)) == 1.25 * 30.0
+    assert again.limit_s(Race(*EVEN[:3], "lwpd", TUNING_SEED, 3)) == WORKLOADS["mlp"].tuning_limit_s
+    assert again.limit_s(Race(*EVEN[:3], "ddp", 0, 3)) == WORKLOADS["mlp"].limit_s
 
 
 def test_ratios_are_to_the_best_peer_and_races_that_missed_count():
@@ -95,16 +111,37 @@ def test_ratios_are_to_the_best_peer_and_races_that_missed_count():
 
 def test_the_bound_is_the_busiest_link_or_the_kth_fastest():
     # Nine updates after the first took 11.25 MB over 12.5 MB/s.
-    assert bound_s(EVEN, "ddp", row()) == pytest.approx(1.25 / 12.5)
-    assert bound_s(EVEN, "ddp", row(compute_s_mean=0.5)) == pytest.approx(0.5)
-    wide = row(sent=[112_500_000] + [0] * (RANKS - 1), first_sent=[0] * RANKS)
-    assert bound_s(("mlp", "asymmetric", "none"), "ddp", wide) == pytest.approx(0.1)  # host 0's link is 1 Gbit/s
+    assert bound_s(row()) == pytest.approx(1.25 / 12.5)
+    assert bound_s(row(compute_s_mean=0.5)) == pytest.approx(0.5)
+    assert bound_s(row(), least_s=0.7) == pytest.approx(0.7)
+    wide = row(sent=[112_500_000] + [0] * (RANKS - 1), first_sent=[0] * RANKS, regime=EVEN._replace(links="asymmetric"))
+    assert bound_s(wide) == pytest.approx(0.1)  # host 0's link is 1 Gbit/s
     late = row(first_late_s=2 * 10.0 / 9)  # two updates after the first one
-    assert bound_s(EVEN, "ddp", late) == pytest.approx(11.25 / 12.5 / 7)
-    tail = ("mlp", "unshaped", "slow_tail")
-    all_of_8, six_of_8 = bound_s(tail, "ddp", row()), bound_s(tail, "k_sync", row())
+    assert bound_s(late) == pytest.approx(11.25 / 12.5 / 7)
+    tail = UNSHAPED._replace(straggler="slow_tail")
+    all_of_8, six_of_8 = bound_s(row(regime=tail)), bound_s(row("k_sync", regime=tail))
     assert all_of_8 == pytest.approx(0.1 + 1 - 0.9**8, abs=0.05)
     assert six_of_8 == pytest.approx(0.1 + 0.038, abs=0.02)  # three slow ones of eight or more
+
+
+def test_the_bound_of_computing_is_that_of_ranks_that_exchange_nothing():
+    (race,) = alone([EVEN, UNSHAPED])
+    assert race.regime == UNSHAPED
+    assert "callbacks.stop=null" in race.overrides()
+
+    rows = [row(ALONE, time_s=None, regime=UNSHAPED, update_s_mean=0.3), row(time_s=9.0), row("sketch", time_s=4.5)]
+    ((_, found),) = standings(rows).items()
+
+    assert [(s.scheme, s.bound_s, s.kilobytes) for s in found] == [
+        ("sketch", pytest.approx(0.3), 1250.0),
+        ("ddp", pytest.approx(0.3), 1250.0),
+    ]
+
+
+def test_races_of_other_numbers_of_workers_are_other_regimes():
+    more = EVEN._replace(ranks=16)
+    assert Race(*EVEN[:3], "ddp", 0, 0).name != Race(*EVEN[:3], "ddp", 0, 0, ranks=16).name
+    assert list(standings([row(), row(regime=more)])) == [EVEN, more]
 
 
 @needs_root
@@ -158,7 +195,8 @@ def test_a_race_is_run_and_kept(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
 
-    (kept,) = Results(tmp_path / "results.jsonl").rows
+    apart, kept = Results(tmp_path / "results.jsonl").rows
+    assert (apart["scheme"], apart["updates"], apart["failed"]) == (ALONE, 60, None)
     assert kept["reached"]
     assert kept["val_acc"] >= 0.97
     # What interfaces counted: on ranks that pass no part of the first model on, a ring's bytes and headers.
