@@ -61,6 +61,13 @@ def test_error_feedback_needs_something_lost():
         assert ExchangeSettings(error_feedback=True, wire_dtype=wire_dtype).error_feedback
     sketch = local_code(4, data_parts=4, blocks=2)  # leaves a direction out at any dtype
     assert ExchangeSettings(code=sketch, error_feedback=True).error_feedback
+    for update_dtype in ("bfloat16", "int8", "ternary"):  # what packing the sum loses goes back where it has one row
+        given = {"error_feedback": True, "update_dtype": update_dtype}
+        for wire_dtype in (None, "float32"):
+            assert ExchangeSettings(code=uncoded(4), wire_dtype=wire_dtype, **given).rows == 1
+        assert "such an update_dtype and a code of one block." in refusal(ExchangeSettings, code=CODE, **given)
+        assert "such an update_dtype and a code of one block." in refusal(ExchangeSettings, **given)
+    assert "nothing is lost" in refusal(ExchangeSettings, code=uncoded(4), error_feedback=True, update_dtype="float32")
     assert "'bfloat16', 'int8' or 'ternary', or with a sketch" in refusal(
         ExchangeSettings, code=CODE, error_feedback=True
     )
