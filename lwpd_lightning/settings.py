@@ -97,12 +97,29 @@ class ExchangeSettings:
                 "error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with a code of "
                 "one block, or update_dtype='int8'."
             )
+        self._check_solved_weights(code)
         alone = [setting for setting, count in self._counts if count == 1 and setting.startswith("wait_for")]
         if alone and code.n > 1 and not self.dedicated_coordinator and self.decoder != "exact":
             raise ValueError(
                 f"{alone[0]} would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
                 f"2..{code.n}, or dedicated_coordinator=True."
             )
+
+    def _check_solved_weights(self, code: Code) -> None:
+        """Who packs a sum takes back what that lost, divided by its own codeword's weight, which must not be tiny."""
+        if self.decoder == "projective" or not self.error_feedback or self.update_dtype not in _LOSSY or self.rows > 1:
+            return
+        if code.is_tight:
+            works = "decoder='projective'"
+        elif self.wire_dtype in _LOSSY:
+            works = "update_dtype=None"
+        else:
+            works = "update_dtype='int8' with error_feedback=False"
+        raise ValueError(
+            f"decoder={self.decoder!r} with update_dtype={self.update_dtype!r} and error_feedback=True: a weight that "
+            "is solved for may be next to nothing, and what is lost of the sum, divided by it, would swamp the memory "
+            f"of the worker that takes it back; use {works}."
+        )
 
     def _check_exact(self, code: Code) -> None:
         threshold = code.recovery_threshold
