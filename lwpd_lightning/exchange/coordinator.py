@@ -370,7 +370,7 @@ class Coordinator:
             compute_s=sum(contribution.compute_s for contribution in counted) / len(counted),
             bytes_up=self._bytes_up + up,
             bytes_down=self._publication.bytes_sent - self._bytes_told + down,
-            uploads=len(counted),
+            uploads=len(counted) - 1,  # each position is added up by one that has its own of it
             decoded_share=update.decoded_share,
             dropped=update.dropped,
             resyncs=update.resyncs,
