@@ -338,7 +338,6 @@ class Coordinator:
             number=self._decisions,
             version=self.version,
             workers=[arrival.worker for arrival in arrivals],
-            versions=[self.version - arrival.staleness for arrival in arrivals],
             weights=rows.T,
             touched=touched.tolist(),
         )

@@ -96,7 +96,7 @@ class Table:
         rows = 1 if self.along else self.code.blocks
         weights = torch.randn(rows, len(workers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         touched = [True] * len(self.shapes)
-        return Decision(number, version, list(workers), [version] * len(workers), weights, touched)
+        return Decision(number, version, list(workers), weights, touched)
 
     def deliver(self, order, deliveries=None):
         """Deliver what is queued, and what comes of it: links keep their order, anything else is up to ``order``."""
@@ -370,7 +370,7 @@ def test_with_feedback_nothing_is_lost(shared, update_wire):
             number += 1
             table.queue.clear()
             weights = torch.full((1, len(workers)), 0.25, dtype=torch.float64)
-            decision = Decision(number, number, workers, [number] * len(workers), weights, [True] * 3)
+            decision = Decision(number, number, workers, weights, [True] * 3)
             if workers != attempts[0]:
                 table.ranks.remove(1)
             for rank in table.ranks:
