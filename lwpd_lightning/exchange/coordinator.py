@@ -345,7 +345,10 @@ class Coordinator:
         header = self._publication.header(Op.DECISION, self.version)
         header = replace(header, elements=len(arrivals), decision=self._decisions)
         self._publication.send(self._others, header, payload, rest)
-        self._reduction.begin(update.decision)
+        try:
+            self._reduction.begin(update.decision)
+        except BadPeer as error:
+            self._lose(error.worker, str(error))
 
     def _close(self, update: _Open, started: float) -> Update:
         rule, decision = self._rule, update.decision
