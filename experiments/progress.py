@@ -34,9 +34,9 @@ def is_interactive(console: Console) -> bool:
 class ExchangeProgressBar(ProgressBar):
     """Updates, their rate and the time left, with what the exchange does: arrivals, staleness, bytes saved.
 
-    "Saved" is against sending the whole gradient in each codeword that was received. A strategy without coded exchange
-    has none of these figures. Nothing is drawn before the first batch, when all workers run: a forked worker must not
-    inherit a display.
+    "Saved" is against sending the whole gradient in place of each codeword that travelled, which are one less in an
+    update than counted. A strategy without coded exchange has none of these figures. Nothing is drawn before the first
+    batch, when all workers run: a forked worker must not inherit a display.
 
     Args:
         refresh_s: seconds between two drawings of the bar.

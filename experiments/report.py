@@ -85,9 +85,9 @@ def _arrivals(code: Code, wait_for: int | str | None) -> str:
 
 
 def _upload(summary: dict[str, Any]) -> str:
-    codeword, gradient = summary["bytes_up_per_update_per_worker"], summary["gradient_bytes"]
-    whole = f"{codeword / gradient:.0%} of the whole gradient ({readable_bytes(gradient)})"
-    return f"{readable_bytes(codeword)} a worker and update, {whole}"
+    sent, gradient = summary["bytes_up_per_update_per_worker"], summary["gradient_bytes"]
+    what = "a worker and update" if summary["code"] is None else "a codeword"
+    return f"{readable_bytes(sent)} {what}, {sent / gradient:.0%} of the whole gradient ({readable_bytes(gradient)})"
 
 
 def _waiting(summary: dict[str, Any]) -> str:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from experiments.job import Job
 
-# Measured by ExchangeMonitor; null for a scheme that has none.
+# Measured by ExchangeMonitor; null for a scheme that has none. bytes_up_per_update_per_worker is of a codeword that
+# travels whole, or of all that a rank sends in its all-reduces.
 EXCHANGE = (
     "bytes_up",
     "bytes_down",

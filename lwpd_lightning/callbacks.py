@@ -157,7 +157,11 @@ class ExchangeMonitor(pl.Callback):
         return metrics
 
     def summary(self) -> dict[str, Any]:
-        """The last fit in figures: counts, bytes over all links, seconds, staleness in versions, and who was lost."""
+        """The last fit in figures: counts, bytes over all links, seconds, staleness in versions, and who was lost.
+
+        ``bytes_up_per_update_per_worker`` is what one codeword that travels takes, with what is told of it: of K that
+        count K - 1 travel, since each position is added up by a worker that has its own codeword there.
+        """
         totals = self._totals
         updates = max(1, totals.updates)
         first = totals.first_at if totals.first_at is not None else totals.last_at

@@ -17,6 +17,7 @@ from lwpd_lightning.exchange.rule import Stale
 StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]
 WireDtype = Literal["float64", "float32", "bfloat16", "int8", "ternary"]
+_LOSSY = ("bfloat16", "int8", "ternary")
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class ExchangeSettings:
                 f"max_staleness={self.max_staleness} with stale={self.stale!r}: use a number of versions >= 0 with "
                 "stale='apply'; stale='drop' already bounds it at 0."
             )
-        lossless = self.wire_dtype in (None, "float64", "float32")
-        if self.error_feedback and lossless and (self.code is None or len(self.code.cycle) == 1):
+        if self.error_feedback and not self._feeds_back:
             raise ValueError(
-                f"error_feedback=True with wire_dtype={self.wire_dtype!r}: nothing is lost that could be fed back, "
-                "use it with 'bfloat16', 'int8' or 'ternary', or with a sketch (local_code with data_parts=n)."
+                f"error_feedback=True with wire_dtype={self.wire_dtype!r} and update_dtype={self.update_dtype!r}: "
+                "nothing is lost that could be fed back, use it with a wire_dtype of 'bfloat16', 'int8' or 'ternary', "
+                "or with a sketch (local_code with data_parts=n), or with such an update_dtype and a code of one block."
             )
         if self.wire_dtype == "ternary" and not self.error_feedback:
             raise ValueError(
@@ -90,19 +91,35 @@ class ExchangeSettings:
         if self.decoder == "exact":
             self._check_exact(code)
 
-        one_row = code.blocks == 1 or _along_direction(code, self.stale)
-        if self.update_dtype == "ternary" and not (self.error_feedback and one_row):
+        if self.update_dtype == "ternary" and not (self.error_feedback and self.rows == 1):
             raise ValueError(
                 "update_dtype='ternary' needs error feedback that can take back what the decoded gradient loses: use "
                 "error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with a code of "
                 "one block, or update_dtype='int8'."
             )
+        self._check_solved_weights(code)
         alone = [setting for setting, count in self._counts if count == 1 and setting.startswith("wait_for")]
         if alone and code.n > 1 and not self.dedicated_coordinator and self.decoder != "exact":
             raise ValueError(
                 f"{alone[0]} would let rank 0 step on its own codeword alone, which no weight makes unbiased: use "
                 f"2..{code.n}, or dedicated_coordinator=True."
             )
+
+    def _check_solved_weights(self, code: Code) -> None:
+        """Who packs a sum takes back what that lost, divided by its own codeword's weight, which must not be tiny."""
+        if self.decoder == "projective" or not self.error_feedback or self.update_dtype not in _LOSSY or self.rows > 1:
+            return
+        if code.is_tight:
+            works = "decoder='projective'"
+        elif self.wire_dtype in _LOSSY:
+            works = "update_dtype=None"
+        else:
+            works = "update_dtype='int8' with error_feedback=False"
+        raise ValueError(
+            f"decoder={self.decoder!r} with update_dtype={self.update_dtype!r} and error_feedback=True: a weight that "
+            "is solved for may be next to nothing, and what is lost of the sum, divided by it, would swamp the memory "
+            f"of the worker that takes it back; use {works}."
+        )
 
     def _check_exact(self, code: Code) -> None:
         threshold = code.recovery_threshold
@@ -118,6 +135,13 @@ class ExchangeSettings:
                     f"{setting} with decoder='exact': the code gives the exact gradient from any {threshold} of "
                     f"{code.n} codewords, so use {threshold}..{code.n}, or decoder='least_squares' for the nearest one."
                 )
+
+    @property
+    def _feeds_back(self) -> bool:
+        """Whether anything is lost that error feedback can send later: of codewords, or by packing a sum of one row."""
+        if self.wire_dtype in _LOSSY:
+            return True
+        return self.code is not None and (len(self.code.cycle) > 1 or (self.update_dtype in _LOSSY and self.rows == 1))
 
     @property
     def _counts(self) -> list[tuple[str, int]]:

@@ -64,8 +64,9 @@ class LWPDStrategy(ParallelStrategy):
             error_feedback) or "float64"; None: as the gradient is (float32, or float64 at 64-true).
         update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
             None: as the gradient is. With another, K = n is no longer equal to single-process training.
-        error_feedback: what bfloat16 or int8 lost, what a sketch's row left out and what a dropped codeword carried go
-            into the worker's next codewords.
+        error_feedback: what a wire_dtype below float32 lost, what a sketch's row left out and what a dropped codeword
+            carried go into the worker's next codewords; so does what an update_dtype below float32 lost, where the
+            decoded gradient has one row (a code of one block, or a sketch with stale="drop").
         min_workers: the run fails when fewer workers (rank 0 counted) live; default 2, with decoder="exact" as many as
             that needs.
         heartbeat_s: seconds of silence after which a worker's link is taken for broken.

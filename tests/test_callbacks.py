@@ -148,9 +148,24 @@ UPDATES = [
     update(0),
     update(1, arrivals=[Arrival(0, 0, 0.0), Arrival(1, 1, 0.0), Arrival(2, 0, 0.2)], uploads=3, samples=12, wait_s=0.5),
     update(
-        2, arrivals=[Arrival(0, 0, 0.0)], uploads=2, dropped=1, decoded_share=0.25, live=2, inclusion=[1.0, 0.5, 0.5]
+        2,
+        arrivals=[Arrival(0, 0, 0.0)],
+        uploads=2,
+        dropped=1,
+        resyncs=2,
+        decoded_share=0.25,
+        live=2,
+        inclusion=[1.0, 0.5, 0.5],
     ),
-    update(3, arrivals=[Arrival(0, 0, 0.0), Arrival(1, 4, 0.0)], uploads=1, bytes_up=500, bytes_down=0, compute_s=1.5),
+    update(
+        3,
+        arrivals=[Arrival(0, 0, 0.0), Arrival(1, 4, 0.0)],
+        uploads=1,
+        bytes_up=500,
+        bytes_down=0,
+        resyncs=1,
+        compute_s=1.5,
+    ),
 ]
 
 
@@ -169,7 +184,7 @@ def test_the_summary_adds_the_updates_up():
         "arrivals_mean": 8 / 4,
         "late_codewords": 2,
         "dropped_codewords": 1,
-        "resyncs": 0,
+        "resyncs": 3,
         "decoded_share_mean": (0.5 + 0.5 + 0.25 + 0.5) / 4,
         "staleness_mean": 5 / 8,
         "staleness_max": 4,

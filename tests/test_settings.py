@@ -1,5 +1,6 @@
 """Settings that cannot work are refused in one sentence before any process starts; the others are completed."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -61,6 +62,13 @@ def test_error_feedback_needs_something_lost():
         assert ExchangeSettings(error_feedback=True, wire_dtype=wire_dtype).error_feedback
     sketch = local_code(4, data_parts=4, blocks=2)  # leaves a direction out at any dtype
     assert ExchangeSettings(code=sketch, error_feedback=True).error_feedback
+    for update_dtype in ("bfloat16", "int8", "ternary"):  # what packing the sum loses goes back where it has one row
+        given = {"error_feedback": True, "update_dtype": update_dtype}
+        for wire_dtype in (None, "float32"):
+            assert ExchangeSettings(code=uncoded(4), wire_dtype=wire_dtype, **given).rows == 1
+        assert "such an update_dtype and a code of one block." in refusal(ExchangeSettings, code=CODE, **given)
+        assert "such an update_dtype and a code of one block." in refusal(ExchangeSettings, **given)
+    assert "nothing is lost" in refusal(ExchangeSettings, code=uncoded(4), error_feedback=True, update_dtype="float32")
     assert "'bfloat16', 'int8' or 'ternary', or with a sketch" in refusal(
         ExchangeSettings, code=CODE, error_feedback=True
     )
@@ -86,6 +94,28 @@ def test_exact_decoding_is_refused_where_it_could_not_be_exact():
         assert getattr(ExchangeSettings(**exact, stale="drop", **{name: 6}), name) == 6
     everyone = gradient_code(4, stragglers=3)
     assert ExchangeSettings(code=everyone, wait_for=1, decoder="exact", stale="drop").wait_for == 1
+
+
+@pytest.mark.parametrize("decoder", ["exact", "least_squares"])
+@pytest.mark.parametrize("update_dtype", ["ternary", "int8", "bfloat16"])
+@pytest.mark.parametrize("wire_dtype", [None, "int8", "ternary"])
+def test_what_a_tiny_solved_weight_would_blow_up_is_not_fed_back(decoder, update_dtype, wire_dtype):
+    code = gradient_code(8, stragglers=2)
+    solved = (code.decoding_weights(arrived, decoder="exact") for arrived in itertools.combinations(range(8), 6))
+    assert min(float(weights.abs().min()) for weights in solved) < 1 / 8 / 50  # an even one is 1/8
+    given = {"decoder": decoder, "stale": "drop", "wire_dtype": wire_dtype, "error_feedback": True}
+    sentence = refusal(ExchangeSettings, code=code, update_dtype=update_dtype, **given)
+    assert sentence.startswith(f"decoder={decoder!r} with update_dtype={update_dtype!r} and error_feedback=True: a wei")
+    works = {"update_dtype": None} if wire_dtype else {"update_dtype": "int8", "error_feedback": False}
+    assert sentence.endswith("; use " + " with ".join(f"{name}={value!r}" for name, value in works.items()) + ".")
+    assert ExchangeSettings(code=code, **{**given, **works}).decoder == decoder
+    if decoder == "exact":
+        return
+    late = ExchangeSettings(update_dtype="int8", **{**given, "wire_dtype": "int8"})
+    assert late.resolved(8).rows == 2  # nothing is given back
+    even = {**given, "code": uncoded(8), "update_dtype": update_dtype}
+    assert refusal(ExchangeSettings, **even).endswith("; use decoder='projective'.")
+    assert ExchangeSettings(**{**even, "decoder": "projective"}).rows == 1
 
 
 def test_the_fewest_workers_are_what_was_asked_or_what_the_decoder_needs():

@@ -338,7 +338,6 @@ class Coordinator:
             number=self._decisions,
             version=self.version,
             workers=[arrival.worker for arrival in arrivals],
-            versions=[self.version - arrival.staleness for arrival in arrivals],
             weights=rows.T,
             touched=touched.tolist(),
         )
@@ -346,7 +345,10 @@ class Coordinator:
         header = self._publication.header(Op.DECISION, self.version)
         header = replace(header, elements=len(arrivals), decision=self._decisions)
         self._publication.send(self._others, header, payload, rest)
-        self._reduction.begin(update.decision)
+        try:
+            self._reduction.begin(update.decision)
+        except BadPeer as error:
+            self._lose(error.worker, str(error))
 
     def _close(self, update: _Open, started: float) -> Update:
         rule, decision = self._rule, update.decision
@@ -370,7 +372,7 @@ class Coordinator:
             compute_s=sum(contribution.compute_s for contribution in counted) / len(counted),
             bytes_up=self._bytes_up + up,
             bytes_down=self._publication.bytes_sent - self._bytes_told + down,
-            uploads=len(counted),
+            uploads=len(counted) - 1,  # each position is added up by one that has its own of it
             decoded_share=update.decoded_share,
             dropped=update.dropped,
             resyncs=update.resyncs,

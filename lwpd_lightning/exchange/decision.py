@@ -45,7 +45,6 @@ class Decision:
         number: counts the decisions of a fit from 1. An update has more than one where a worker died before its end.
         version: the version that the update steps from.
         workers: whose codewords count; its first ones add up, each the positions that `slices` gives it.
-        versions: at which version each codeword was computed.
         weights: (rows, len(workers)) float64: rows are the code's blocks, or one where the code has a `direction`.
         touched: for each trainable parameter, whether it got a gradient.
     """
@@ -53,7 +52,6 @@ class Decision:
     number: int
     version: int
     workers: list[int]
-    versions: list[int]
     weights: Tensor
     touched: list[bool]
 
@@ -68,24 +66,22 @@ class Decision:
 
     def pack(self) -> tuple[Tensor, Tensor]:
         """The two payloads of a message, uint8."""
-        counted = torch.tensor([self.workers, self.versions]).view(torch.uint8)
+        workers = torch.tensor(self.workers).view(torch.uint8)
         weights = self.weights.contiguous().view(torch.uint8)
-        return torch.cat([counted.flatten(), weights.flatten()]), torch.tensor(self.touched, dtype=torch.uint8)
+        return torch.cat([workers, weights.flatten()]), torch.tensor(self.touched, dtype=torch.uint8)
 
     @classmethod
     def unpack(cls, header: Header, payload: Tensor, rest: Tensor, rows: int) -> Decision:
         """Read a decision of ``rows`` rows; raises ProtocolError for payloads of other sizes."""
         count = header.elements
-        if count < 1 or payload.numel() != 8 * count * (2 + rows):
+        if count < 1 or payload.numel() != 8 * count * (1 + rows):
             raise ProtocolError(f"a decision of {payload.numel()} bytes on {count} codewords with {rows} rows")
         payload = payload.clone()
-        counted, weights = payload[: 16 * count], payload[16 * count :]
-        workers, versions = counted.view(torch.int64).view(2, count).tolist()
+        workers, weights = payload[: 8 * count], payload[8 * count :]
         return cls(
             number=header.decision,
             version=header.version,
-            workers=workers,
-            versions=versions,
+            workers=workers.view(torch.int64).tolist(),
             weights=weights.view(torch.float64).view(rows, count),
             touched=rest.bool().tolist(),
         )

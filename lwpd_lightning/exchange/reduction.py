@@ -132,34 +132,42 @@ class Reduction:
         return 1 if self.along_direction else self.code.blocks
 
     def begin(self, decision: Decision) -> None:
-        """Do what a decision asks of this rank; raises BadPeer for a slice of another size than its header says."""
+        """Do what a decision asks of this rank.
+
+        Raises:
+            BadPeer: when all is done that can be: what a worker had sent ahead of the decision does not fit it.
+        """
         self.newest = decision.number
         self._decisions[decision.number] = decision
         self._slices = {number: slices for number, slices in self._slices.items() if number >= decision.number}
-        if self.ranks.me not in decision.workers:
-            return
-        if self.memory is None:
-            self._send_slices(decision)
-            self._settle(decision)  # while the slices travel
-            self._reduce_if_ready(decision)
-        else:
-            self._reduce_if_ready(decision)
-            self._settle(decision)
+        misfits = self._drop_misfits(decision)
+        if self.ranks.me in decision.workers:
+            if self.memory is None:
+                self._send_slices(decision)
+                self._settle(decision)  # while the slices travel
+                self._reduce_if_ready(decision)
+            else:
+                self._reduce_if_ready(decision)
+                self._settle(decision)
+        if misfits:
+            # First one that counts: without it the update is decided again, while the others' were not needed.
+            raise min(misfits, key=lambda misfit: misfit.worker not in decision.workers)
 
     def slice_arrived(self, header: Header, payload: Tensor) -> None:
-        """A worker's codeword at the positions that this rank adds up."""
+        """A worker's codeword at the positions that this rank adds up; raises BadPeer where its size is wrong."""
         if header.decision >= self.newest:
+            decision = self._decisions.get(header.decision)
+            if decision is not None:
+                self._check_slice(decision, header.worker, payload)
             self._slices.setdefault(header.decision, {})[header.worker] = payload
-            if header.decision in self._decisions:
-                self._reduce_if_ready(self._decisions[header.decision])
+            if decision is not None:
+                self._reduce_if_ready(decision)
 
     def part_arrived(self, header: Header, payload: Tensor) -> None:
         """The decoded gradient at the positions that another rank adds up; raises BadPeer where its size is wrong."""
         decision = self._decisions.get(header.decision)
         if decision is not None:
-            theirs = self._share_of(header.worker, decision)
-            positions = theirs.stop - theirs.start if theirs is not None else 0
-            self._check(self.update_wire, header.worker, payload, decision.rows * positions)
+            self._check_part(decision, header.worker, payload)
         self._parts.setdefault(header.decision, {})[header.worker] = payload
 
     def missing(self, number: int) -> list[int]:
@@ -184,11 +192,7 @@ class Reduction:
         return self.memory is not None and number in self._decisions and newest - number < len(self.memory.parts)
 
     def scatter(self, number: int) -> None:
-        """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``.
-
-        Raises:
-            BadPeer: for a part of another size than the decision gives it.
-        """
+        """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``."""
         decision = self._decisions[number]
         direction = self.code.at(decision.version).direction if self.along_direction else None
         self.blocks.scatter(
@@ -204,13 +208,11 @@ class Reduction:
             return row[: self.update_wire.nbytes(self._size)].view(self.blocks.dtype)[None]
         decoded = self._buffer(decision.rows)
         for part, packed in self._packed_parts(decision):
-            positions = part.stop - part.start
-            self._check(self.update_wire, part.reducer, packed, decision.rows * positions)
             into = decoded[:, part.start : part.stop]
             if decision.rows == 1:
                 self.update_wire.unpack_into(packed, into[0])
             else:
-                into.copy_(self.update_wire.unpack(packed, decision.rows * positions).view(-1, positions))
+                into.copy_(self.update_wire.unpack(packed, into.numel()).view(into.shape))
         return decoded
 
     def commit(self, number: int) -> None:
@@ -296,7 +298,7 @@ class Reduction:
             packed = arrived[worker]
         else:
             packed = self.wire.cut(self.memory.codewords[worker], self._size, mine.start, mine.stop)
-        return self._unpack(self.wire, worker, packed, mine.stop - mine.start)
+        return self.wire.unpack(packed, mine.stop - mine.start)
 
     def _publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
         header = self._header(Op.PART, decision, mine)
@@ -325,13 +327,31 @@ class Reduction:
             offset += -(-nbytes // 8) * 8
         raise KeyError(reducer)
 
+    def _drop_misfits(self, decision: Decision) -> list[BadPeer]:
+        """Forget what came ahead of a decision and does not fit it."""
+        misfits = []
+        for kept, check in ((self._slices, self._check_slice), (self._parts, self._check_part)):
+            here = kept.get(decision.number, {})
+            for worker, packed in list(here.items()):
+                try:
+                    check(decision, worker, packed)
+                except BadPeer as misfit:
+                    misfits.append(misfit)
+                    del here[worker]
+        return misfits
+
+    def _check_slice(self, decision: Decision, worker: int, packed: Tensor) -> None:
+        mine = self._share_of(self.ranks.me, decision) if worker in decision.workers else None
+        self._check(self.wire, worker, packed, mine.stop - mine.start if mine is not None else 0)
+
+    def _check_part(self, decision: Decision, worker: int, packed: Tensor) -> None:
+        theirs = self._share_of(worker, decision)
+        positions = theirs.stop - theirs.start if theirs is not None else 0
+        self._check(self.update_wire, worker, packed, decision.rows * positions)
+
     def _check(self, wire: WireFormat, worker: int, packed: Tensor, size: int) -> None:
         if packed.numel() != wire.nbytes(size):
             raise BadPeer(worker, f"worker {worker} sent {packed.numel()} bytes for {size} values")
-
-    def _unpack(self, wire: WireFormat, worker: int, packed: Tensor, size: int) -> Tensor:
-        self._check(wire, worker, packed, size)
-        return wire.unpack(packed, size)
 
     def _header(self, op: Op, decision: Decision, part: Slice) -> Header:
         assert self.ranks.me is not None

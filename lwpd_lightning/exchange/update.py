@@ -85,7 +85,7 @@ class Update:
         compute_s: mean computing time of the contributors.
         bytes_up: of codewords on their way to those who add them up, and of what is told beside them.
         bytes_down: of decoded gradients on their way to all ranks, and of what rank 0 tells them beside.
-        uploads: codewords that travelled: those that counted.
+        uploads: codewords that travelled: one less than counted, since whoever adds up has its own.
         decoded_share: share of the k task directions that the arrivals span.
         dropped: codewords that were computed and came too stale to count.
         resyncs: workers that took over rank 0's state because they could not step as it did.

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lwpd_lightning.coding import ternary
 from lwpd_lightning.coding.ternary import dequantise, quantise
 from lwpd_lightning.coding.wire import CHUNK, wire_format
 
@@ -57,6 +58,36 @@ def test_zeros_equal_magnitudes_and_huge_values():
         torch.testing.assert_close(TERNARY.unpack(TERNARY.pack(values), len(values)), values)
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    size=st.sampled_from([1, 2, 3, 17, CHUNK]), exponent=st.floats(-149, -100), ratio=st.floats(-12, 0),
+    largest=st.integers(1, CHUNK), seed=st.integers(0, 2**32),
+)  # fmt: skip
+def test_what_is_next_to_the_smallest_numbers_arrives_within_the_bound_or_as_zeros(
+    size, exponent, ratio, largest, seed
+):
+    """Memories of parameters that get no gradients hold such values. Two magnitudes of any signs, or nearly one."""
+    magnitudes = torch.full((size,), 2.0 ** (exponent + ratio), dtype=torch.float64)
+    magnitudes[:largest] = 2.0**exponent
+    random = torch.Generator().manual_seed(seed)
+    values = (magnitudes * torch.randint(0, 2, (size,), generator=random).mul(2).sub(1)).float()
+    packed = TERNARY.pack(values)
+    on_device, digits = ternary._quantise_on_device(values[None])
+    received = torch.empty(1, size)
+    dequantise(on_device, ternary._bytes(digits), received)
+    energy = float(values.double().square().sum())
+    # On the host sums are taken at 2^-11 of what is summed, in steps of 2^-149.
+    for level, arrived, rounding in (
+        (packed[:4].clone().view(torch.float32), TERNARY.unpack(packed, size), 2.0**-138),
+        (on_device, received[0], 0.0),
+    ):
+        assert level.isfinite().all()
+        assert 0 <= level <= 2.0**exponent * (1 + 1e-6 * size) + size * rounding
+        assert arrived.isfinite().all()
+        lost = float((values.double() - arrived.double()).square().sum())
+        assert not arrived.any() or lost <= (1 - 1 / size) * energy * (1 + 1e-5) + size * rounding**2
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_spoils_its_chunk_alone(bad):
     values = torch.ones(3 * CHUNK)
@@ -74,8 +105,6 @@ def test_bytes_that_nobody_writes_are_read_as_something_finite():
 
 
 def test_host_and_device_arithmetic_agree():
-    from lwpd_lightning.coding import ternary
-
     rows = values_of(20 * 100, 3, 2).view(20, 100)
     levels, packed = quantise(rows)
     on_device, digits = ternary._quantise_on_device(rows)

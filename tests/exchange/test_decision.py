@@ -45,7 +45,6 @@ def decisions(draw):
         number=draw(st.integers(1, 2**40)),
         version=draw(st.integers(0, 2**40)),
         workers=draw(st.lists(st.integers(0, 1000), min_size=count, max_size=count, unique=True)),
-        versions=draw(st.lists(st.integers(0, 2**40), min_size=count, max_size=count)),
         weights=torch.tensor(
             draw(st.lists(numbers, min_size=rows * count, max_size=rows * count)), dtype=torch.float64
         ).view(rows, count),
@@ -73,7 +72,7 @@ def test_what_was_packed_is_read_back_wherever_it_lies(decision, offset):
 
 def test_transposed_weights_are_packed_as_they_read():
     weights = torch.arange(6.0, dtype=torch.float64).view(3, 2).T
-    decision = Decision(1, 0, [4, 2, 0], [0, 0, 0], weights, [True])
+    decision = Decision(1, 0, [4, 2, 0], weights, [True])
     assert torch.equal(Decision.unpack(header_of(decision), *decision.pack(), 2).weights, weights)
 
 

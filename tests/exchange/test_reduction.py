@@ -96,7 +96,7 @@ class Table:
         rows = 1 if self.along else self.code.blocks
         weights = torch.randn(rows, len(workers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         touched = [True] * len(self.shapes)
-        return Decision(number, version, list(workers), [version] * len(workers), weights, touched)
+        return Decision(number, version, list(workers), weights, touched)
 
     def deliver(self, order, deliveries=None):
         """Deliver what is queued, and what comes of it: links keep their order, anything else is up to ``order``."""
@@ -294,36 +294,71 @@ def test_a_slice_of_another_size_names_its_sender(surplus, before):
     assert refused.value.worker == 2
 
 
-@pytest.mark.parametrize("before", [False, True])
-def test_a_part_of_another_size_names_its_sender(before):
-    """When it arrives, or, where it is there before the decision, when it is to be used."""
+def test_a_part_of_another_size_names_its_sender():
     table = Table(uncoded(3), SHAPES[1])
     table.offer(0)
     decision = table.decide(1, [2, 0, 1], 0)
-    victim = table.reductions[1]
     for rank in table.ranks:
         table.reductions[rank].begin(decision)
-    if before:
-        victim._decisions.clear()
     refused = []
     while table.queue:
         _, to, frames = table.queue.popleft()
         header, payload, _ = table.messages.read(frames)
         if (header.op, to) != (Op.PART, 1):
             table.take(to, frames)
-        elif before:
-            victim.part_arrived(header, payload[:-4])
-            victim.begin(decision)
-            with pytest.raises(BadPeer, match="worker 2 sent") as error:
-                victim.scatter(1)
-            refused.append(error.value.worker)
-            break  # it has sent its slices twice now
-        else:
-            with pytest.raises(BadPeer, match="worker 2 sent") as error:
-                victim.part_arrived(header, payload[:-4])
-            refused.append(error.value.worker)
-            assert not victim.complete(1)
+            continue
+        with pytest.raises(BadPeer, match="worker 2 sent") as error:
+            table.reductions[1].part_arrived(header, payload[:-4])
+        refused.append(error.value.worker)
     assert refused == [2]
+    assert table.reductions[1].missing(1) == [2]
+
+
+@pytest.mark.parametrize("op", [Op.SLICE, Op.PART])
+def test_what_came_ahead_of_its_decision_and_does_not_fit_names_its_sender(op):
+    """All that the decision asks is done nevertheless; without the sender the update is decided again."""
+    table = Table(uncoded(4), SHAPES[1])
+    codewords = table.offer(0)
+    decision = table.decide(1, [2, 0, 1], 0)  # one reducer: worker 2
+    victim, liar = (2, 1) if op is Op.SLICE else (1, 2)
+    early = Header(op, RUN, liar, decision=1)
+    arrived = table.reductions[victim].slice_arrived if op is Op.SLICE else table.reductions[victim].part_arrived
+    arrived(early, torch.zeros(4 * table.size - 4, dtype=torch.uint8))
+    for rank in table.ranks:
+        if rank == victim:
+            with pytest.raises(BadPeer, match=f"^worker {liar} sent {4 * table.size - 4} bytes for") as refused:
+                table.reductions[rank].begin(decision)
+            assert refused.value.worker == liar
+        else:
+            table.reductions[rank].begin(decision)
+    table.deliver(random.Random(0))
+    if op is Op.PART:
+        check(table, decision, codewords)  # the right part came behind the wrong one
+    else:
+        assert table.reductions[0].complete(1)
+    again = table.decide(2, [2, 0] if liar == 1 else [0, 1], 1)
+    table.ranks.remove(liar)
+    for rank in table.ranks:
+        table.reductions[rank].ranks.workers.discard(liar)
+        table.reductions[rank].begin(again)
+    table.deliver(random.Random(0))
+    check(table, again, codewords)
+
+
+@pytest.mark.parametrize("op", [Op.SLICE, Op.PART])
+def test_of_two_that_sent_what_does_not_fit_the_one_that_counts_is_named(op):
+    """What the other sent was asked of nobody, so that the update would go on without it."""
+    table = Table(uncoded(4), SHAPES[1])
+    table.offer(0)
+    reducer = table.reductions[2]
+    for liar in (0, 3, 1):
+        arrived = reducer.slice_arrived if op is Op.SLICE else reducer.part_arrived
+        arrived(Header(op, RUN, liar, decision=1), torch.zeros(12, dtype=torch.uint8))
+    with pytest.raises(BadPeer, match=r"^worker 1 sent 12 bytes") as refused:
+        reducer.begin(table.decide(1, [2, 1], 0))
+    assert refused.value.worker == 1
+    assert reducer.missing(1) == [2]
+    assert not table.queue  # worker 2 adds all of it up, and lacks worker 1's
 
 
 def test_a_part_of_one_that_was_not_asked_is_refused():
@@ -370,7 +405,7 @@ def test_with_feedback_nothing_is_lost(shared, update_wire):
             number += 1
             table.queue.clear()
             weights = torch.full((1, len(workers)), 0.25, dtype=torch.float64)
-            decision = Decision(number, number, workers, [number] * len(workers), weights, [True] * 3)
+            decision = Decision(number, number, workers, weights, [True] * 3)
             if workers != attempts[0]:
                 table.ranks.remove(1)
             for rank in table.ranks:

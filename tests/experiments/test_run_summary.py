@@ -40,7 +40,7 @@ def test_the_table_is_made_of_measured_figures():
     lines = dict(rows(MEASURED, lwpd_code(8, 4, 2)))
 
     assert lines["result"] == "val_acc 0.9375 after 40 updates (target 0.9 reached after 3.2 s)"
-    assert lines["upload"] == "2 kB a worker and update, 50% of the whole gradient (4 kB)"
+    assert lines["upload"] == "2 kB a codeword, 50% of the whole gradient (4 kB)"
     assert lines["inclusion rate"] == "lowest 0.25 (worker 1), highest 1.00 (worker 0)"
     assert lines["lost workers"] == "worker 2 after update 17 (killed)"
     assert lines["staleness"] == "11 late codewords counted, 0 dropped; mean 0.25, highest 3 updates"
@@ -71,6 +71,7 @@ def test_a_run_by_all_reduce_has_lines_about_bytes_and_waiting_only():
     lines = dict(rows({**MEASURED, **dict.fromkeys(coded)}, None))
 
     assert set(lines) == {"result", "time", "upload", "whole run", "waiting"}
+    assert lines["upload"] == "2 kB a worker and update, 50% of the whole gradient (4 kB)"
     assert lines["waiting"] == "4.0 ms an update for all ranks' gradients, beside 2.0 ms of a worker's own computing"
 
 

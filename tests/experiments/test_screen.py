@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 from experiments.job import assemble
 from experiments.panel import rows
 from experiments.progress import ExchangeProgressBar
+from experiments.report import readable_bytes
+from lwpd_lightning.exchange.header import HEADER_BYTES
 
 ROOT = Path(__file__).parents[2]
 RUN = [
@@ -27,6 +29,7 @@ RUN = [
     "callbacks.progress.refresh_s=0", "callbacks.progress.line_every_s=0",
     "+callbacks.faults._target_=lwpd_lightning.callbacks.FaultInjector", "+callbacks.faults.kills={3: 2}",
 ]  # fmt: skip
+READY_BYTES = HEADER_BYTES + 4  # and a flag for each parameter
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -64,9 +67,10 @@ def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_p
     assert "decodes exactly  from any 3 of 4 codewords" in shown
     assert re.search(r"workers 0-3 +part 0: all blocks", shown)
     assert "6/6 updates" in shown
-    assert re.search(
-        r"arrivals [\d.]+/4, 1 lost · staleness 0\.\d\d · saved [\d.]+ kB \([4-6]\d%\) · train_loss", shown
-    )
+    # 2 updates of 4 codewords and 4 of 3: all but one travel, 605 of 1210 float32 and a READY each; half but for those.
+    saved = (2 * 3 + 4 * 2) * (4 * (1210 - 605) - READY_BYTES)
+    assert readable_bytes(saved) == "32 kB"
+    assert re.search(r"arrivals [\d.]+/4, 1 lost · staleness 0\.\d\d · saved 32 kB \(47%\) · train_loss", shown)
     # On a line of its own, although the bar was there.
     assert re.search(r"WARNING\] - Worker 3 is lost after update \d \(was killed by SIGKILL\)", shown)
     assert written.count(HIDE_CURSOR) == written.count(SHOW_CURSOR) == 1

@@ -12,7 +12,7 @@ pytest.importorskip("wandb")
 RUN = ("code=lwpd_4_2_2", "model.hidden=[16]", "trainer.limit_train_batches=3", "tags=[mine]", "task_name=reading")
 EXCHANGE = (
     "loss", "lr", "wait_s", "compute_s", "update_s", "bytes_up", "bytes_down", "arrivals", "dropped", "live",
-    "decoded_share", "staleness_mean",
+    "decoded_share", "staleness_mean", "wait_for", "resyncs",
 )  # fmt: skip
 PER_WORKER = ("arrived", "staleness", "inclusion")
 
@@ -25,7 +25,9 @@ def only_record_of(directory: Path) -> dict[str, list]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("wandb")
-    done = train(directory, *RUN, "trainer.max_epochs=2", "hydra.run.dir=first")
+    # Rank 0 steps with other gradients than were decoded, so that workers end elsewhere and take over its state.
+    halves = "+callbacks.halves._target_=tests.integration.test_replicas.HalveGradients"
+    done = train(directory, *RUN, "trainer.max_epochs=2", "hydra.run.dir=first", halves)
     assert done.returncode == 0, done.stderr
     return directory / "first"
 
@@ -41,6 +43,10 @@ def test_every_series_is_there_for_every_update_and_worker(first):
         arrived = [value for _, value in logged[f"exchange/arrived/{worker}"]]
         inclusion = logged[f"exchange/inclusion/{worker}"][-1][1]
         assert inclusion == pytest.approx(sum(arrived) / 6)
+    assert [value for _, value in logged["exchange/wait_for"]] == [3] * 6
+    resyncs = [value for _, value in logged["exchange/resyncs"]]
+    assert sum(resyncs) == json.loads((first / "summary.json").read_text())["resyncs"] > 0
+    assert resyncs[0] == 0
 
 
 def test_the_run_says_what_it_is(first):
@@ -71,7 +77,7 @@ def test_the_summarys_figures_and_the_pictures_are_in_the_run(first):
     found, summary = only_record_of(first), json.loads((first / "summary.json").read_text())
     kept = {name: value for record in found["summary"] for name, value in record["update"].items()}
 
-    for name in ("val_acc", "bytes_up", "staleness_mean", "wall_s", "updates", "world_size"):
+    for name in ("val_acc", "bytes_up", "staleness_mean", "resyncs", "wall_s", "updates", "world_size"):
         assert kept[f"result/{name}"] == pytest.approx(summary[name])
     files = [file["path"] for record in found["files"] for file in record["files"]]
     (run,) = first.glob("wandb/offline-run-*")

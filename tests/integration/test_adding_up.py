@@ -299,6 +299,20 @@ def test_with_feedback_what_comes_too_late_is_not_lost(monkeypatch, wait_for, bl
     assert books.memory.abs().max() > 0
 
 
+@pytest.mark.parametrize("update_dtype", ["ternary", "int8", "bfloat16"])
+def test_with_feedback_what_packing_the_sum_loses_is_not_lost_where_codewords_lose_nothing(monkeypatch, update_dtype):
+    """With float64 codewords all that is ever left in a memory is what its worker lost of a sum that it added up."""
+    books, model = _Books(monkeypatch, 4, 40), _Linear()
+    data = torch.utils.data.TensorDataset(torch.randn(48, 40, dtype=torch.float64))
+    strategy = LWPDStrategy(code=uncoded(4), update_dtype=update_dtype, error_feedback=True)
+    trainer = quiet_trainer(devices=4, strategy=strategy, precision="64-true", max_steps=UPDATES, max_epochs=-1)
+    trainer.fit(model, loader(data, batch_size=12))
+    torch.testing.assert_close(books.computed[0], books.sent.sum(dim=0) + books.memory, rtol=0, atol=1e-9)
+    stepped = torch.einsum("vw,vwp->p", books.weights, books.sent)
+    torch.testing.assert_close(-model.weight.detach(), stepped, rtol=0, atol=1e-9)
+    assert books.memory.abs().max() > 0
+
+
 # What workers cannot hold.
 
 

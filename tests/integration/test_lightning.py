@@ -164,8 +164,9 @@ def test_compressed_codewords_stay_near_full_ones(wire_dtype, feedback):
     quiet_trainer(devices=4, strategy=coarse, max_steps=10, callbacks=[monitor]).fit(compressed, loader())
     assert 0 < (weights(exact) - weights(compressed)).norm() < 0.05 * weights(exact).norm()
     # One reducer, whose own codeword stays where it is, and rank 0 need not tell itself that it is ready.
-    up = wire_format(wire_dtype).nbytes(BLOCK) + READY_BYTES
-    assert monitor.summary()["bytes_up_per_update_per_worker"] == 3 / 4 * up
+    summary, up = monitor.summary(), wire_format(wire_dtype).nbytes(BLOCK) + READY_BYTES
+    assert summary["bytes_up"] == 10 * 3 * up
+    assert summary["bytes_up_per_update_per_worker"] == up
 
 
 class _WithBatchNorm(Classifier):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
-from lwpd_lightning.callbacks import WorkerCallback
+from lwpd_lightning.callbacks import ExchangeMonitor, WorkerCallback
 from tests.integration.models import Classifier, adam, loader, quiet_trainer, sgd
 
 UPDATES = 25
@@ -74,6 +74,7 @@ SKETCH = {"code": local_code(3, data_parts=3, blocks=2), "error_feedback": True,
         (sgd, {"code": uncoded(3)}),
         (adam, {"code": uncoded(3), "update_dtype": "bfloat16"}),
         (sgd, {"code": lwpd_code(3, 3, 3), "update_dtype": "int8", "wire_dtype": "int8"}),
+        (sgd, {"code": uncoded(3), "update_dtype": "ternary", "error_feedback": True}),
         (groups, {"code": uncoded(3), "update_dtype": "int8", "wire_dtype": "bfloat16", "error_feedback": True}),
         (sgd, {**SKETCH, "update_dtype": "int8", "wire_dtype": "int8"}),
     ],
@@ -132,15 +133,16 @@ class _AtEpochStart(pl.Callback):
 )
 def test_whatever_changes_the_model_reaches_the_workers(callback, asked, optimizer):
     model, alone = Classifier(optimizer), Classifier(optimizer)
-    seen = Seen(model, 4)
+    seen, monitor = Seen(model, 4), ExchangeMonitor()
     settings = {"max_steps": UPDATES, "max_epochs": -1}
     trainer = quiet_trainer(
-        devices=4, strategy=LWPDStrategy(code=lwpd_code(4, 4, 2)), callbacks=[callback(), seen], **settings
+        devices=4, strategy=LWPDStrategy(code=lwpd_code(4, 4, 2)), callbacks=[callback(), seen, monitor], **settings
     )
     trainer.fit(model, loader())
     quiet_trainer(devices=1, callbacks=[callback()], **settings).fit(alone, loader())
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
     assert seen.check() == [4] * UPDATES
+    assert monitor.summary()["resyncs"] == sum(seen.resyncs)
     # A worker that ends elsewhere gets whole states for longer and longer before it tries again.
     assert (0 < sum(seen.resyncs) <= 3 * 5) if asked else (sum(seen.resyncs) == 0)

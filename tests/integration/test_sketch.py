@@ -74,7 +74,7 @@ def test_it_trains_with_int8_and_feedback(wait_for, stale, reached):
     # Down, too: a byte a value, of one block where all codewords of an update show the same row; and who counts.
     rows, block = (1 if stale == "drop" else 4), 54 + 5 + 14 + 1
     part = wire_format("int8").nbytes(rows * block)
-    told = 2 * HEADER_BYTES + 8 * 8 * (2 + rows) + 4
+    told = 2 * HEADER_BYTES + 8 * 8 * (1 + rows) + 4
     down = monitor.summary()["bytes_down"] / (120 * 7)
     assert part < down < part + told + 100  # now and then optimizer settings
 

@@ -1,0 +1,179 @@
+"""Rank 0 over real links: an update is decided again when a link between workers breaks, and a worker is given up."""
+
+import threading
+from contextlib import ExitStack, closing
+
+import pytest
+import torch
+from torch import nn
+
+from lwpd_lightning.coding import uncoded
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.wire import wire_format
+from lwpd_lightning.exchange.coordinator import _RETRIES, Coordinator
+from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
+from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.mesh import CoordinatorLost
+from lwpd_lightning.exchange.message import EMPTY, Messages, text
+from lwpd_lightning.exchange.publication import Publication
+from lwpd_lightning.exchange.reduction import Ranks, Reduction
+from lwpd_lightning.exchange.rendezvous import LOOPBACK
+from lwpd_lightning.exchange.rule import ArrivalRule
+from lwpd_lightning.exchange.transport import Hub, LinkLost
+from lwpd_lightning.exchange.update import Codeword, Contribution, Failure
+from tests.exchange.links import DEADLINE_S, MAX_BYTES, QUEUED, links
+
+CODE = uncoded(3)
+MESSAGES = Messages(bytes(range(16)), arena=None)
+FINGERPRINT = bytes(32)
+ACCUSED, REPORTER = 1, 2
+
+
+def model():
+    return nn.Linear(30, 20)
+
+
+def codeword(worker, size):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(worker))
+    return Codeword(values, wire_format("float32").pack(values))
+
+
+def reduction(worker, send):
+    blocks = BlockMap(list(model().parameters()), CODE.blocks)
+    made = Reduction(
+        ranks=Ranks(worker, 0, {0, 1, 2}), blocks=blocks, code=CODE, wire=wire_format("float32"),
+        update_wire=wire_format("float32"), messages=MESSAGES, send=send, memory=None, feedback=None,
+        along_direction=False,
+    )  # fmt: skip
+    made.offer(codeword(worker, blocks.block_size))
+    return made
+
+
+class FarWorker(threading.Thread):
+    """Computes, reports and adds up for one update; what it is told to report comes in place of its share.
+
+    Args:
+        links: to the coordinator and the other worker.
+        worker: which one.
+        reports: so many decisions are answered by a report that its link from the other worker has ended.
+        reason: what it gives for that.
+        early: bytes of a part that it sends ahead of the first decision.
+    """
+
+    def __init__(self, links, worker, reports=0, reason="", early=0):
+        super().__init__(daemon=True)
+        self._links, self._worker, self._reports, self._reason, self._early = links, worker, reports, reason, early
+        self._reduction = reduction(worker, links.send)
+        self.decided = []
+        self._say(Op.JOIN, torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8), text(links.address))
+        self._say(Op.MET)
+
+    def run(self):
+        try:
+            while self._took_part(self._links.receive(DEADLINE_S)):
+                pass
+        except CoordinatorLost:
+            return  # given up: nobody says more to it
+
+    def _took_part(self, event):
+        if isinstance(event, LinkLost):
+            return True
+        header, payload, rest = MESSAGES.read(event.frames)
+        if header.op is Op.VERSION:
+            if self._early:
+                self._say(Op.PART, torch.zeros(self._early, dtype=torch.uint8), decision=1)
+            self._say(Op.READY, rest=torch.ones(2, dtype=torch.uint8), samples=4)
+        elif header.op is Op.DECISION:
+            self.decided.append(header.decision)
+            if len(self.decided) <= self._reports:
+                self._say(Op.UNLINKED, text(self._reason), version=3 - self._worker)
+            else:
+                self._reduction.begin(Decision.unpack(header, payload, rest, CODE.blocks))
+        elif header.op is Op.SLICE:
+            self._reduction.slice_arrived(header, payload)
+        elif header.op is Op.LOST:
+            self._reduction.ranks.workers.discard(header.version)
+        return header.op is not Op.STOP
+
+    def _say(self, op, payload=EMPTY, rest=EMPTY, **fields):
+        header = Header(op, MESSAGES.run_id, self._worker, **fields)
+        self._links.send(COORDINATOR, MESSAGES.pack(header, payload, rest))
+
+
+@pytest.fixture
+def closed():
+    """Runs one update with two workers that behave as they are told; gives it, its gradient and who was lost."""
+    with ExitStack() as stack:
+
+        def closed(accused=None, reporter=None):
+            run_key, trained = RunKey.generate(), model()
+            hub = Hub(run_key, [1, 2], host=LOOPBACK, heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED)
+            own = reduction(0, hub.send)
+            coordinator = Coordinator(
+                hub=hub,
+                publication=Publication(hub, MESSAGES, trained, torch.device("cpu"), dict),
+                rule=ArrivalRule(CODE, wait_for=3, always=0),
+                reduction=own, model=trained, messages=MESSAGES, fingerprint=FINGERPRINT, first_version=0,
+                min_workers=2, timeout_s=DEADLINE_S, exited=lambda worker, wait_s: None,
+            )  # fmt: skip
+            ends = {w: stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2)}
+            for worker, end in ends.items():
+                end.connect({3 - worker: ends[3 - worker].address})
+            threads = [FarWorker(ends[1], ACCUSED, **(accused or {})), FarWorker(ends[2], REPORTER, **(reporter or {}))]
+            for thread in threads:
+                thread.start()
+            coordinator.admit()
+            coordinator.publish(0, 0, 0, checksum=0, step=None)
+            coordinator.contribute(
+                codeword(0, own.blocks.block_size), Contribution(0, [True, True], 0.0, 4, 0.0, EMPTY)
+            )
+            update = coordinator.collect()
+            coordinator.deliver()
+            coordinator.stop(await_farewell=False)
+            for thread in threads:
+                thread.join(DEADLINE_S)
+                assert not thread.is_alive()
+            return update, own.blocks.gather()[0], coordinator.failures, threads[1].decided
+
+        yield closed
+
+
+def mean_of(weights):
+    size = 30 * 20 + 20
+    return sum(weight * codeword(worker, size).exact for worker, weight in weights.items()) / 3
+
+
+@pytest.mark.parametrize("reports", [0, 1, _RETRIES])
+def test_an_update_is_decided_again_for_each_link_that_broke(closed, reports):
+    update, gradient, failures, decided = closed(reporter={"reports": reports})
+    assert decided == list(range(1, reports + 2))
+    assert failures == []
+    assert (update.live, len(update.arrivals)) == (3, 3)
+    torch.testing.assert_close(gradient, mean_of({0: 1, 1: 1, 2: 1}))
+
+
+@pytest.mark.parametrize(
+    ("reports", "reason", "said"),
+    [
+        (_RETRIES + 1, "", f"its link to worker {REPORTER} ended"),
+        (1, "worker 1 sent 3 bytes for 4 values", f"worker 1 sent 3 bytes for 4 values, says worker {REPORTER}"),
+    ],
+    ids=["too often", "with a reason"],
+)
+def test_a_worker_that_others_do_not_reach_is_given_up(closed, reports, reason, said):
+    update, gradient, failures, decided = closed(reporter={"reports": reports, "reason": reason})
+    assert decided == list(range(1, reports + 2))
+    assert failures == [Failure(ACCUSED, 0, said)]
+    assert (update.live, sorted(arrival.worker for arrival in update.arrivals)) == (2, [0, REPORTER])
+    torch.testing.assert_close(gradient, mean_of({0: 1, REPORTER: 2}))  # rank 0's is always there, one of two others
+
+
+def test_a_part_that_came_to_rank_0_ahead_of_its_decision_is_blamed_on_its_sender(closed):
+    update, gradient, failures, decided = closed(accused={"early": 12})
+    (failure,) = failures
+    assert failure.worker == ACCUSED
+    assert failure.reason.startswith(f"worker {ACCUSED} sent 12 bytes for")
+    assert decided == [1, 2]
+    assert sorted(arrival.worker for arrival in update.arrivals) == [0, REPORTER]
+    torch.testing.assert_close(gradient, mean_of({0: 1, REPORTER: 2}))
