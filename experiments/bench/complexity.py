@@ -52,8 +52,8 @@ codeword; K codewords are waited for, s = n - K. In the first table encode and
 send are one worker's. The paper counts a gradient as k numbers where this
 counts P, and takes s for a share of k = n: its O(k/t) is P/t here, its O(nk)
 is P n s. Every scheme passes over the gradient once to fill its send buffer,
-which is not counted; error feedback (sketch) passes over its memory twice
-more. Adding codewords up, the rest of decoding, is the same for all:
+which is not counted; error feedback (sketch) adds each of its values to t
+rows of the memory in that pass. Adding codewords up, the rest of decoding, is the same for all:
 {added} multiply-adds."""
 _LOOK: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)
@@ -113,14 +113,15 @@ class Case:
 
 
 class Operations(TorchDispatchMode):
-    """Counts multiply-adds, one for every element that an arithmetic operator reads."""
+    """Counts multiply-adds: one for every element that an arithmetic operator reads, and those of matrix products."""
 
     _COUNTED: ClassVar[dict[Any, Callable[..., int]]] = {
         aten.add_.Tensor: lambda out, *_: out.numel(),
         aten.addmv_.default: lambda out, matrix, *_: matrix.numel(),
         aten.addmv.out: lambda self, matrix, *_: matrix.numel(),
-        aten.mv.out: lambda matrix, *_: matrix.numel(),
         aten.addr_.default: lambda out, *_: out.numel(),
+        aten.addmm_.default: lambda out, left, right, *_: left.shape[0] * right.numel(),
+        aten.sub_.Tensor: lambda out, *_: out.numel(),
         aten.sum.default: lambda values, *_: values.numel(),
     }
     _FREE: ClassVar[set[Any]] = {

@@ -16,8 +16,8 @@ def test_counted_operations_are_the_nonzero_coefficients_times_d(scheme):
         cost = measure(scheme, code, wait_for, WIDTH, rounds=1)
         d = PARAMETERS // code.blocks
         coefficients = sum(len(code.tasks(worker)) for worker in range(code.n)) * d
-        # The memory is seen along the row and taken off; the codeword is looked at once, whether it is finite.
-        memory = code.n * (2 * PARAMETERS + d) if scheme.feedback else 0
+        # A sketch's memory has t rows; a codeword is taken off one, and looked at once, whether it is finite.
+        memory = code.n * ((code.t - 1) * PARAMETERS + 2 * d) if scheme.feedback else 0
         assert cost.encode == coefficients + memory - code.n * PARAMETERS
         assert cost.accumulate == wait_for * PARAMETERS
         assert bool(cost.solve) == bool(cost.solve_s) == (scheme.name == "gradient_coding")
