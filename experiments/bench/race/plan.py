@@ -102,7 +102,12 @@ WORKLOADS = {
     ),
     "gpt": Workload(
         "race_gpt",
-        (("model.optimizer.lr=0.0005",), ("model.optimizer.lr=0.001",), ("model.optimizer.lr=0.002",)),
+        (
+            ("model.optimizer.lr=0.001", "model.optimizer.betas=[0.9,0.95]"),
+            ("model.optimizer.lr=0.002", "model.optimizer.betas=[0.9,0.95]"),
+            # Less momentum, which suits error feedback.
+            ("model.optimizer.lr=0.001", "model.optimizer.betas=[0.5,0.95]"),
+        ),
         limit_s=600.0,
         tuning_limit_s=300.0,
     ),
