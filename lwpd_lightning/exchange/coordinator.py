@@ -324,8 +324,9 @@ class Coordinator:
 
     def _decide(self, update: _Open) -> None:
         decoding, rule = self._rule.decide(time.monotonic()), self._rule
-        # The coordinator's own comes last: where there are fewer slices than codewords, it has enough to do.
-        arrivals = sorted(rule.arrivals, key=lambda arrival: arrival.worker == rule.always)
+        # By number, not by who was first: the same workers then add up the same slices, to the same bits. The
+        # coordinator's own comes last: where there are fewer slices than codewords, it has enough to do.
+        arrivals = sorted(rule.arrivals, key=lambda arrival: (arrival.worker == rule.always, arrival.worker))
         rows = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
         direction = rule.code.at(self.version).direction
         if self._reduction.along_direction and direction is not None:

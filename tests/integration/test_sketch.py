@@ -110,3 +110,10 @@ def test_feedback_pays_a_parameter_that_no_longer_gets_gradients():
     x, y = data.tensors
     (owed,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model.net(x * model.scale), y), [model.scale])
     torch.testing.assert_close(model.paid, owed, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_gradients_whoever_is_ready_first():
+    """Who adds up takes its own codeword as it is and all others rounded: so that must not hang on who was first."""
+    settings = {"wire_dtype": "ternary", "update_dtype": "ternary", "error_feedback": True, "stale": "drop"}
+    first, second = (standing(40, code=local_code(4, data_parts=4, blocks=3), **settings)[0] for _ in range(2))
+    assert torch.equal(first, second)
