@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from lwpd_lightning.coding import BlockMap, Code
@@ -65,9 +66,10 @@ class Meeting:
         codeword = settings.wire(blocks.dtype, blocks.device).nbytes(blocks.block_size)
         update = parts_bytes(blocks, code, settings.rows, settings.update_wire(blocks.dtype))
         updates = window(blocks, settings)
-        arena = Arena([codeword] * code.n + [updates * update])
+        arena = Arena([codeword] * code.n + [updates * update, torch.int64.itemsize])
         codewords = [arena.take(codeword) for _ in range(code.n)]
-        memory = SharedMemory(codewords, arena.take(updates * update).view(updates, update))
+        parts = arena.take(updates * update).view(updates, update)
+        memory = SharedMemory(codewords, parts, newest=arena.take(torch.int64.itemsize).view(torch.int64))
         return replace(self, arena=arena, memory=memory)
 
     def environment(self, node_rank: int, local_rank: int) -> dict[str, str]:

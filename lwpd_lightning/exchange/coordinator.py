@@ -345,6 +345,7 @@ class Coordinator:
         payload, rest = update.decision.pack()
         header = self._publication.header(Op.DECISION, self.version)
         header = replace(header, elements=len(arrivals), decision=self._decisions)
+        self._reduction.announce(self._decisions)
         self._publication.send(self._others, header, payload, rest)
         try:
             self._reduction.begin(update.decision)

@@ -39,10 +39,16 @@ class SharedMemory:
     Attributes:
         codewords: one packed codeword for each worker.
         parts: (window, bytes) the packed parts of the decision with number m in row m % window.
+        newest: (1,) int64, the number of the newest decision, told here before anybody can write its parts.
     """
 
     codewords: list[Tensor]
     parts: Tensor
+    newest: Tensor
+
+    def holds(self, number: int) -> bool:
+        """Whether nobody may have written over a decision's parts yet."""
+        return int(self.newest) - number < len(self.parts)
 
 
 @dataclass
@@ -131,6 +137,11 @@ class Reduction:
         """Rows of a decoded gradient."""
         return 1 if self.along_direction else self.code.blocks
 
+    def announce(self, number: int) -> None:
+        """A decision is about to be sent: from now on its parts may be written over older ones."""
+        if self.memory is not None:
+            self.memory.newest.fill_(number)
+
     def begin(self, decision: Decision) -> None:
         """Do what a decision asks of this rank.
 
@@ -187,12 +198,17 @@ class Reduction:
         later = {worker for other, parts in self._parts.items() if other > number for worker in parts}
         return bool(missing & later) or not missing <= self.ranks.workers
 
-    def lies_in_memory(self, number: int, newest: int) -> bool:
-        """Whether the shared memory still holds a decision's parts when ``newest`` has been taken."""
-        return self.memory is not None and number in self._decisions and newest - number < len(self.memory.parts)
+    def readable(self, number: int) -> bool:
+        """Whether all parts of a decision whose version has been published are here, as messages or in memory."""
+        if self.memory is None:
+            return self.complete(number)
+        return number in self._decisions and self.memory.holds(number)
 
-    def scatter(self, number: int) -> None:
-        """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``."""
+    def scatter(self, number: int) -> bool:
+        """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``.
+
+        Returns whether it is that: others may have begun to write over shared memory meanwhile.
+        """
         decision = self._decisions[number]
         direction = self.code.at(decision.version).direction if self.along_direction else None
         self.blocks.scatter(
@@ -200,6 +216,7 @@ class Reduction:
             decision.touched,
             None if direction is None else direction.tolist(),
         )
+        return self.memory is None or self.memory.holds(number)
 
     def _decode(self, decision: Decision) -> Tensor:
         if self.memory is not None and decision.rows == 1 and self.update_wire.name == dtype_name(self.blocks.dtype):

@@ -227,11 +227,13 @@ class Worker:
 
     def _step(self, version: _Version) -> bool:
         number, reduction = version.header.decision, self._reduction
-        if not (reduction.complete(number) or reduction.lies_in_memory(number, reduction.newest)):
+        if not reduction.readable(number):
             if reduction.hopeless(number) or version.header.version + _PATIENCE < self._newest:
                 self._ask_for_state("")
             return False
-        reduction.scatter(number)
+        if not reduction.scatter(number):
+            self._ask_for_state("")
+            return False
         if version.settings.numel():
             for group, settings in zip(
                 self._optimizer.param_groups, from_bytes(version.settings, self._device), strict=True

@@ -57,6 +57,7 @@ class Table:
             memory = SharedMemory(
                 [torch.zeros(wire.nbytes(self.size), dtype=torch.uint8) for _ in workers],
                 torch.zeros(self.window, length, dtype=torch.uint8),
+                newest=torch.zeros(1, dtype=torch.int64),
             )
         self.memory, self.wires = memory, (wire, update_wire)
         self.reductions = {}
@@ -96,6 +97,7 @@ class Table:
         rows = 1 if self.along else self.code.blocks
         weights = torch.randn(rows, len(workers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         touched = [True] * len(self.shapes)
+        self.reductions[COORDINATOR if self.dedicated else 0].announce(number)
         return Decision(number, version, list(workers), weights, touched)
 
     def deliver(self, order, deliveries=None):
@@ -120,9 +122,8 @@ class Table:
         reduction = self.reductions[rank]
         if not self.shared or rank == (COORDINATOR if self.dedicated else 0):
             assert reduction.complete(number)
-        else:
-            assert reduction.lies_in_memory(number, number)
-        reduction.scatter(number)
+        assert reduction.readable(number)
+        assert reduction.scatter(number)
         return reduction.blocks.gather()
 
 
@@ -265,11 +266,13 @@ def test_shared_memory_keeps_a_windows_worth_of_decisions():
         gradients[number] = table.decoded(0, number)
         table.reductions[0].commit(number)
     late = table.reductions[2]
-    assert [late.lies_in_memory(number, late.newest) for number in range(1, 6)] == [False, False, True, True, True]
+    assert [late.readable(number) for number in range(1, 6)] == [False, False, True, True, True]
     for number in (3, 4, 5):
-        late.scatter(number)
+        assert late.scatter(number)
         assert torch.equal(late.blocks.gather(), gradients[number])
-    assert not Table(uncoded(3), SHAPES[2]).reductions[2].lies_in_memory(1, 1)
+    table.reductions[0].announce(6)  # whoever adds up may write its parts over those of 3 from now on
+    assert not late.scatter(3)
+    assert [late.readable(number) for number in range(3, 6)] == [False, True, True]
 
 
 @pytest.mark.parametrize("surplus", [-1, 1, 1000])
