@@ -2,6 +2,8 @@
 
     python -m experiments.bench.rank_zero [--workers 8] [--hidden 1024] [--updates 200]
 
+Rank 0 is worker 0 too; with "coordinator only" it computes no codeword (dedicated_coordinator=True).
+
 CPU: time of rank 0's thread inside the strategy, without the user's training_step and backward that run inside it; the
 optimizer's step and Lightning's loop are outside. ZeroMQ's own thread is told apart. All ranks share this machine's
 cores and caches, which only makes it more. Memory: what the process has grown by from the fit's start to its end,
@@ -20,7 +22,8 @@ from rich.table import Table
 
 from experiments.bench.own_process import measured, tell
 
-SCHEMES = ("sketch", "uncoded", "lwpd")
+COORDINATOR_ONLY = "sketch, coordinator only"
+SCHEMES = ("sketch", COORDINATOR_ONLY, "uncoded", "lwpd")
 MEMORY_HIDDEN = 4000  # 16 million parameters
 
 
@@ -84,14 +87,17 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
     from lwpd_lightning import strategy as module
 
     module.CodedFit = Measured  # type: ignore[misc]
+
+    def sketch(**settings: Any) -> LWPDStrategy:
+        return LWPDStrategy(
+            code=local_code(workers, data_parts=workers, blocks=3), stale="drop", wire_dtype="ternary",
+            update_dtype="ternary", error_feedback=True, **settings,
+        )  # fmt: skip
+
+    dedicated = scheme == COORDINATOR_ONLY
     strategies = {
-        "sketch": lambda: LWPDStrategy(
-            code=local_code(workers, data_parts=workers, blocks=3),
-            stale="drop",
-            wire_dtype="ternary",
-            update_dtype="ternary",
-            error_feedback=True,
-        ),
+        "sketch": sketch,
+        COORDINATOR_ONLY: lambda: sketch(dedicated_coordinator=True),
         "uncoded": lambda: LWPDStrategy(code=uncoded(workers)),
         "lwpd": lambda: LWPDStrategy(code=lwpd_code(workers, workers // 2, 2)),
     }
@@ -100,8 +106,8 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
     net.net(data.tensors[0][:256])  # what a first call allocates is the model's
     before = _resident()
     pl.Trainer(
-        accelerator="cpu", devices=workers, strategy=strategies[scheme](), callbacks=[Clock()], max_epochs=-1,
-        max_steps=20 + updates, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", devices=workers + dedicated, strategy=strategies[scheme](), callbacks=[Clock()],
+        max_epochs=-1, max_steps=20 + updates, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(net, DataLoader(data, batch_size=256, shuffle=True, drop_last=True))  # fmt: skip
 
