@@ -112,7 +112,7 @@ def test_a_share_of_a_core_becomes_a_callback(tmp_path):
     job = assemble(composed(tmp_path, "logger=csv", "straggler=cpu_share", "+straggler.shares={2: 0.5}"))
 
     (share,) = [callback for callback in job.trainer.callbacks if isinstance(callback, CpuShare)]
-    assert share.shares == {1: 0.2, 2: 0.5}
+    assert share.shares == {1: 0.1, 2: 0.5}
 
 
 def test_without_a_straggler_there_is_no_injector(tmp_path):
