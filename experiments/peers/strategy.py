@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from experiments.peers.batches import share_of
 from experiments.peers.launcher import ForkedRanks
 from experiments.peers.powersgd import PowerSGD
-from lwpd_lightning.callbacks import StragglerInjector, WorkerCallback
+from lwpd_lightning.callbacks import CpuShare, StragglerInjector, WorkerCallback
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.rank_zero import seed_of_the_run
 
@@ -101,7 +101,7 @@ class DDPPeer(DDPStrategy):
 
         Raises:
             MisconfigurationException: gradients are accumulated over batches, or Lightning would cut batches itself.
-            ValueError: a straggler model does not fit the number of ranks.
+            ValueError: a straggler model or shares do not fit the number of ranks, or the machine.
         """
         if trainer.accumulate_grad_batches != 1:
             raise MisconfigurationException(
@@ -115,6 +115,8 @@ class DDPPeer(DDPStrategy):
             )
         for injector in _of_kind(trainer, StragglerInjector):
             injector.model.check(self.world_size)
+        for shares in _of_kind(trainer, CpuShare):
+            shares.check(trainer)
 
     def begin(self) -> None:
         """A fit starts: what its ranks must share before they are forked."""

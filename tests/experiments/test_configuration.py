@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
 from experiments.peers import AllReduceMonitor, AlonePeer, DDPPeer, PowerSGDPeer
-from lwpd_lightning.callbacks import StragglerInjector
+from lwpd_lightning.callbacks import CpuShare, StragglerInjector
 
 CONF = Path(__file__).parents[2] / "conf"
 # A leading underscore marks what other files are made of. The job's own folder exists only under Hydra.
@@ -92,7 +92,7 @@ def test_a_peer_has_as_many_ranks_as_the_code_has_workers(tmp_path, scheme):
     assert (job.code, job.wait_for) == (None, None)
 
 
-@pytest.mark.parametrize("straggler", sorted({*names("straggler")} - {"none"}))
+@pytest.mark.parametrize("straggler", sorted({*names("straggler")} - {"none", "cpu_share"}))
 @pytest.mark.parametrize("scheme", ["lwpd", "ddp"])
 def test_a_straggler_becomes_a_callback(tmp_path, straggler, scheme):
     (tmp_path / "delays.csv").write_text("0.5,0\n" * 8)
@@ -106,6 +106,13 @@ def test_a_straggler_becomes_a_callback(tmp_path, straggler, scheme):
     injector.model.check(8)
     assert injector.model.delay_s(1, 0, compute_s=1.0) >= 0
     assert getattr(injector.model, "seed", 5) == 5
+
+
+def test_a_share_of_a_core_becomes_a_callback(tmp_path):
+    job = assemble(composed(tmp_path, "logger=csv", "straggler=cpu_share", "+straggler.shares={2: 0.5}"))
+
+    (share,) = [callback for callback in job.trainer.callbacks if isinstance(callback, CpuShare)]
+    assert share.shares == {1: 0.1, 2: 0.5}
 
 
 def test_without_a_straggler_there_is_no_injector(tmp_path):
@@ -129,6 +136,12 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["scheme=ddp", "straggler=one_slow", "+straggler.model.slowdown={8: 2}"], "slowdown names worker 8, but"),
         (["scheme=ddp", "scheme.strategy.gradient_dtype=int8"], "gradient_dtype='int8' is unknown: use one of"),
         (["scheme=powersgd", "scheme.strategy.rank=0"], "rank=0 approximates nothing: use 1 or more"),
+        (
+            ["scheme=ddp", "straggler=cpu_share", "+straggler.shares={0: 0.5}"],
+            "shares names worker 0, but only workers",
+        ),
+        (["straggler=cpu_share", "+straggler.shares={8: 0.5}"], "shares names worker 8, but only workers 1 to 7 of"),
+        (["straggler=cpu_share", "straggler.shares={1: 2}"], r"shares\[1\]=2 is no share of a core: use a number from"),
         (["straggler=pareto", "straggler.model.shape=0"], "shape=0 is not positive: use a number above 0"),
         (["straggler=trace", "straggler.model.path=nowhere.csv"], "path=nowhere.csv is no file: use one with"),
         (["data.batch_size=2000"], "data.batch_size=2000 is no batch of 1437 samples"),
