@@ -58,14 +58,18 @@ class Results:
         return min([workload.tuning_limit_s, *(_BEYOND * wall for wall in walls)])
 
     def tuned(self) -> dict[tuple[Regime, str], int]:
-        """(regime, scheme) -> the grid's point that reached the target soonest in tuning; the first where none did."""
-        best: dict[tuple[Regime, str], tuple[tuple[bool, float], int]] = {}
+        """(regime, scheme) -> the grid's point that reached the target soonest in tuning; the first where none did.
+
+        Soonest is in the fewest updates where they wait for all ranks, whose time is the same at any point.
+        """
+        best: dict[tuple[Regime, str], tuple[tuple[float, float], int]] = {}
         for row in self.rows:
             if row["seed"] != TUNING_SEED:
                 continue
             key = regime_of(row), row["scheme"]
-            time_s = row["time_to_target_s"]
-            merit = (time_s is None, time_s if time_s is not None else math.inf)
+            time_s = row["time_to_target_s"] if row["reached"] else math.inf
+            waits_for_all = race_of(row).wait_for == row["ranks"]
+            merit = (row["updates"] if waits_for_all and row["reached"] else time_s, time_s)
             if key not in best or merit < best[key][0]:
                 best[key] = merit, row["point"]
         return {key: point for key, (_, point) in best.items()}

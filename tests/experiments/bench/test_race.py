@@ -92,6 +92,14 @@ def test_the_soonest_point_is_raced_and_slow_ones_are_not_followed_to_their_end(
     assert again.limit_s(Race(*EVEN[:3], "ddp", 0, 3)) == WORKLOADS["mlp"].limit_s
 
 
+def test_where_all_are_waited_for_the_fewest_updates_win_whatever_the_machine_did_meanwhile(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    for scheme in ("ddp", "k_async"):
+        results.add(row(scheme, TUNING_SEED, point=0, time_s=12.0, updates=40))
+        results.add(row(scheme, TUNING_SEED, point=1, time_s=10.0, updates=50))
+    assert results.tuned() == {(EVEN, "ddp"): 0, (EVEN, "k_async"): 1}
+
+
 def test_ratios_are_to_the_best_peer_and_races_that_missed_count():
     rows = [row(seed=seed, time_s=10.0 + seed) for seed in range(3)]
     rows += [row("sketch", seed=seed, time_s=5.5) for seed in range(3)]
