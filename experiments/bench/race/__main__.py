@@ -59,7 +59,7 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out / "results.jsonl")
-    _race(alone(regimes), results, options.out)
+    _race(alone(regimes, options.seeds), results, options.out)
     wanted = [(regime, scheme) for regime in regimes for scheme in options.schemes]
     if options.quick:
         points = {(regime, scheme): QUICK[scheme] for regime, scheme in wanted}

@@ -223,10 +223,10 @@ def races(points: Mapping[tuple[Regime, str], int], seeds: Iterable[int]) -> lis
     return planned
 
 
-def alone(regimes: Iterable[Regime]) -> list[Race]:
+def alone(regimes: Iterable[Regime], seeds: Iterable[int]) -> list[Race]:
     """What each workload takes on so many ranks that exchange nothing."""
     wanted = dict.fromkeys(regime._replace(links="unshaped", straggler="none") for regime in regimes)
-    return [_race(regime, ALONE, 0, 0) for regime in wanted]
+    return [_race(regime, ALONE, seed, 0) for regime in wanted for seed in seeds]
 
 
 def _race(regime: Regime, scheme: str, seed: int, point: int) -> Race:

@@ -132,10 +132,10 @@ def race_of(row: Row) -> Race:
 
 
 def alone_s(rows: Iterable[Row], regime: Regime) -> float:
-    """Seconds of an update of ranks that compute like the regime's and exchange nothing; 0 where nobody measured it."""
+    """Least seconds of an update of ranks that compute like the regime's and exchange nothing; 0: nobody measured it."""
     found = [row for row in rows if row["scheme"] == ALONE and not row["failed"]]
     here = [row for row in found if (row["workload"], row["ranks"]) == (regime.workload, regime.ranks)]
-    return _median([update_s(row) for row in here]) if here else 0.0
+    return min((update_s(row) for row in here), default=0.0)
 
 
 def _ranked(schemes: dict[str, list[Row]], least_s: float) -> list[Standing]:
