@@ -132,7 +132,7 @@ def race_of(row: Row) -> Race:
 
 
 def alone_s(rows: Iterable[Row], regime: Regime) -> float:
-    """Least seconds of an update of ranks that compute like the regime's and exchange nothing; 0: nobody measured it."""
+    """Least seconds of an update of ranks that compute like the regime's and exchange nothing; 0 where not measured."""
     found = [row for row in rows if row["scheme"] == ALONE and not row["failed"]]
     here = [row for row in found if (row["workload"], row["ranks"]) == (regime.workload, regime.ranks)]
     return min((update_s(row) for row in here), default=0.0)
