@@ -54,7 +54,6 @@ def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
     first = groups[0].runs[0]
     targets = {float(run.summary["target"]["value"]) for one in groups for run in one.runs}
     medians = np.concatenate([found[1] for _, _, found in drawn])
-    best = float(medians.min() if first.minimised else medians.max())
     low, high = focus(medians, targets, first.minimised)
     visible = np.concatenate([found[0][(found[2] <= high) & (found[3] >= low)] for _, _, found in drawn])
     scale, unit = bytes_unit(float(visible.max())) if axis == "bytes" else (1.0, "")
@@ -69,7 +68,7 @@ def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
             )  # fmt: skip
         for value in sorted(targets):
             axes.axhline(value, color="0.55", linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
-            _say_target(axes, value, best)
+            _say_target(axes, value)
         axes.set_ylim(low, high)
         log_where_asked(axes, float(visible.min()) / scale, float(visible.max()) / scale)
         _reach(axes, visible / scale)
@@ -95,13 +94,11 @@ def focus(values: Column, targets: set[float], minimised: bool) -> tuple[float, 
     return low, high
 
 
-def _say_target(axes: Axes, value: float, best: float) -> None:
-    # On the right, where curves end, on the side of the line that they are not on.
-    below = best >= value
+def _say_target(axes: Axes, value: float) -> None:
+    # On the left, where curves are still far from it.
     axes.annotate(
-        f"target {value:g}", (1.0, value), xycoords=("axes fraction", "data"),
-        xytext=(0, -2 if below else 2), textcoords="offset points",
-        ha="right", va="top" if below else "bottom", fontsize=6.5, color="0.4",
+        f"target {value:g}", (0.0, value), xycoords=("axes fraction", "data"), xytext=(2, 2),
+        textcoords="offset points", ha="left", va="bottom", fontsize=6.5, color="0.4",
     )  # fmt: skip
 
 
