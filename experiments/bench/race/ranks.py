@@ -129,7 +129,7 @@ def _measured(directory: Path) -> dict[str, Any]:
     summary = json.loads((directory / "summary.json").read_text())
     reached = summary["time_to_target_s"] is not None
     kept = ("updates", "update_s_mean", "compute_s_mean", "wait_s_mean", "parameters", "val_acc", "val_bpc",
-            "bytes_up_per_update_per_worker", "startup_s", "arrivals_mean", "resyncs")  # fmt: skip
+            "bytes_up_per_update_per_worker", "startup_s", "fit_s", "arrivals_mean", "resyncs")  # fmt: skip
     return {
         "reached": reached,
         # From the first update on: how long processes take to find each other is not what is raced.

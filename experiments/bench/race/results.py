@@ -170,9 +170,8 @@ def _standing(scheme: str, rows: list[Row], least_s: float) -> Standing:
 
 def update_s(row: Row) -> float:
     """Seconds of one update, from the first one on: before it, processes find each other."""
-    if row["time_to_target_s"] is None:
-        return float(row["update_s_mean"])
-    return float(row["time_to_target_s"] / max(1, row["updates"] - 1))
+    whole_s = row["time_to_target_s"] if row["reached"] else row["fit_s"] - row["startup_s"]
+    return float(whole_s / max(1, row["updates"] - 1))
 
 
 def bytes_of_update(row: Row) -> list[tuple[float, float]]:

@@ -40,7 +40,14 @@ def row(scheme="ddp", seed=0, time_s=10.0, regime=EVEN, point=0, **others):
     return {
         **asdict(Race(*regime[:3], scheme, seed, point, regime.ranks)),
         **{"reached": reached, "time_to_target_s": time_s, "failed": None, "wall_s": 15.0},
-        **{"updates": 10, "update_s_mean": 1.0, "compute_s_mean": 0.1, "parameters": 1000},
+        **{
+            "updates": 10,
+            "startup_s": 1.0,
+            "fit_s": 10.0,
+            "update_s_mean": 1.1,
+            "compute_s_mean": 0.1,
+            "parameters": 1000,
+        },
         **{"sent": [12_500_000] * regime.ranks, "received": [1000] * regime.ranks},
         **{"first_sent": [1_250_000] * regime.ranks, "first_received": [100] * regime.ranks, "first_late_s": 0.0},
         **others,
@@ -137,7 +144,7 @@ def test_the_bound_of_computing_is_that_of_ranks_that_exchange_nothing():
     assert race.regime == UNSHAPED
     assert "callbacks.stop=null" in race.overrides()
 
-    rows = [row(ALONE, seed, None, UNSHAPED, update_s_mean=0.3 + seed) for seed in range(2)]
+    rows = [row(ALONE, seed, None, UNSHAPED, fit_s=3.7 + seed) for seed in range(2)]
     rows += [row(time_s=9.0), row("sketch", time_s=4.5)]
     ((_, found),) = standings(rows).items()
 
