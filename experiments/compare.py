@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Runs that are left out are all counted, and so many named.
 _NAMED = 10
-# Columns of a table that goes to a file or a pipe.
-_PAGE = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,10 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from experiments.comparison import figures, page, report, table
     from experiments.comparison.groups import baselines, group
+    from experiments.console import open_console
 
     if options.report and not options.online:
         raise ValueError("--report writes to W&B: name the project with --online entity/project.")
@@ -57,7 +54,7 @@ def _compare(options: argparse.Namespace) -> None:
     title = _title(runs, groups, against, options.x)
     remarks = [*_pooled(groups), *_unfinished(left_out)]
 
-    console = Console(width=None if sys.stdout.isatty() else _PAGE)
+    console = open_console()
     table.show(console, rows, title)
     for remark in remarks:
         console.print(remark, highlight=False, markup=False)

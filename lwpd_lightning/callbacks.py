@@ -6,7 +6,7 @@ import atexit
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,16 @@ def _workers(trainer: pl.Trainer) -> int:
     return int(code.n) if code is not None else trainer.world_size
 
 
-def _besides_rank_zero(trainer: pl.Trainer) -> range:
+def _refuse_rank_zero(trainer: pl.Trainer, setting: str, named: Iterable[int], can: str) -> None:
+    """Raise ValueError where a setting names rank 0's worker, or one that the run does not have."""
     workers = _workers(trainer)
-    return range(0 if workers < trainer.world_size else 1, workers)  # a dedicated coordinator is no worker
+    others = range(0 if workers < trainer.world_size else 1, workers)  # a dedicated coordinator is no worker
+    for worker in named:
+        if worker not in others:
+            raise ValueError(
+                f"{setting} names worker {worker}, but only workers {others.start} to {others.stop - 1} of the run "
+                f"can {can}"
+            )
 
 
 class StragglerInjector(WorkerCallback):
@@ -102,13 +109,7 @@ class CpuShare(WorkerCallback):
 
     def check(self, trainer: pl.Trainer) -> None:
         """Raises ValueError where the shares do not fit the run or the machine; removes what earlier runs left."""
-        others = _besides_rank_zero(trainer)
-        for worker in self.shares:
-            if worker not in others:
-                raise ValueError(
-                    f"shares names worker {worker}, but only workers {others.start} to {others.stop - 1} of the run "
-                    "can be held to one: rank 0 works for all others too."
-                )
+        _refuse_rank_zero(trainer, "shares", self.shares, "be held to one: rank 0 works for all others too.")
         if self._parent is not None or not self.shares:  # known since before this process was forked
             return
         try:
@@ -152,13 +153,7 @@ class FaultInjector(WorkerCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse workers whose death would never come."""
-        others = _besides_rank_zero(trainer)
-        for worker in self._kills:
-            if worker not in others:
-                raise ValueError(
-                    f"kills names worker {worker}, but only workers {others.start} to {others.stop - 1} of the run can "
-                    "be killed: nothing survives rank 0."
-                )
+        _refuse_rank_zero(trainer, "kills", self._kills, "be killed: nothing survives rank 0.")
 
     def on_codeword_start(self, trainer: pl.Trainer, worker: int, version: int) -> None:
         """Die where it is this worker's turn; rank 0 lives, since nothing survives its coordinator."""

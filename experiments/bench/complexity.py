@@ -53,8 +53,8 @@ send are one worker's. The paper counts a gradient as k numbers where this
 counts P, and takes s for a share of k = n: its O(k/t) is P/t here, its O(nk)
 is P n s. Every scheme passes over the gradient once to fill its send buffer,
 which is not counted; error feedback (sketch) adds each of its values to t
-rows of the memory in that pass. Adding codewords up, the rest of decoding, is the same for all:
-{added} multiply-adds."""
+rows of the memory in that pass. Adding codewords up, the rest of decoding, is
+the same for all: {added} multiply-adds."""
 _LOOK: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)
 }  # fmt: skip

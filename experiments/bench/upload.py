@@ -42,6 +42,7 @@ from rich.table import Table
 
 from experiments.bench.race.plan import Race
 from experiments.bench.race.testbed import Host, refuse_missing_tools
+from experiments.console import open_console
 from lwpd_lightning.coding.wire import wire_format
 
 BASELINE, CODED, T = "k_async", "lwpd", 2  # conf/code/lwpd_8_4_2
@@ -147,7 +148,7 @@ def main() -> None:
     import experiments.report  # noqa: F401
     from experiments.bench.race.ranks import run
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = open_console()
     rows: dict[str, list[dict[str, Any]]] = {}
     for scheme in (BASELINE, CODED):
         for length in LENGTHS:

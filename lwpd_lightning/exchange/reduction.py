@@ -113,7 +113,7 @@ class Reduction:
     feedback: ErrorFeedback | None
     along_direction: bool
 
-    newest: int = field(init=False, default=0)  # number of the newest decision
+    _newest: int = field(init=False, default=0)  # number of the newest decision that has begun here
     _offered: _Offered | None = field(init=False, default=None)
     _decisions: dict[int, Decision] = field(init=False, default_factory=dict)
     _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
@@ -148,7 +148,7 @@ class Reduction:
         Raises:
             BadPeer: when all is done that can be: what a worker had sent ahead of the decision does not fit it.
         """
-        self.newest = decision.number
+        self._newest = decision.number
         self._decisions[decision.number] = decision
         self._slices = {number: slices for number, slices in self._slices.items() if number >= decision.number}
         misfits = self._drop_misfits(decision)
@@ -166,7 +166,7 @@ class Reduction:
 
     def slice_arrived(self, header: Header, payload: Tensor) -> None:
         """A worker's codeword at the positions that this rank adds up; raises BadPeer where its size is wrong."""
-        if header.decision >= self.newest:
+        if header.decision >= self._newest:
             decision = self._decisions.get(header.decision)
             if decision is not None:
                 self._check_slice(decision, header.worker, payload)

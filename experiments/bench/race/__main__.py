@@ -17,7 +17,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a rank, whatever the machine
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,8 +35,7 @@ from experiments.bench.race.plan import (
     tuning,
 )
 from experiments.bench.race.testbed import refuse_missing_tools
-
-_PAGE = 120  # columns of a table that goes to a file or a pipe
+from experiments.console import open_console
 
 
 def main() -> None:
@@ -68,10 +67,7 @@ def main() -> None:
     else:
         _race(tuning(regimes, options.schemes), results, options.out)
         tuned = results.tuned()
-        points = {
-            (regime, scheme): tuned[Race(*regime[:3], scheme, 0, 0, regime.ranks).tuned_in, scheme]
-            for regime, scheme in wanted
-        }
+        points = {(regime, scheme): tuned[regime.race(scheme, 0, 0).tuned_in, scheme] for regime, scheme in wanted}
     _race(races(points, options.seeds), results, options.out)
     found = standings(results.rows)
     (options.out / "tables.md").write_text(
@@ -80,7 +76,7 @@ def main() -> None:
     )
     _write_csv(results.rows, options.out / "results.csv")
     drawn = draw(results.rows, options.out)
-    _console().print(
+    open_console().print(
         f"\nTables: {options.out}/tables.md; rows: results.csv, results.jsonl; figures: {', '.join(drawn)}"
     )
 
@@ -129,7 +125,7 @@ def _race(planned: list[Race], results: object, out: Path) -> None:
     def tables() -> list[object]:
         return [table(regime, rows) for regime, rows in standings(results.rows).items()]
 
-    with Live(Group(*tables(), progress), console=_console()) as live:  # type: ignore[arg-type]
+    with Live(Group(*tables(), progress), console=open_console()) as live:  # type: ignore[arg-type]
         for race in left:
             progress.update(task, description=race.name)
             directory = out / "runs" / race.name
@@ -141,10 +137,6 @@ def _race(planned: list[Race], results: object, out: Path) -> None:
                 reached = f"{row['time_to_target_s']:.1f} s" if row["reached"] else "target not reached"
                 live.console.print(f"{race.name}: {row['failed'] or reached}", soft_wrap=True)
             live.update(Group(*tables(), progress))  # type: ignore[arg-type]
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _PAGE)
 
 
 def _write_csv(rows: list[dict[str, object]], path: Path) -> None:

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.bench.race.plan import ALONE, OURS, TUNING_SEED, Regime, links_of
-from experiments.bench.race.results import Row, Standing, race_of, regime_of, standings
+from experiments.bench.race.plan import OURS, Regime, links_of
+from experiments.bench.race.results import Row, Standing, race_of, standings
 from experiments.comparison import curves
 from experiments.comparison.find import local_runs
 from experiments.comparison.groups import group
@@ -41,9 +41,8 @@ def draw(rows: list[Row], out: Path) -> list[str]:
 
 def _draw_curves(regime: Regime, rows: list[Row], out: Path) -> list[str]:
     """The target metric against wall time and against bytes, over the seeds of each scheme."""
-    here = [race_of(row) for row in rows if not row["failed"] and regime_of(row) == regime]
-    raced = [race for race in here if race.seed != TUNING_SEED and race.scheme != ALONE]
-    runs, _ = local_runs([out / "runs" / race.name for race in raced])
+    done = [race_of(row) for row in rows if not row["failed"]]
+    runs, _ = local_runs([out / "runs" / race.name for race in done if race.regime == regime and race.counts])
     groups = group(runs, ["scheme"])
     written = []
     for axis in ("wall", "bytes"):
@@ -57,7 +56,7 @@ def _draw_crossovers(raced: dict[Regime, list[Standing]], rows: list[Row], out: 
     """Speed ratios against how slow links are, where workload and stragglers met two kinds of even links or more."""
     points: dict[Regime, list[tuple[float, dict[str, Standing]]]] = defaultdict(list)
     for regime, found in raced.items():
-        x = upload_over_compute(row for row in rows if regime_of(row) == regime)
+        x = upload_over_compute(row for row in rows if race_of(row).regime == regime)
         if x is not None and links_of(regime.links).coordinator_mbit is None:
             points[regime._replace(links="crossover")].append((x, {standing.scheme: standing for standing in found}))
     written = []

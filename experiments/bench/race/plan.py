@@ -12,9 +12,9 @@ RANKS = 8  # unless asked for others
 OURS = ("lwpd", "local", "sketch")
 PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
 SCHEMES = (*OURS, *PEERS)
-# Schemes whose updates wait for all ranks, whoever is late.
-WAITS_FOR_ALL = ("sync", "ddp", "ddp_bf16", "powersgd")
 ALONE = "alone"  # not raced: ranks that exchange nothing, for the bound
+# Schemes that leave no rank out, whoever is late.
+_ALL_RANKS = ("sync", "ddp", "ddp_bf16", "powersgd", ALONE)
 _ALONE_UPDATES = 60
 
 
@@ -68,6 +68,15 @@ class Regime(NamedTuple):
     def label(self) -> str:
         """For names of files and directories."""
         return "-".join(self[:3]) + (f"-{self.ranks}ranks" if self.ranks != RANKS else "")
+
+    @property
+    def undisturbed(self) -> Regime:
+        """The same workload on as many ranks, where neither links nor stragglers hold anybody up."""
+        return self._replace(links="unshaped", straggler="none")
+
+    def race(self, scheme: str, seed: int, point: int) -> Race:
+        """A run of a scheme here."""
+        return Race(self.workload, self.links, self.straggler, scheme, seed, point, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -147,8 +156,13 @@ class Race:
         links without stragglers, is that of all regimes.
         """
         if self.wait_for == self.ranks:
-            return self.regime._replace(links="unshaped", straggler="none")
+            return self.regime.undisturbed
         return self.regime
+
+    @property
+    def counts(self) -> bool:
+        """Whether it stands for its scheme: neither tuning, nor ranks alone."""
+        return self.seed != TUNING_SEED and self.scheme != ALONE
 
     @property
     def wait_for(self) -> int | None:
@@ -156,7 +170,7 @@ class Race:
 
         The sketch waits for all where nobody is late, so that nothing is left for later.
         """
-        if self.scheme in (*WAITS_FOR_ALL, ALONE):
+        if self.scheme in _ALL_RANKS:
             return self.ranks
         if self.scheme == "sketch":
             return self.ranks if self.straggler == "none" else None
@@ -168,7 +182,7 @@ class Race:
 
         Otherwise no update could be made while rank 0 itself is late.
         """
-        return self.scheme not in (*WAITS_FOR_ALL, ALONE) and self.straggler != "none"
+        return self.scheme not in _ALL_RANKS and self.straggler != "none"
 
     @property
     def hosts(self) -> list[int]:
@@ -204,10 +218,10 @@ class Race:
 def tuning(regimes: Iterable[Regime], schemes: Iterable[str]) -> list[Race]:
     """Every point of the grid for every scheme, wherever it is tuned, on a seed that is not raced, in random order."""
     schemes = list(schemes)
-    wanted = [_race(regime, scheme, TUNING_SEED, 0) for regime in regimes for scheme in schemes]
+    wanted = [regime.race(scheme, TUNING_SEED, 0) for regime in regimes for scheme in schemes]
     tuned = dict.fromkeys((race.tuned_in, race.scheme) for race in wanted)
     races = [
-        _race(regime, scheme, TUNING_SEED, point)
+        regime.race(scheme, TUNING_SEED, point)
         for regime, scheme in tuned
         for point in range(len(WORKLOADS[regime.workload].grid))
     ]
@@ -218,16 +232,12 @@ def tuning(regimes: Iterable[Regime], schemes: Iterable[str]) -> list[Race]:
 def races(points: Mapping[tuple[Regime, str], int], seeds: Iterable[int]) -> list[Race]:
     """The races at the chosen points, in random order, so that a drift of the machine's speed favours nobody."""
     seeds = list(seeds)
-    planned = [_race(regime, scheme, seed, point) for (regime, scheme), point in points.items() for seed in seeds]
+    planned = [regime.race(scheme, seed, point) for (regime, scheme), point in points.items() for seed in seeds]
     random.Random(1).shuffle(planned)
     return planned
 
 
 def alone(regimes: Iterable[Regime], seeds: Iterable[int]) -> list[Race]:
     """What each workload takes on so many ranks that exchange nothing."""
-    wanted = dict.fromkeys(regime._replace(links="unshaped", straggler="none") for regime in regimes)
-    return [_race(regime, ALONE, seed, 0) for regime in wanted for seed in seeds]
-
-
-def _race(regime: Regime, scheme: str, seed: int, point: int) -> Race:
-    return Race(regime.workload, regime.links, regime.straggler, scheme, seed, point, regime.ranks)
+    wanted = dict.fromkeys(regime.undisturbed for regime in regimes)
+    return [regime.race(ALONE, seed, 0) for regime in wanted for seed in seeds]

@@ -54,7 +54,7 @@ class Results:
         if race.seed != TUNING_SEED:
             return workload.limit_s
         same = [row for row in self.rows if (row["seed"], row["scheme"]) == (TUNING_SEED, race.scheme)]
-        walls = [row["wall_s"] for row in same if regime_of(row) == race.regime and row["reached"]]
+        walls = [row["wall_s"] for row in same if race_of(row).regime == race.regime and row["reached"]]
         return min([workload.tuning_limit_s, *(_BEYOND * wall for wall in walls)])
 
     def tuned(self) -> dict[tuple[Regime, str], int]:
@@ -64,14 +64,15 @@ class Results:
         """
         best: dict[tuple[Regime, str], tuple[tuple[float, float], int]] = {}
         for row in self.rows:
-            if row["seed"] != TUNING_SEED:
+            race = race_of(row)
+            if race.seed != TUNING_SEED:
                 continue
-            key = regime_of(row), row["scheme"]
+            key = race.regime, race.scheme
             time_s = row["time_to_target_s"] if row["reached"] else math.inf
-            waits_for_all = race_of(row).wait_for == row["ranks"]
+            waits_for_all = race.wait_for == race.ranks
             merit = (row["updates"] if waits_for_all and row["reached"] else time_s, time_s)
             if key not in best or merit < best[key][0]:
-                best[key] = merit, row["point"]
+                best[key] = merit, race.point
         return {key: point for key, (_, point) in best.items()}
 
 
@@ -116,14 +117,10 @@ def standings(rows: Iterable[Row]) -> dict[Regime, list[Standing]]:
     rows = list(rows)
     grouped: dict[Regime, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["seed"] != TUNING_SEED and row["scheme"] != ALONE:
-            grouped[regime_of(row)][row["scheme"]].append(row)
+        race = race_of(row)
+        if race.counts:
+            grouped[race.regime][race.scheme].append(row)
     return {regime: _ranked(schemes, alone_s(rows, regime)) for regime, schemes in sorted(grouped.items())}
-
-
-def regime_of(row: Row) -> Regime:
-    """Where it was run."""
-    return Regime(row["workload"], row["links"], row["straggler"], row["ranks"])
 
 
 def race_of(row: Row) -> Race:
@@ -133,8 +130,8 @@ def race_of(row: Row) -> Race:
 
 def alone_s(rows: Iterable[Row], regime: Regime) -> float:
     """Least seconds of an update of ranks that compute like the regime's and exchange nothing; 0 where not measured."""
-    found = [row for row in rows if row["scheme"] == ALONE and not row["failed"]]
-    here = [row for row in found if (row["workload"], row["ranks"]) == (regime.workload, regime.ranks)]
+    apart = [row for row in rows if row["scheme"] == ALONE and not row["failed"]]
+    here = [row for row in apart if race_of(row).regime == regime.undisturbed]
     return min((update_s(row) for row in here), default=0.0)
 
 

@@ -1,8 +1,6 @@
 """The race: what is planned, hosts that are really apart, one race for real, and what its rows come to."""
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -26,19 +24,16 @@ from experiments.bench.race.results import Results, bound_s, standings
 from experiments.bench.race.table import markdown
 from experiments.bench.race.testbed import ShapedHosts
 from experiments.train import CONFIG_PATH
+from tests.experiments.bench.hosts import needs_root, tell
 
 EVEN = Regime("mlp", "even", "none")
 UNSHAPED = EVEN._replace(links="unshaped")
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"),
-    reason="network namespaces need root and iproute2",
-)
 
 
 def row(scheme="ddp", seed=0, time_s=10.0, regime=EVEN, point=0, **others):
     reached = time_s is not None
     return {
-        **asdict(Race(*regime[:3], scheme, seed, point, regime.ranks)),
+        **asdict(regime.race(scheme, seed, point)),
         **{"reached": reached, "time_to_target_s": time_s, "failed": None, "wall_s": 15.0},
         **{
             "updates": 10,
@@ -92,11 +87,11 @@ def test_the_soonest_point_is_raced_and_slow_ones_are_not_followed_to_their_end(
 
     assert again.rows == results.rows
     assert again.tuned() == {(EVEN, "ddp"): 1}
-    assert again.has(Race(*EVEN[:3], "ddp", TUNING_SEED, 2))
-    assert not again.has(Race(*EVEN[:3], "ddp", TUNING_SEED, 3))
-    assert again.limit_s(Race(*EVEN[:3], "ddp", TUNING_SEED, 3)) == 1.25 * 30.0
-    assert again.limit_s(Race(*EVEN[:3], "lwpd", TUNING_SEED, 3)) == WORKLOADS["mlp"].tuning_limit_s
-    assert again.limit_s(Race(*EVEN[:3], "ddp", 0, 3)) == WORKLOADS["mlp"].limit_s
+    assert again.has(EVEN.race("ddp", TUNING_SEED, 2))
+    assert not again.has(EVEN.race("ddp", TUNING_SEED, 3))
+    assert again.limit_s(EVEN.race("ddp", TUNING_SEED, 3)) == 1.25 * 30.0
+    assert again.limit_s(EVEN.race("lwpd", TUNING_SEED, 3)) == WORKLOADS["mlp"].tuning_limit_s
+    assert again.limit_s(EVEN.race("ddp", 0, 3)) == WORKLOADS["mlp"].limit_s
 
 
 def test_where_all_are_waited_for_the_fewest_updates_win_whatever_the_machine_did_meanwhile(tmp_path):
@@ -156,7 +151,7 @@ def test_the_bound_of_computing_is_that_of_ranks_that_exchange_nothing():
 
 def test_races_of_other_numbers_of_workers_are_other_regimes():
     more = EVEN._replace(ranks=16)
-    assert Race(*EVEN[:3], "ddp", 0, 0).name != Race(*EVEN[:3], "ddp", 0, 0, ranks=16).name
+    assert EVEN.race("ddp", 0, 0).name != more.race("ddp", 0, 0).name
     assert list(standings([row(), row(regime=more)])) == [EVEN, more]
 
 
@@ -165,33 +160,7 @@ def test_hosts_reach_each_other_and_their_bytes_are_counted():
     said = os.urandom(100_000)
     with ShapedHosts(2, mbit=100.0) as bed:
         first, second = bed.hosts
-        listening, told = os.pipe()
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                second.enter()
-                with socket.create_server((second.address, 5000)) as server:
-                    os.write(told, b"!")
-                    link, _ = server.accept()
-                    heard = b""
-                    while piece := link.recv(65536):
-                        heard += piece
-                code = 0 if heard == said else 2
-            finally:
-                os._exit(code)
-        os.read(listening, 1)
-        speaker = os.fork()
-        if not speaker:
-            code = 1
-            try:
-                first.enter()
-                with socket.create_connection((second.address, 5000), 10) as link:
-                    link.sendall(said)
-                code = 0
-            finally:
-                os._exit(code)
-        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in (speaker, child)] == [0, 0]
+        assert tell(first, second, said) == [0, 0]
         assert 100_000 < first.traffic().sent < 110_000
         assert 100_000 < second.traffic().received < 110_000
     assert not [name for name in os.listdir("/run/netns") if name == first.namespace]

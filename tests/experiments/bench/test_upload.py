@@ -1,22 +1,15 @@
 """Codewords and decoded gradients are told apart from what all hosts sent together, headers and all."""
 
-import os
-import shutil
-import socket
-
 import pytest
 
 from experiments.bench.race.testbed import ShapedHosts
 from experiments.bench.upload import DTYPES, Cable, FixedRun, separate
 from experiments.train import CONFIG_PATH
 from lwpd_lightning.coding.wire import wire_format
+from tests.experiments.bench.hosts import needs_root, tell
 
 PARAMETERS = 1_000_000
 FIXED, CODEWORD, UPDATE = 700_000, 2_350_000, 33_000_000
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"),
-    reason="network namespaces need root and iproute2",
-)
 
 
 def row(updates, arrivals_mean, update_dtype, sent=None, resyncs=0):
@@ -84,35 +77,8 @@ def test_interfaces_count_the_header_of_every_segment(cabled):
     said = bytes(3_000_000)
     with ShapedHosts(2, mbit=1000.0) as bed:
         first, second = bed.hosts
-        listening, told = os.pipe()
-        children = [os.fork()]
-        if not children[0]:
-            code = 1
-            try:
-                second.enter()
-                with socket.create_server((second.address, 5000)) as server:
-                    os.write(told, b"!")
-                    link, _ = server.accept()
-                    left = len(said)
-                    while piece := link.recv(65536):
-                        left -= len(piece)
-                code = 0 if left == 0 else 2
-            finally:
-                os._exit(code)
-        os.read(listening, 1)
-        children.append(os.fork())
-        if not children[1]:
-            code = 1
-            try:
-                first.enter()
-                if cabled:
-                    Cable().setup(None, None, "fit")
-                with socket.create_connection((second.address, 5000), 10) as link:
-                    link.sendall(said)
-                code = 0
-            finally:
-                os._exit(code)
-        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
+        prepare = (lambda: Cable().setup(None, None, "fit")) if cabled else lambda: None
+        assert tell(first, second, said, prepare) == [0, 0]
         sent = first.traffic().sent
     # 66 bytes of Ethernet, IP and TCP for each 1448 of the message.
     headers = 66 * len(said) / 1448
