@@ -5,14 +5,17 @@
 Rank 0 is worker 0 too; with "coordinator only" it computes no codeword (dedicated_coordinator=True).
 
 CPU: time of rank 0's thread inside the strategy, without the user's training_step and backward that run inside it; the
-optimizer's step and Lightning's loop are outside. ZeroMQ's own thread is told apart. All ranks share this machine's
-cores and caches, which only makes it more. Memory: what the process has grown by from the fit's start to its end,
-without gradients and the optimizer's state, on a model so large that little else counts.
+optimizer's step and Lightning's loop are outside. ZeroMQ's own thread is told apart. Rank 0 has one core for itself, as
+on a machine of its own, and its workers share the others; where there is only one core, all share it. Memory: what the
+process has grown by from the fit's start to its end, without gradients and the optimizer's state, on a model so large
+that little else counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +69,9 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
 
     class Clock(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-            if trainer.global_step == 20:
+            if trainer.global_step == 10:
+                _have_own_core()
+            elif trainer.global_step == 20:
                 spent.update(inside=0.0, model=0.0)
                 self.process, self.thread, self.wall = time.process_time(), time.thread_time(), time.perf_counter()
 
@@ -110,6 +115,15 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
         max_epochs=-1, max_steps=20 + updates, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(net, DataLoader(data, batch_size=256, shuffle=True, drop_last=True))  # fmt: skip
+
+
+def _have_own_core() -> None:
+    """Leave this process the first core, and its workers the others."""
+    own, *others = sorted(os.sched_getaffinity(0))
+    processes = {os.getpid(): {own}} | {worker.pid: set(others) for worker in multiprocessing.active_children()}
+    for process, cores in processes.items():
+        for thread in os.listdir(f"/proc/{process}/task"):
+            os.sched_setaffinity(int(thread), cores or {own})
 
 
 def _resident() -> int:

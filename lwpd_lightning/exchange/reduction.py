@@ -119,6 +119,7 @@ class Reduction:
     _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
     _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
     _residual: tuple[int, Slice, Tensor] | None = field(init=False, default=None)
+    _scattered: int = field(init=False, default=0)  # number of the decision whose gradient is in ``grad`` already
 
     def __post_init__(self) -> None:
         self._size = self.blocks.block_size
@@ -127,6 +128,7 @@ class Reduction:
     def offer(self, codeword: Codeword) -> None:
         """This rank's codeword, which must stay as it is until it is withdrawn."""
         self._offered = _Offered(codeword)
+        self._scattered = 0  # ``grad`` is the codeword's
 
     def withdraw(self) -> None:
         """The codeword that was offered last has been counted, or will never be."""
@@ -204,11 +206,20 @@ class Reduction:
             return self.complete(number)
         return number in self._decisions and self.memory.holds(number)
 
+    def prepare(self) -> None:
+        """Do ahead what `scatter` will do for the newest decision, if its parts are here: rank 0 makes its step now."""
+        if self.memory is None and self._scattered != self._newest and self.complete(self._newest):
+            self.scatter(self._newest)
+            self._scattered = self._newest
+
     def scatter(self, number: int) -> bool:
         """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``.
 
         Returns whether it is that: others may have begun to write over shared memory meanwhile.
         """
+        if self._scattered == number:
+            return True
+        self._scattered = 0
         decision = self._decisions[number]
         direction = self.code.at(decision.version).direction if self.along_direction else None
         self.blocks.scatter(
@@ -224,11 +235,13 @@ class Reduction:
             row = self.memory.parts[decision.number % len(self.memory.parts)]
             return row[: self.update_wire.nbytes(self._size)].view(self.blocks.dtype)[None]
         decoded = self._buffer(decision.rows)
-        for part, packed in self._packed_parts(decision):
-            into = decoded[:, part.start : part.stop]
-            if decision.rows == 1:
-                self.update_wire.unpack_into(packed, into[0])
-            else:
+        here = self._packed_parts(decision)
+        if decision.rows == 1:
+            sizes = [part.stop - part.start for part, _ in here]
+            self.update_wire.unpack_parts([packed for _, packed in here], sizes, decoded[0])
+        else:
+            for part, packed in here:
+                into = decoded[:, part.start : part.stop]
                 into.copy_(self.update_wire.unpack(packed, into.numel()).view(into.shape))
         return decoded
 
@@ -240,6 +253,7 @@ class Reduction:
             self.feedback.give_back(part.start, part.stop, residual)
         if self._residual is not None and self._residual[0] <= number:
             self._residual = None
+        self._scattered = 0  # the step may have clipped it
         self._decisions = {other: decision for other, decision in self._decisions.items() if other > number}
         self._parts = {other: parts for other, parts in self._parts.items() if other > number}
 
@@ -292,14 +306,17 @@ class Reduction:
     def _reduce_if_ready(self, decision: Decision) -> None:
         mine = self._share_of(self.ranks.me, decision)
         arrived = self._slices.get(decision.number, {})
-        others = [worker for worker in decision.workers if worker != self.ranks.me]
+        others = [worker for worker in sorted(decision.workers) if worker != self.ranks.me]
         if mine is None or (self.memory is None and not arrived.keys() >= set(others)):
             return
-        total = torch.zeros(decision.rows, mine.stop - mine.start, dtype=self.blocks.dtype)
+        length = mine.stop - mine.start
+        total = torch.zeros(decision.rows, length, dtype=self.blocks.dtype)
+        theirs = self.wire.unpack_each([self._slice(worker, mine, arrived) for worker in others], length)
         # In the order of their numbers, so that the sum does not depend on who was first.
-        for column in sorted(range(len(decision.workers)), key=decision.workers.__getitem__):
-            worker = decision.workers[column]
-            accumulate(total, decision.weights[:, column], self._slice(worker, mine, arrived))
+        for worker in sorted(decision.workers):
+            # Its own crosses no wire, so it need not be rounded.
+            values = self._own(mine) if worker == self.ranks.me else next(theirs)
+            accumulate(total, decision.weights[:, decision.workers.index(worker)], values)
         packed = self.update_wire.pack(total.flatten())
         if self.feedback is not None and self.feedback.takes_residuals and decision.rows == 1:
             lost = total[0] - self.update_wire.unpack(packed, total.numel())
@@ -307,15 +324,14 @@ class Reduction:
             self._residual = decision.number, mine, lost / own
         self._publish(decision, mine, packed)
 
+    def _own(self, mine: Slice) -> Tensor:
+        assert self._offered is not None
+        return self._offered.codeword.exact[mine.start : mine.stop].cpu()
+
     def _slice(self, worker: int, mine: Slice, arrived: dict[int, Tensor]) -> Tensor:
-        if worker == self.ranks.me:  # it crosses no wire, so it need not be rounded
-            assert self._offered is not None
-            return self._offered.codeword.exact[mine.start : mine.stop].cpu()
         if self.memory is None:
-            packed = arrived[worker]
-        else:
-            packed = self.wire.cut(self.memory.codewords[worker], self._size, mine.start, mine.stop)
-        return self.wire.unpack(packed, mine.stop - mine.start)
+            return arrived[worker]
+        return self.wire.cut(self.memory.codewords[worker], self._size, mine.start, mine.stop)
 
     def _publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
         header = self._header(Op.PART, decision, mine)

@@ -114,7 +114,10 @@ class Worker:
             self._receive(self._timeout_s)
             self._buffers.pack(self._buffer_values)
             while True:
-                if not self._catch_up() or self._codeword is not None or self._at not in self._versions:
+                caught_up = self._catch_up()
+                if not caught_up or self._codeword is not None or self._at not in self._versions:
+                    if caught_up:
+                        self._reduction.prepare()
                     if not self._receive(None):
                         return
                     continue

@@ -178,10 +178,40 @@ def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, update_wire, sh
         for rank in late:
             table.reductions[rank].begin(decision)
         table.deliver(order)
+        for rank in table.ranks:
+            if order.random() < 0.5:
+                table.reductions[rank].prepare()
         check(table, decision, codewords)
         for rank in table.ranks:
             table.reductions[rank].commit(number)
             table.reductions[rank].withdraw() if rank != COORDINATOR else None
+
+
+def test_a_gradient_that_was_decoded_ahead_stays_until_something_else_takes_its_place():
+    table = Table(uncoded(3), SHAPES[1])
+    worker = table.reductions[2]
+    gradients = []
+    for number in (1, 2):  # the second instead of the first
+        table.offer(number)
+        decision = table.decide(number, [1, 2, 0], number)
+        for rank in table.ranks:
+            table.reductions[rank].begin(decision)
+        worker.prepare()  # parts are missing
+        table.deliver(random.Random(number))
+        for p in worker.blocks.parameters:
+            p.grad = None
+        worker.prepare()
+        gradients.append(worker.blocks.gather())
+        assert torch.equal(gradients[-1], table.decoded(0, number))
+    assert not torch.equal(*gradients)
+
+    for p in worker.blocks.parameters:
+        p.grad = torch.ones_like(p)  # its next codeword's
+    table.offer(3)
+    assert worker.scatter(2)
+    assert torch.equal(worker.blocks.gather(), gradients[1])
+    assert worker.scatter(1)
+    assert torch.equal(worker.blocks.gather(), gradients[0])
 
 
 def test_the_sum_does_not_depend_on_who_was_first():
