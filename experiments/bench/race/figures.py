@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.bench.race.plan import OURS, Regime, links_of
-from experiments.bench.race.results import Row, Standing, race_of, standings
+from experiments.bench.race.results import Row, Standing, counting, race_of, standings
 from experiments.comparison import curves
 from experiments.comparison.find import local_runs
 from experiments.comparison.groups import group
@@ -41,8 +41,8 @@ def draw(rows: list[Row], out: Path) -> list[str]:
 
 def _draw_curves(regime: Regime, rows: list[Row], out: Path) -> list[str]:
     """The target metric against wall time and against bytes, over the seeds of each scheme."""
-    done = [race_of(row) for row in rows if not row["failed"]]
-    runs, _ = local_runs([out / "runs" / race.name for race in done if race.regime == regime and race.counts])
+    done = [race_of(row) for row in counting(rows) if not row["failed"]]
+    runs, _ = local_runs([out / "runs" / race.name for race in done if race.regime == regime])
     groups = group(runs, ["scheme"])
     written = []
     for axis in ("wall", "bytes"):

@@ -116,11 +116,17 @@ def standings(rows: Iterable[Row]) -> dict[Regime, list[Standing]]:
     """The schemes of each regime, fastest first; tuning runs do not count."""
     rows = list(rows)
     grouped: dict[Regime, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in counting(rows):
         race = race_of(row)
-        if race.counts:
-            grouped[race.regime][race.scheme].append(row)
+        grouped[race.regime][race.scheme].append(row)
     return {regime: _ranked(schemes, alone_s(rows, regime)) for regime, schemes in sorted(grouped.items())}
+
+
+def counting(rows: Iterable[Row]) -> list[Row]:
+    """The rows that stand for their schemes, each at the point of the grid that it was raced at last."""
+    rows = [row for row in rows if race_of(row).counts]
+    points = {(race_of(row).regime, row["scheme"]): row["point"] for row in rows}
+    return [row for row in rows if row["point"] == points[race_of(row).regime, row["scheme"]]]
 
 
 def race_of(row: Row) -> Race:

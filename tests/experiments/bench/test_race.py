@@ -119,6 +119,12 @@ def test_ratios_are_to_the_best_peer_and_races_that_missed_count():
     assert "| lwpd | not reached (1 of 3) |" in markdown(regime, found)
 
 
+def test_a_scheme_that_was_tuned_anew_stands_at_its_new_point_alone():
+    rows = [row(point=1, time_s=10.0), row(point=2, seed=0, time_s=7.0), row(point=2, seed=1, time_s=9.0)]
+    ((_, (found,)),) = standings(rows).items()
+    assert (found.point, found.runs, found.time_s) == (2, 2, 8.0)
+
+
 def test_the_bound_is_the_busiest_link_or_the_kth_fastest():
     # Nine updates after the first took 11.25 MB over 12.5 MB/s.
     assert bound_s(row()) == pytest.approx(1.25 / 12.5)
