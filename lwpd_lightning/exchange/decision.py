@@ -12,8 +12,9 @@ from torch import Tensor
 from lwpd_lightning.coding.wire import CHUNK
 from lwpd_lightning.exchange.header import Header, ProtocolError
 
-# A slice is no shorter than this: below, one more message costs its two ends more than it takes off a link.
-_LEAST_CHUNKS = 8
+# A slice is no shorter than this: below, messages cost ranks more than they take off links. Raced with the sketch of
+# 1.1M parameters, 32 ranks at 100 Mbit/s: 377 ms an update with 8, 303 ms with 32.
+_LEAST_CHUNKS = 32
 
 
 class Slice(NamedTuple):
@@ -28,8 +29,8 @@ class Slice(NamedTuple):
 def share_out(size: int, workers: tuple[int, ...]) -> tuple[Slice, ...]:
     """Cut ``size`` positions among workers, in equal numbers of int8 chunks; the last ones get none where it is short.
 
-    >>> share_out(20_000, (3, 1, 2))
-    (Slice(reducer=3, start=0, stop=10240), Slice(reducer=1, start=10240, stop=20000))
+    >>> share_out(80_000, (3, 1, 2))
+    (Slice(reducer=3, start=0, stop=39936), Slice(reducer=1, start=39936, stop=80000))
     """
     chunks = -(-size // CHUNK)
     reducers = workers[: max(1, chunks // _LEAST_CHUNKS)]

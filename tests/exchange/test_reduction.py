@@ -26,7 +26,7 @@ from lwpd_lightning.exchange.update import Codeword
 RUN = bytes(range(16))
 quick = settings(deadline=None, max_examples=25)
 CODES = [lwpd_code(8, 4, 2), lwpd_code(4, 4, 2), local_code(4, 4, 3), uncoded(3), lwpd_code(6, 3, 3)]
-SHAPES = [[(3,)], [(5, 3), (7,)], [(60, 50), (9,)], [(300, 200), (17,), (4, 4)]]
+SHAPES = [[(3,)], [(5, 3), (7,)], [(60, 50), (9,)], [(600, 300), (17,), (4, 4)]]
 
 
 @dataclass
