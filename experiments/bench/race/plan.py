@@ -109,6 +109,17 @@ WORKLOADS = {
         limit_s=240.0,
         tuning_limit_s=80.0,
     ),
+    "cnn": Workload(
+        "race_cnn",
+        (
+            ("model.optimizer.lr=0.05",),
+            ("model.optimizer.lr=0.1",),
+            ("model.optimizer.lr=0.2", "model.optimizer.momentum=0.0"),
+            ("model.optimizer.lr=0.5", "model.optimizer.momentum=0.0"),
+        ),
+        limit_s=240.0,
+        tuning_limit_s=80.0,
+    ),
     "gpt": Workload(
         "race_gpt",
         (
