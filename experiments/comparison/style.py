@@ -13,12 +13,13 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.comparison.groups import SCHEMES, Group
 
 COLUMN = 3.5  # inches: one column of a two-column page
 DPI = 200
+PLAIN = "{x:g}"  # of ticks on logarithmic axes, which matplotlib writes as powers
 
 # Okabe and Ito's palette, told apart under all common colour blindness, for the schemes that are most often drawn
 # together; the others are shades of theirs, with a marker of their own.
@@ -100,7 +101,7 @@ def log_where_asked(axes: Axes, lowest: float, highest: float) -> None:
     if lowest > 0 and highest > 10 * lowest:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(PLAIN)
         axes.xaxis.set_minor_locator(NullLocator())
 
 

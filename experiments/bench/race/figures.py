@@ -7,18 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from matplotlib.ticker import FuncFormatter
-
 from experiments.bench.race.plan import OURS, Regime, links_of
 from experiments.bench.race.results import Row, Standing, counting, race_of, standings
 from experiments.comparison import curves
 from experiments.comparison.find import local_runs
 from experiments.comparison.groups import group
-from experiments.comparison.style import COLOURS, COLUMN, MARKERS, drawing
+from experiments.comparison.style import COLOURS, COLUMN, MARKERS, PLAIN, drawing
 
 BESIDE = ("ddp", "k_sync", "powersgd")
 _FLOAT32_BYTES = 4
-_plain = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def upload_over_compute(rows: Iterable[Row]) -> float | None:
@@ -86,8 +83,8 @@ def _draw(series: list[tuple[float, dict[str, Standing]]], path: Path) -> None:
                     axes.plot(*zip(*line, strict=True), color=COLOURS[scheme], marker=MARKERS[scheme], label=scheme)
             axes.axhline(1, color="0.6", linewidth=0.6)
             axes.set(xscale="log", yscale="log", title=f"against {peer}", xlabel="upload time / compute time")
-            axes.xaxis.set_minor_formatter(_plain)
-            axes.xaxis.set_major_formatter(_plain)
-            axes.yaxis.set_major_formatter(_plain)
+            axes.xaxis.set_minor_formatter(PLAIN)
+            axes.xaxis.set_major_formatter(PLAIN)
+            axes.yaxis.set_major_formatter(PLAIN)
         panels[0].set_ylabel("speed ratio, above 1: faster")
         panels[-1].legend()
