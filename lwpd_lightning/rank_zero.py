@@ -3,6 +3,7 @@ coded update."""
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.coding import BlockMap, ternary
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
@@ -43,6 +44,10 @@ from lwpd_lightning.worker_rank import serve
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.fabric.plugins import ClusterEnvironment
+
+log = logging.getLogger(__name__)
+
+_FAST = "pip install 'lwpd-lightning[fast]'"
 
 
 class CodedFit:
@@ -105,6 +110,8 @@ class CodedFit:
             TimeoutError: a worker did not join in ``timeout_s``.
         """
         environment, external = self._environment, self._environment.creates_processes_externally
+        if self._settings.wire_dtype == "ternary" and ternary.compiled() is None:
+            log.warning("numpy packs the ternary codewords; numba is many times as fast: %s", _FAST)
         host = rendezvous.resolve(environment.main_address) if self._elsewhere else rendezvous.LOOPBACK
         port = environment.main_port if self._elsewhere else 0
         listener = None if _agent_serves_store() else rendezvous.listen(host, port)

@@ -61,7 +61,8 @@ class LWPDStrategy(ParallelStrategy):
             "drop" it: its worker goes on with the newest.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
         wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value, with
-            error_feedback) or "float64"; None: as the gradient is (float32, or float64 at 64-true).
+            error_feedback; best with numba, ``pip install 'lwpd-lightning[fast]'``) or "float64"; None: as the gradient
+            is (float32, or float64 at 64-true).
         update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
             None: as the gradient is. With another, K = n is no longer equal to single-process training.
         error_feedback: what a wire_dtype below float32 lost, what a sketch's row left out and what a dropped codeword

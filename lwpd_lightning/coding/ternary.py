@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,11 +13,20 @@ from torch import Tensor
 
 DIGITS = 5  # in a byte: 3^5 = 243 of its 256 values are used
 # Just under the mean, whose float32 sum may be off by a few parts in a million: the largest |x| must reach it.
-_BELOW_THE_MEAN = 1 - 1e-5
+BELOW_THE_MEAN = 1 - 1e-5
 # Sums are of x * 2^-11: they stay finite where x is, and lose nothing but what is next to the smallest numbers.
 _SCALE = 2.0**-11
 _ROWS = 128  # that the host takes at a time: half a megabyte stays in a core's cache
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@functools.cache
+def compiled() -> ModuleType | None:
+    """The same for the host, compiled; None where numba is not installed, or not for this numpy."""
+    try:
+        return importlib.import_module("lwpd_lightning.coding.ternary_compiled")
+    except ImportError:
+        return None
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +45,11 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     A row with a value that is not finite has the level NaN. Otherwise the level is finite, and 0 for a row of zeros.
     """
     if rows.device.type == "cpu":
-        some = [_quantise_on_host(piece.numpy()) for piece in torch.split(rows, _ROWS)]
+        if (kernels := compiled()) is not None:
+            on_host = torch.empty(len(rows)), torch.empty(len(rows), -(-rows.shape[1] // DIGITS), dtype=torch.uint8)
+            kernels.quantise(rows.numpy(), on_host[0].numpy(), on_host[1].numpy())
+            return on_host
+        some = [_quantise_by_numpy(piece.numpy()) for piece in torch.split(rows, _ROWS)]
         return torch.cat([levels for levels, _ in some]), torch.cat([digits for _, digits in some])
     levels, digits = _quantise_on_device(rows)
     return levels, _bytes(digits)
@@ -44,6 +60,13 @@ def dequantise(levels: Tensor, packed: Tensor, out: Tensor) -> None:
 
     A byte of 243 or more, which `quantise` never makes, is read with a last digit that stands for twice the level.
     """
+    if (kernels := compiled()) is not None:
+        kernels.dequantise(levels.numpy(), packed.numpy(), out.numpy())
+    else:
+        _dequantise_by_numpy(levels, packed, out)
+
+
+def _dequantise_by_numpy(levels: Tensor, packed: Tensor, out: Tensor) -> None:
     rest = packed.numpy()
     digits = np.empty((len(rest), DIGITS, rest.shape[1]), np.uint8)
     for p in range(DIGITS - 1):
@@ -56,7 +79,7 @@ def dequantise(levels: Tensor, packed: Tensor, out: Tensor) -> None:
     out.copy_(torch.from_numpy(signs)).mul_(levels[:, None])  # numpy's cast takes four times as long
 
 
-def _quantise_on_host(rows: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Tensor, Tensor]:
+def _quantise_by_numpy(rows: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Tensor, Tensor]:
     """`_quantise_on_device` in numpy, whose comparisons and byte arithmetic take a third of torch's time on a CPU."""
     m, length = rows.shape
     weights = np.full((length, 1), _SCALE, np.float32)
@@ -67,14 +90,14 @@ def _quantise_on_host(rows: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Tens
 
     with np.errstate(all="ignore"):
         magnitudes = np.abs(rows)
-        threshold = (total(magnitudes) * (_BELOW_THE_MEAN / length)).astype(np.float32)[:, None]
+        threshold = (total(magnitudes) * (BELOW_THE_MEAN / length)).astype(np.float32)[:, None]
         reaches, above = rows >= threshold, rows > -threshold
         bytes_ = reaches.view(np.uint8), above.view(np.uint8)
         count = length + bytes_[0].sum(1, dtype=np.uint16).astype(int) - bytes_[1].sum(1, dtype=np.uint16)
         np.maximum(magnitudes, threshold, out=magnitudes)
         floor = threshold[:, 0].astype(np.float64)
         level = floor + (total(magnitudes) - length * floor) / np.maximum(count, 1)
-        levels = np.minimum(level, _FLOAT32_MAX).astype(np.float32)
+        levels = np.minimum(level, FLOAT32_MAX).astype(np.float32)
     digits = np.ones((m, -(-length // DIGITS) * DIGITS), np.uint8)
     np.add(bytes_[0], bytes_[1], out=digits[:, :length])
     return torch.from_numpy(levels), torch.from_numpy(_bytes(digits.reshape(m, DIGITS, -1)))
@@ -84,12 +107,12 @@ def _quantise_on_device(rows: Tensor) -> tuple[Tensor, Tensor]:
     """(m, L) -> (m,) levels and (m, 5, ceil(L/5)) digits 0, 1 and 2."""
     m, length = rows.shape
     magnitudes = rows.abs()
-    threshold = (magnitudes.sum(1, dtype=torch.float64) * (_BELOW_THE_MEAN / length)).float()[:, None]
+    threshold = (magnitudes.sum(1, dtype=torch.float64) * (BELOW_THE_MEAN / length)).float()[:, None]
     reaches, above = rows >= threshold, rows > -threshold
     count = length + reaches.sum(1) - above.sum(1)
     # The sum of those that reach it, by what they have above it: no second mask.
     excess = (torch.maximum(magnitudes, threshold).double() - threshold).sum(1)
-    levels = (threshold[:, 0] + excess / count.clamp(min=1)).clamp(max=_FLOAT32_MAX).float()
+    levels = (threshold[:, 0] + excess / count.clamp(min=1)).clamp(max=FLOAT32_MAX).float()
     digits = torch.ones(m, -(-length // DIGITS) * DIGITS, dtype=torch.uint8, device=rows.device)
     torch.add(reaches.byte(), above.byte(), out=digits[:, :length])
     return levels, digits.view(m, DIGITS, -1)

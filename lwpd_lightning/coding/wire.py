@@ -1,16 +1,13 @@
 """How a codeword looks as bytes: float64, float32, bfloat16, scaled int8 or ternary."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from lwpd_lightning.coding.ternary import DIGITS, dequantise, quantise
+from lwpd_lightning.coding.ternary import DIGITS, compiled, dequantise, quantise
 
-# Ternary codewords that are read in one pass, in values: what a pass costs whatever it reads is little beside more, and
-# the values of all are in memory at a time.
-_TOGETHER = 1 << 19
 CHUNK = 1024  # values that share one scale or level: 0.4 % of int8, 2 % of ternary; an outlier coarsens its neighbours
 
 
@@ -63,15 +60,6 @@ class WireFormat(ABC):
     def unpack_into(self, payload: Tensor, out: Tensor) -> None:
         """Write the values of a packed codeword to ``out``, (size,) of a float dtype and contiguous."""
         out.copy_(self.unpack(payload, out.numel()))
-
-    def unpack_parts(self, payloads: Sequence[Tensor], sizes: Sequence[int], out: Tensor) -> None:
-        """Write several packed codewords, one after the other, to ``out``: (sum(sizes),), float and contiguous."""
-        for payload, part in zip(payloads, torch.split(out, list(sizes)), strict=True):
-            self.unpack_into(payload, part)
-
-    def unpack_each(self, payloads: Sequence[Tensor], size: int) -> Iterator[Tensor]:
-        """`unpack` of each of several packed codewords of ``size`` values."""
-        return (self.unpack(payload, size) for payload in payloads)
 
     @abstractmethod
     def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
@@ -160,6 +148,9 @@ class _Ternary(WireFormat):
     name = "ternary"
     code = 5
 
+    def __init__(self) -> None:
+        compiled()  # before ranks are forked, so that they need not compile it again
+
     def nbytes(self, size: int) -> int:
         return 4 * -(-size // CHUNK) + _ternary_bytes(size)
 
@@ -186,27 +177,6 @@ class _Ternary(WireFormat):
             self._write(payload, out)
         else:
             super().unpack_into(payload, out)
-
-    def unpack_parts(self, payloads: Sequence[Tensor], sizes: Sequence[int], out: Tensor) -> None:
-        if any(size % CHUNK for size in sizes[:-1]):
-            super().unpack_parts(payloads, sizes, out)
-        else:
-            self.unpack_into(self._joined(payloads, sizes), out)
-
-    def unpack_each(self, payloads: Sequence[Tensor], size: int) -> Iterator[Tensor]:
-        together = len(payloads) * size
-        if size % CHUNK or not 0 < together <= _TOGETHER:
-            return super().unpack_each(payloads, size)
-        joined = self._joined(payloads, [size] * len(payloads))
-        return iter(torch.split(self.unpack(joined, together), size))
-
-    def _joined(self, payloads: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        """One packed codeword of several, of which all but the last are of whole chunks: the inverse of `cut`."""
-        for payload, size in zip(payloads, sizes, strict=True):
-            self._check(payload, size)
-        starts = [self.nbytes(size) - _ternary_bytes(size) for size in sizes]
-        levels = [payload[:start] for payload, start in zip(payloads, starts, strict=True)]
-        return torch.cat(levels + [payload[start:] for payload, start in zip(payloads, starts, strict=True)])
 
     def _read(self, payload: Tensor, size: int) -> Tensor:
         values = torch.empty(size)

@@ -236,12 +236,11 @@ class Reduction:
             return row[: self.update_wire.nbytes(self._size)].view(self.blocks.dtype)[None]
         decoded = self._buffer(decision.rows)
         here = self._packed_parts(decision)
-        if decision.rows == 1:
-            sizes = [part.stop - part.start for part, _ in here]
-            self.update_wire.unpack_parts([packed for _, packed in here], sizes, decoded[0])
-        else:
-            for part, packed in here:
-                into = decoded[:, part.start : part.stop]
+        for part, packed in here:
+            into = decoded[:, part.start : part.stop]
+            if decision.rows == 1:
+                self.update_wire.unpack_into(packed, into[0])
+            else:
                 into.copy_(self.update_wire.unpack(packed, into.numel()).view(into.shape))
         return decoded
 
@@ -311,17 +310,17 @@ class Reduction:
             return
         length = mine.stop - mine.start
         total = torch.zeros(decision.rows, length, dtype=self.blocks.dtype)
-        theirs = self.wire.unpack_each([self._slice(worker, mine, arrived) for worker in others], length)
         # In the order of their numbers, so that the sum does not depend on who was first.
         for worker in sorted(decision.workers):
             # Its own crosses no wire, so it need not be rounded.
-            values = self._own(mine) if worker == self.ranks.me else next(theirs)
+            own = worker == self.ranks.me
+            values = self._own(mine) if own else self.wire.unpack(self._slice(worker, mine, arrived), length)
             accumulate(total, decision.weights[:, decision.workers.index(worker)], values)
         packed = self.update_wire.pack(total.flatten())
         if self.feedback is not None and self.feedback.takes_residuals and decision.rows == 1:
             lost = total[0] - self.update_wire.unpack(packed, total.numel())
-            own = float(decision.weights[0, decision.workers.index(mine.reducer)])
-            self._residual = decision.number, mine, lost / own
+            weight = float(decision.weights[0, decision.workers.index(mine.reducer)])
+            self._residual = decision.number, mine, lost / weight
         self._publish(decision, mine, packed)
 
     def _own(self, mine: Slice) -> Tensor:
@@ -339,8 +338,9 @@ class Reduction:
         if self.memory is not None:
             recipients = [address for address in recipients if address == COORDINATOR]
             packed = self._place(decision, mine.reducer).copy_(packed)
+        message = self.messages.pack(header, packed)
         for address in recipients:
-            self.send(address, self.messages.pack(header, packed))
+            self.send(address, message)
         self._parts.setdefault(decision.number, {})[mine.reducer] = packed
 
     def _packed_parts(self, decision: Decision) -> list[tuple[Slice, Tensor]]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lwpd_lightning.coding import ternary
@@ -12,6 +12,14 @@ from lwpd_lightning.coding.ternary import dequantise, quantise
 from lwpd_lightning.coding.wire import CHUNK, wire_format
 
 TERNARY = wire_format("ternary")
+
+
+@pytest.fixture(autouse=True, params=["numba", "numpy"])
+def host(request, monkeypatch):
+    """Every rule holds for both, and both are there: numba is one of the development tools."""
+    assert ternary.compiled() is not None
+    if request.param == "numpy":
+        monkeypatch.setattr(ternary, "compiled", lambda: None)
 
 
 def values_of(size, seed, spread):
@@ -113,3 +121,28 @@ def test_host_and_device_arithmetic_agree():
     out = torch.empty(20, 100)
     dequantise(levels, packed, out)
     assert set((out / levels[:, None]).round().unique().tolist()) <= {-1.0, 0.0, 1.0}
+
+
+@settings(deadline=None, max_examples=60)
+@given(m=st.integers(1, 9), length=st.integers(1, 2 * CHUNK), seed=st.integers(0, 2**32), spread=st.integers(0, 8))
+def test_compiled_and_numpy_agree(m, length, seed, spread):
+    rows = values_of(m * length, seed, spread).view(m, length)
+    means = rows.abs().double().mean(1, keepdim=True)
+    # Where a value lies at the threshold, to rounding, either may be right.
+    assume(not bool(((rows.abs() / means - 1).abs() < 2e-5).any()))
+    numpys, compileds = ternary._quantise_by_numpy(rows.numpy()), quantise(rows)
+    torch.testing.assert_close(compileds[0], numpys[0], rtol=1e-5, atol=1e-30)
+    assert torch.equal(compileds[1], numpys[1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(m=st.integers(1, 9), length=st.integers(1, 2 * CHUNK), seed=st.integers(0, 2**32))
+def test_compiled_and_numpy_read_the_same_bits(m, length, seed):
+    """Also from bytes that nobody writes: ranks with and without numba must make the same step."""
+    random = torch.Generator().manual_seed(seed)
+    levels = torch.rand(m, generator=random)
+    packed = torch.randint(0, 256, (m, -(-length // 5)), generator=random).byte()
+    outs = torch.full((2, m, length), math.nan)
+    dequantise(levels, packed, outs[0])
+    ternary._dequantise_by_numpy(levels, packed, outs[1])
+    assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32))

@@ -140,38 +140,6 @@ def test_a_payload_of_another_length_is_refused(name):
         wire.unpack(payload.view(torch.int8), 10)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "ternary"])
-@QUICK
-@given(data=st.data())
-def test_several_codewords_are_read_as_each_by_itself(name, data):
-    wire = wire_format(name)
-    whole = st.integers(0, 3).map(lambda chunks: 1024 * chunks)
-    sizes = [*data.draw(st.lists(whole, max_size=3)), data.draw(st.integers(1, 2100))]
-    if data.draw(st.booleans()):
-        sizes = sizes[::-1]  # a short one in between
-    parts = [torch.randn(size, generator=seeded(i)) for i, size in enumerate(sizes)]
-    payloads = [wire.pack(part) for part in parts]
-    each = [wire.unpack(payload, size).float() for payload, size in zip(payloads, sizes, strict=True)]
-    out = torch.full((sum(sizes),), math.nan)
-    wire.unpack_parts(payloads, sizes, out)
-    assert torch.equal(out, torch.cat(each))
-
-    size = sizes[-1]
-    same = [wire.pack(torch.randn(size, generator=seeded(i))) for i in range(data.draw(st.integers(0, 5)))]
-    read = list(wire.unpack_each(same, size))
-    assert len(read) == len(same)
-    assert all(torch.equal(values, wire.unpack(payload, size)) for values, payload in zip(read, same, strict=True))
-
-
-def test_one_of_several_codewords_of_another_length_is_refused():
-    wire = wire_format("ternary")
-    payloads = [wire.pack(torch.ones(size)) for size in (1024, 2048)]
-    with pytest.raises(ValueError, match="size=1024"):
-        list(wire.unpack_each(payloads, 1024))
-    with pytest.raises(ValueError, match="size=2048"):
-        wire.unpack_parts(payloads, (2048, 1024), torch.empty(3072))
-
-
 @pytest.mark.parametrize(
     ("call", "needle"),
     [

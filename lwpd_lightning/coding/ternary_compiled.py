@@ -1,0 +1,117 @@
+"""`ternary.quantise` and `ternary.dequantise` on the host, compiled by numba, which is an extra.
+
+numpy passes over a codeword some twenty times, and how fast its byte arithmetic is differs much between CPUs; these
+pass over each row three times while it is in the cache. The first process on a machine compiles them, for some seconds,
+and keeps them beside this file or in the user's cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from lwpd_lightning.coding.ternary import BELOW_THE_MEAN, FLOAT32_MAX
+
+_REORDERED = {"reassoc", "contract"}  # sums in as many lanes as the CPU has; NaN, infinities and zeros as they are
+
+
+def _compiled(*signature: str, **options: Any) -> Callable[[Any], Any]:
+    njit: Any = numba.njit  # has types in some versions only
+
+    def compile_(function: Any) -> Any:
+        try:
+            return njit(*signature, cache=True, **options)(function)
+        except RuntimeError:  # there is no directory to keep it in
+            return njit(*signature, **options)(function)
+
+    return compile_
+
+
+@_compiled(fastmath=_REORDERED)
+def _total(row, zero):  # type: ignore[no-untyped-def]
+    total = zero
+    for j in range(len(row)):
+        total += abs(row[j])
+    return total
+
+
+@_compiled(fastmath=_REORDERED)
+def _reaching(row, threshold, zero):  # type: ignore[no-untyped-def]
+    """How many |x| reach the threshold, and the sum of what they have above it."""
+    excess, count = zero, np.int32(0)
+    for j in range(len(row)):
+        magnitude = abs(row[j])
+        count += np.int32(magnitude >= threshold)
+        excess += max(magnitude, threshold) - threshold
+    return count, excess
+
+
+@_compiled()
+def _digit(x, threshold, place):  # type: ignore[no-untyped-def]
+    zero, value = np.int32(0), np.int32(place)
+    return (value if x >= threshold else zero) - (value if x <= -threshold else zero)
+
+
+@_compiled()
+def _pack(row, threshold, packed):  # type: ignore[no-untyped-def]
+    length, columns = len(row), len(packed)
+    full = max(0, length - 4 * columns)  # bytes of which all five digits are values
+    first, second, third, fourth = (
+        row[:columns], row[columns : 2 * columns], row[2 * columns : 3 * columns], row[3 * columns : 4 * columns]
+    )  # fmt: skip
+    fifth = row[4 * columns :]
+    for j in range(full):
+        digits = _digit(first[j], threshold, 1) + _digit(second[j], threshold, 3) + _digit(third[j], threshold, 9)
+        digits += _digit(fourth[j], threshold, 27) + _digit(fifth[j], threshold, 81)
+        packed[j] = np.uint8(digits + 121)  # 1 + 3 + 9 + 27 + 81: each digit plus one
+    for j in range(full, columns):
+        digits, place = 121, 1
+        for start in range(0, length - j, columns):
+            digits += _digit(row[start + j], threshold, place)
+            place *= 3
+        packed[j] = np.uint8(digits)
+
+
+@_compiled("void(f4[:, ::1], f4[::1], u1[:, ::1])")
+def quantise(rows, levels, packed):  # type: ignore[no-untyped-def]
+    """(m, L) rows -> (m,) levels and (m, ceil(L/5)) bytes, which are written in place."""
+    m, length = rows.shape
+    for i in range(m):
+        row = rows[i]
+        total = np.float64(_total(row, np.float32(0)))
+        wide = not math.isfinite(total)  # values so large that float32 cannot add them up, or not finite themselves
+        if wide:
+            total = _total(row, np.float64(0))
+        threshold = np.float32(total * (BELOW_THE_MEAN / length))
+        if wide:
+            count, excess = _reaching(row, np.float64(threshold), np.float64(0))
+        else:
+            count, narrow = _reaching(row, threshold, np.float32(0))
+            excess = np.float64(narrow)
+        level = min(np.float64(threshold) + excess / max(count, 1), FLOAT32_MAX)
+        levels[i] = np.float32(level) if math.isfinite(total) else np.float32(math.nan)
+        _pack(row, threshold, packed[i])
+
+
+@_compiled("void(f4[::1], u1[:, ::1], f4[:, ::1])")
+def dequantise(levels, packed, out):  # type: ignore[no-untyped-def]
+    """(m,) levels and (m, ceil(L/5)) bytes -> (m, L) values, which are written in place."""
+    m, length = out.shape
+    columns = packed.shape[1]
+    rest = np.empty(columns, np.uint8)
+    for i in range(m):
+        level, row = levels[i], out[i]
+        rest[:] = packed[i]
+        for place in range(4):
+            start = place * columns
+            for j in range(min(columns, length - start)):
+                third = np.uint8((np.uint16(rest[j]) * np.uint16(171)) >> np.uint16(9))
+                digit = np.uint8(rest[j] - np.uint8(third * np.uint8(3)))
+                rest[j] = third
+                row[start + j] = level * np.float32(np.int8(digit - np.uint8(1)))
+        for j in range(length - 4 * columns):
+            row[4 * columns + j] = level * np.float32(np.int8(rest[j] - np.uint8(1)))
