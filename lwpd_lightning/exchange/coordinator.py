@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -175,8 +175,7 @@ class Coordinator:
         self.version += 1
         self._open = _Open(epoch, batch_index)
         self._rule.open(self.version, time.monotonic(), void_older=void_older)
-        position = replace(
-            self._publication.header(Op.VERSION, self.version),
+        position = self._publication.header(Op.VERSION, self.version)._replace(
             epoch=epoch,
             batch_index=batch_index,
             global_step=global_step,
@@ -216,8 +215,8 @@ class Coordinator:
             if update.decision is not None and self._reduction.complete(update.decision.number):
                 return self._close(update, started)
             waits = True
-            self._check_deadline(deadline, self._awaited(update))
-            if time.monotonic() > report:
+            if time.monotonic() > min(report, deadline):
+                self._check_deadline(deadline, self._awaited(update))
                 report += _REPORT_S
                 log.warning("Update %d still waits for %s", self.version, self._awaited(update))
 
@@ -344,7 +343,7 @@ class Coordinator:
         )
         payload, rest = update.decision.pack()
         header = self._publication.header(Op.DECISION, self.version)
-        header = replace(header, elements=len(arrivals), decision=self._decisions)
+        header = header._replace(elements=len(arrivals), decision=self._decisions)
         self._reduction.announce(self._decisions)
         self._publication.send(self._others, header, payload, rest)
         try:

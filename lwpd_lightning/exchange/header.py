@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAGIC = b"LWPD"
 PROTOCOL_VERSION = 2
@@ -42,8 +42,7 @@ class Op(enum.IntEnum):
     STOP = 16  # coordinator -> worker: the fit is over
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """One message's header: who sends what, and which payload frames follow.
 
     Attributes:

@@ -111,7 +111,6 @@ class WorkerLinks:
         Raises:
             CoordinatorLost: that link ended, or nothing came in time.
         """
-        self._take()
         while not self._arrived:
             if not self._poller.poll(None if timeout_s is None else int(timeout_s * 1000)):
                 raise CoordinatorLost(f"nothing came from the coordinator for {timeout_s:g} s")

@@ -22,7 +22,7 @@ from lwpd_lightning.exchange.keys import RunKey
 Payload = bytes | memoryview
 
 _LINGER_MS = 1000
-_SMALL_BYTES = 4096
+_SMALL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Hub:
 
     def _receive(self) -> Message | None:
         try:
-            identity, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            identity, *frames = _receive(self._router)
         except zmq.Again:
             return None
         worker = self._by_key[str(frames[0].get("User-Id"))]
@@ -216,7 +216,7 @@ class Spoke:
     def take(self) -> list[memoryview] | None:
         """The next message's frames; None where none is there."""
         try:
-            return [frame.buffer for frame in self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)]
+            return [frame.buffer for frame in _receive(self._dealer)]
         except zmq.Again:
             return None
 
@@ -235,6 +235,14 @@ def _send(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:
         # Tracking a frame that ZeroMQ reads in place costs more than copying a small one.
         copy = len(frame) < _SMALL_BYTES
         socket.send(frame, zmq.NOBLOCK | (zmq.SNDMORE if number < last else 0), copy=copy)
+
+
+def _receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    # Half the time of `recv_multipart`, which asks the socket, and not the frame, whether there are more.
+    frames = [socket.recv(zmq.NOBLOCK, copy=False)]
+    while frames[-1].more:
+        frames.append(socket.recv(copy=False))
+    return frames
 
 
 def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:

@@ -90,6 +90,6 @@ def test_a_payload_of_another_size_is_refused(decision, surplus):
 @quick
 @given(decisions(), st.sampled_from([0, 2**63, 2**64 - 1]))
 def test_counts_that_lie_are_refused(decision, count):
-    header = replace(header_of(decision), elements=count)
+    header = header_of(decision)._replace(elements=count)
     with pytest.raises(ProtocolError, match=f"on {count} codewords"):
         Decision.unpack(header, *decision.pack(), decision.rows)

@@ -1,7 +1,6 @@
 """Messages by value and by reference: what a peer says about its payloads is never believed unchecked."""
 
 import multiprocessing
-from dataclasses import replace
 
 import pytest
 import torch
@@ -66,10 +65,11 @@ def test_memory_outside_the_arena_travels_by_value():
 
 
 def test_reading_by_value_copies_nothing():
-    frames = on_the_wire(Messages(RUN, None).pack(codeword(), torch.zeros(4, dtype=torch.uint8)))
-    _, payload, _ = Messages(RUN, None).read(frames)
-    frames[1][2] = 9
-    assert payload.tolist() == [0, 0, 9, 0]
+    for size, place in ((4, 0), (1 << 16, 1)):  # behind the header, and in a frame of its own
+        frames = on_the_wire(Messages(RUN, None).pack(codeword(), torch.zeros(size, dtype=torch.uint8)))
+        _, payload, _ = Messages(RUN, None).read(frames)
+        frames[place][-2] = 9
+        assert payload[-4:].tolist() == [0, 0, 9, 0]
 
 
 @quick
@@ -123,7 +123,7 @@ def test_sizes_that_lie_are_refused(payload, rest, sizes):
     messages = Messages(RUN, None)
     frames = messages.pack(codeword(), payload, rest)
     header, behind = frames[0][:HEADER_BYTES], frames[0][HEADER_BYTES:]
-    frames[0] = replace(Header.unpack(header, run_id=RUN), sizes=sizes).pack() + behind
+    frames[0] = Header.unpack(header, run_id=RUN)._replace(sizes=sizes).pack() + behind
     if sizes == (payload.numel(), rest.numel()):
         messages.read(on_the_wire(frames))
     else:
@@ -133,17 +133,24 @@ def test_sizes_that_lie_are_refused(payload, rest, sizes):
 
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_missing_and_surplus_frames_are_refused(count):
-    frames = [codeword(sizes=(5, 0)).pack(), *[b"12345"] * 8][:count]
+    frames = [codeword(sizes=(1 << 16, 0)).pack(), *[bytes(1 << 16)] * 8][:count]
     with pytest.raises(ProtocolError, match=f"{count} frames instead of 2"):
         Messages(RUN, None).read(on_the_wire(frames))
 
 
-def test_small_messages_are_one_frame():
+def test_a_short_payload_in_a_frame_of_its_own_is_refused():
+    with pytest.raises(ProtocolError, match="2 frames instead of 1"):
+        Messages(RUN, None).read(on_the_wire([codeword(sizes=(5, 0)).pack(), b"12345"]))
+
+
+@pytest.mark.parametrize(("size", "frames"), [(0, 1), (1 << 15, 1), ((1 << 15) + 1, 2)])
+def test_messages_with_short_payloads_are_one_frame(size, frames):
     messages = Messages(RUN, None)
-    frames = messages.pack(codeword(), rest=torch.arange(9, dtype=torch.uint8))
-    assert [len(frame) for frame in frames] == [HEADER_BYTES + 9]
-    _, payload, rest = messages.read(on_the_wire(frames))
-    assert payload.numel() == 0
+    packed = messages.pack(codeword(), torch.full((size,), 7, dtype=torch.uint8), torch.arange(9, dtype=torch.uint8))
+    assert len(packed) == frames
+    assert sum(len(frame) for frame in packed) == HEADER_BYTES + 9 + size
+    _, payload, rest = messages.read(on_the_wire(packed))
+    assert payload.tolist() == [7] * size
     assert rest.tolist() == list(range(9))
 
 
