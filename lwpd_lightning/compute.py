@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class CodewordComputation:
-    """One worker's codewords, one after the other, in one buffer that is written anew for each version.
+    """One worker's codewords, one after the other, in one buffer: its own, or the memory of error feedback.
 
     Every data part of every batch draws its randomness (dropout, augmentation on the device) from a stream of its own,
     so that two workers that compute the same task compute the same numbers.
@@ -77,7 +77,7 @@ class CodewordComputation:
     def begin(self, version: int) -> None:
         """Start a codeword."""
         self._version, self._started = version, time.monotonic()
-        if self._feedback is None:  # with one the codeword is written whole
+        if self._feedback is None:
             self._codeword.zero_()
         self._losses = []
         for callback in self._callbacks:
@@ -123,15 +123,16 @@ class CodewordComputation:
 
     def finish(self, batch: CodedBatch, touched: set[int]) -> tuple[Codeword, Contribution]:
         """The finished codeword, which stays as it is until the next `begin`, and what is told of it."""
+        codeword = self._codeword
         if self._feedback is not None:
-            self._feedback.codeword(self._version, out=self._codeword)
+            codeword = self._feedback.codeword(self._version)
             self._remembered |= touched
             touched = self._remembered  # what is taken off the memory must not be left out of the gradient
         for callback in self._callbacks:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()
         self._statistics.pack(statistics)
-        return Codeword(self._codeword, self._packed()), Contribution(
+        return Codeword(codeword, self._packed(codeword)), Contribution(
             version=self._version,
             touched=[position in touched for position in range(len(self.blocks.parameters))],
             loss=sum(self._losses) / len(self._losses),
@@ -140,10 +141,12 @@ class CodewordComputation:
             statistics=statistics,
         )
 
-    def _packed(self) -> Tensor:
-        packed = self._wire.pack(self._codeword)
+    def _packed(self, codeword: Tensor) -> Tensor:
+        packed = self._wire.pack(codeword)
         if self._slot is None:
-            return self._staging.to_host(packed)
+            packed = self._staging.to_host(packed)
+            # What travels must stay as it is, and the memory does not.
+            return packed if self._feedback is None or packed.data_ptr() != codeword.data_ptr() else packed.clone()
         return packed if packed.data_ptr() == self._slot.data_ptr() else self._slot.copy_(packed)
 
     def _loss(self, batch: CodedBatch, part: int) -> Tensor:

@@ -212,9 +212,10 @@ def _powers(sizes: list[list[int]], values: list[float]) -> list[float]:
 
 
 def _encoding(scheme: Scheme, code: Code, worker: int, block_map: BlockMap) -> Callable[[], None]:
-    codeword, wire = block_map.codeword(), wire_format(scheme.wire)
+    # Compiled kernels of other formats could not be counted; they make the same additions.
+    codeword, wire = block_map.codeword(), wire_format("float32")
     feedback = ErrorFeedback(code, worker, block_map) if scheme.feedback else None
-    sent = wire.unpack(wire.pack(codeword), block_map.block_size)
+    packed = wire.pack(codeword).clone()
     rows = {part: code.at(0).coefficients(worker)[part] for part in code.parts(worker)}
 
     def encode() -> None:
@@ -224,8 +225,8 @@ def _encoding(scheme: Scheme, code: Code, worker: int, block_map: BlockMap) -> C
             else:
                 feedback.add(part)
         if feedback is not None:
-            feedback.codeword(0, codeword)
-            feedback.settle(sent)
+            feedback.codeword(0)
+            feedback.settle(wire, packed)
 
     return encode
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.sketch import SketchCode
+from lwpd_lightning.coding.wire import WireFormat
+
+_NOTHING = slice(0, 0)
 
 
 class ErrorFeedback:
@@ -52,7 +53,8 @@ class ErrorFeedback:
         self._seen = torch.zeros(
             1 if self._rows is None else len(self._rows), blocks.block_size, dtype=blocks.dtype, device=blocks.device
         )
-        self._row = 0  # along which the codeword written last was seen
+        self._row = 0  # along which the codeword made last was seen
+        self._settled: tuple[slice, Tensor] | None = None  # where it arrived whole, and what that was
         # What is lost of the sum lies in the gradient's space: only there can it be given back.
         self.takes_residuals = self._rows is not None or code.blocks == 1
 
@@ -68,26 +70,43 @@ class ErrorFeedback:
         else:
             self._blocks.encode(self._code.coefficients(self._worker)[part], self._seen[0])
 
-    def codeword(self, version: int, out: Tensor) -> None:
-        """Write the codeword of a version, (d,), to ``out``."""
+    def codeword(self, version: int) -> Tensor:
+        """The codeword of a version, (d,): a view of the memory, as it is until that is settled or added to."""
         code = self._code.at(version)
-        self._row = code.row if isinstance(code, SketchCode) else 0
-        out.copy_(self._seen[self._row])
+        self._row, self._settled = code.row if isinstance(code, SketchCode) else 0, None
+        return self._seen[self._row]
 
     @torch.no_grad()
-    def settle(self, arrived: Tensor) -> None:
-        """Take off what arrives of the codeword written last: (d,), as the receiver will unpack it.
+    def settle(self, wire: WireFormat, packed: Tensor, whole: slice = _NOTHING) -> Tensor:
+        """Take off what arrives of the codeword that was made last; again, when something else does after all.
 
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
+
+        Args:
+            wire: how it travels.
+            packed: the codeword as it travels.
+            whole: positions at which it crosses no wire, and arrives as it is.
+
+        Returns:
+            What the codeword holds there.
         """
-        self._seen[self._row].sub_(arrived.to(self._seen))
+        codeword = self._seen[self._row]
+        if self._settled is not None:
+            before, kept = self._settled
+            wire.add_to(packed, codeword, 1.0)
+            codeword[before] = kept
+        kept = codeword[whole].clone()
+        self._settled = whole, kept
+        wire.add_to(packed, codeword, -1.0)
+        codeword[whole].zero_()
         # A row has no zeros: what is not finite in one row of the memory is in all others too.
-        if not math.isfinite(float(arrived.sum())):
+        if not wire.finite(packed, len(codeword)):
             self._seen.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        return kept
 
     @torch.no_grad()
     def give_back(self, start: int, stop: int, lost: Tensor) -> None:
-        """Add to the memory, along the row of the codeword written last, what positions ``start`` to ``stop`` lost.
+        """Add to the memory, along the row of the codeword made last, what positions ``start`` to ``stop`` lost.
 
         Args:
             start: first position.

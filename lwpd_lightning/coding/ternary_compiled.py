@@ -97,21 +97,38 @@ def quantise(rows, levels, packed):  # type: ignore[no-untyped-def]
         _pack(row, threshold, packed[i])
 
 
+@_compiled()
+def _unpack(packed, digits):  # type: ignore[no-untyped-def]
+    """The digits of a row's bytes, in the order of its values; ``digits`` has room for five a byte."""
+    columns = len(packed)
+    for j in range(columns):
+        digits[4 * columns + j] = packed[j]
+    rest = digits[4 * columns :]
+    for place in range(4):
+        into = digits[place * columns : (place + 1) * columns]
+        for j in range(columns):
+            third = np.uint8((np.uint16(rest[j]) * np.uint16(171)) >> np.uint16(9))
+            into[j] = np.uint8(rest[j] - np.uint8(third * np.uint8(3)))
+            rest[j] = third
+
+
 @_compiled("void(f4[::1], u1[:, ::1], f4[:, ::1])")
 def dequantise(levels, packed, out):  # type: ignore[no-untyped-def]
     """(m,) levels and (m, ceil(L/5)) bytes -> (m, L) values, which are written in place."""
-    m, length = out.shape
-    columns = packed.shape[1]
-    rest = np.empty(columns, np.uint8)
-    for i in range(m):
+    digits = np.empty(5 * packed.shape[1], np.uint8)
+    for i in range(len(levels)):
+        _unpack(packed[i], digits)
         level, row = levels[i], out[i]
-        rest[:] = packed[i]
-        for place in range(4):
-            start = place * columns
-            for j in range(min(columns, length - start)):
-                third = np.uint8((np.uint16(rest[j]) * np.uint16(171)) >> np.uint16(9))
-                digit = np.uint8(rest[j] - np.uint8(third * np.uint8(3)))
-                rest[j] = third
-                row[start + j] = level * np.float32(np.int8(digit - np.uint8(1)))
-        for j in range(length - 4 * columns):
-            row[4 * columns + j] = level * np.float32(np.int8(rest[j] - np.uint8(1)))
+        for j in range(len(row)):
+            row[j] = level * np.float32(np.int8(digits[j] - np.uint8(1)))
+
+
+@_compiled("void(f4[::1], u1[:, ::1], f4[:, ::1], f8)")
+def add(levels, packed, out, scale):  # type: ignore[no-untyped-def]
+    """Add ``scale`` times what `dequantise` would write to ``out``, and write it nowhere else."""
+    digits = np.empty(5 * packed.shape[1], np.uint8)
+    for i in range(len(levels)):
+        _unpack(packed[i], digits)
+        level, row = levels[i] * np.float32(scale), out[i]
+        for j in range(len(row)):
+            row[j] += level * np.float32(np.int8(digits[j] - np.uint8(1)))

@@ -1,5 +1,6 @@
 """How a codeword looks as bytes: float64, float32, bfloat16, scaled int8 or ternary."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -60,6 +61,14 @@ class WireFormat(ABC):
     def unpack_into(self, payload: Tensor, out: Tensor) -> None:
         """Write the values of a packed codeword to ``out``, (size,) of a float dtype and contiguous."""
         out.copy_(self.unpack(payload, out.numel()))
+
+    def add_to(self, payload: Tensor, out: Tensor, scale: float) -> None:
+        """Add ``scale`` times the values of a packed codeword to ``out``, (size,) of a float dtype, on any device."""
+        out.add_(self.unpack(payload, out.numel()).to(out.device), alpha=scale)
+
+    def finite(self, payload: Tensor, size: int) -> bool:
+        """Whether all values of a packed codeword are finite."""
+        return math.isfinite(float(self.unpack(payload, size).sum()))
 
     @abstractmethod
     def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
@@ -178,18 +187,36 @@ class _Ternary(WireFormat):
         else:
             super().unpack_into(payload, out)
 
+    def add_to(self, payload: Tensor, out: Tensor, scale: float) -> None:
+        kernels = compiled()
+        if kernels is None or out.dtype != torch.float32 or out.device.type != "cpu":
+            super().add_to(payload, out, scale)
+            return
+        self._check(payload, out.numel())
+        for levels, packed, values in self._pieces(payload, out):
+            kernels.add(levels.numpy(), packed.numpy(), values.numpy(), scale)
+
+    def finite(self, payload: Tensor, size: int) -> bool:
+        return bool(self._levels(payload, size).isfinite().all())
+
     def _read(self, payload: Tensor, size: int) -> Tensor:
         values = torch.empty(size)
         self._write(payload, values)
         return values.to(payload.device)
 
     def _write(self, payload: Tensor, values: Tensor) -> None:
-        size = values.numel()
-        header = self.nbytes(size) - _ternary_bytes(size)
+        for levels, packed, some in self._pieces(payload.cpu(), values):
+            dequantise(levels, packed, some)
+
+    def _levels(self, payload: Tensor, size: int) -> Tensor:
         # A slice behind an odd header cannot be viewed as wider values.
-        levels, packed = payload[:header].clone().view(torch.float32).cpu(), payload[header:].cpu()
+        return payload[: self.nbytes(size) - _ternary_bytes(size)].clone().view(torch.float32)
+
+    def _pieces(self, payload: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        size = values.numel()
+        levels, packed = self._levels(payload, size), payload[self.nbytes(size) - _ternary_bytes(size) :]
         for chunks, bytes_, span, shape in _same_lengths(size):
-            dequantise(levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape))
+            yield levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape)
 
 
 def _ternary_bytes(size: int) -> int:

@@ -78,10 +78,10 @@ class Ranks:
 
 @dataclass
 class _Offered:
-    """This rank's codeword, and the decision by which it was taken off the memory: none while it does not count."""
+    """This rank's codeword, and what it held where this rank adds up, once the rest may have been taken off it."""
 
     codeword: Codeword
-    settled: Decision | None = None
+    own: Tensor | None = None
 
 
 @dataclass
@@ -157,11 +157,8 @@ class Reduction:
         if self.ranks.me in decision.workers:
             if self.memory is None:
                 self._send_slices(decision)
-                self._settle(decision)  # while the slices travel
-                self._reduce_if_ready(decision)
-            else:
-                self._reduce_if_ready(decision)
-                self._settle(decision)
+            self._settle(decision)
+            self._reduce_if_ready(decision)
         if misfits:
             # First one that counts: without it the update is decided again, while the others' were not needed.
             raise min(misfits, key=lambda misfit: misfit.worker not in decision.workers)
@@ -276,22 +273,11 @@ class Reduction:
             self.send(self.ranks.address(part.reducer), self.messages.pack(header, packed))
 
     def _settle(self, decision: Decision) -> None:
-        offered = self._offered
-        assert offered is not None
-        if self.feedback is None:
-            return
-        if offered.settled is not None:  # decided again, since somebody died: this rank adds up another slice now
-            self.feedback.settle(self._arrived(offered.codeword, offered.settled).neg_())
-        self.feedback.settle(self._arrived(offered.codeword, decision))
-        offered.settled = decision
-
-    def _arrived(self, codeword: Codeword, decision: Decision) -> Tensor:
-        """What arrives of this rank's codeword, (d,): valid until the next gradient is decoded."""
-        arrived = self._buffer(decision.rows)[0]
-        self.wire.unpack_into(codeword.packed, arrived)
-        if (mine := self._share_of(self.ranks.me, decision)) is not None:
-            arrived[mine.start : mine.stop] = codeword.exact[mine.start : mine.stop]
-        return arrived
+        assert self._offered is not None
+        if self.feedback is not None:
+            mine = self._share_of(self.ranks.me, decision)
+            whole = slice(0, 0) if mine is None else slice(mine.start, mine.stop)
+            self._offered.own = self.feedback.settle(self.wire, self._offered.codeword.packed, whole)
 
     def _buffer(self, rows: int) -> Tensor:
         if self._decoded.shape[0] != rows:
@@ -310,22 +296,26 @@ class Reduction:
             return
         length = mine.stop - mine.start
         total = torch.zeros(decision.rows, length, dtype=self.blocks.dtype)
+        weights = dict(zip(decision.workers, decision.weights.T.tolist(), strict=True))
         # In the order of their numbers, so that the sum does not depend on who was first.
         for worker in sorted(decision.workers):
-            # Its own crosses no wire, so it need not be rounded.
-            own = worker == self.ranks.me
-            values = self._own(mine) if own else self.wire.unpack(self._slice(worker, mine, arrived), length)
-            accumulate(total, decision.weights[:, decision.workers.index(worker)], values)
+            if worker == self.ranks.me:  # its own crosses no wire, so it need not be rounded
+                accumulate(total, weights[worker], self._own(mine))
+            elif decision.rows == 1:
+                self.wire.add_to(self._slice(worker, mine, arrived), total[0], weights[worker][0])
+            else:
+                accumulate(total, weights[worker], self.wire.unpack(self._slice(worker, mine, arrived), length))
         packed = self.update_wire.pack(total.flatten())
         if self.feedback is not None and self.feedback.takes_residuals and decision.rows == 1:
-            lost = total[0] - self.update_wire.unpack(packed, total.numel())
-            weight = float(decision.weights[0, decision.workers.index(mine.reducer)])
-            self._residual = decision.number, mine, lost / weight
+            lost = total[0].clone() if packed.data_ptr() == total.data_ptr() else total[0]
+            self.update_wire.add_to(packed, lost, -1.0)
+            self._residual = decision.number, mine, lost / weights[mine.reducer][0]
         self._publish(decision, mine, packed)
 
     def _own(self, mine: Slice) -> Tensor:
         assert self._offered is not None
-        return self._offered.codeword.exact[mine.start : mine.stop].cpu()
+        own = self._offered.own
+        return (self._offered.codeword.exact[mine.start : mine.stop] if own is None else own).cpu()
 
     def _slice(self, worker: int, mine: Slice, arrived: dict[int, Tensor]) -> Tensor:
         if self.memory is None:

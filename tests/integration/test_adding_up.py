@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -133,8 +132,8 @@ def test_codewords_that_came_after_a_decision_count_when_it_is_decided_again(mon
     [
         (Op.PART, lambda header, *payloads: (header, payloads[0][:-4], *payloads[1:]), r"^worker 1 sent \d+ bytes for"),
         (Op.READY, lambda header, *payloads: (header, payloads[0], payloads[1][1:]), "^READY with 0 and 3 bytes$"),
-        (Op.READY, lambda header, *payloads: (replace(header, worker=2), *payloads), "in the name of worker 2$"),
-        (Op.READY, lambda header, *payloads: (replace(header, compute_s=math.nan), *payloads), "^READY after nan s$"),
+        (Op.READY, lambda header, *payloads: (header._replace(worker=2), *payloads), "in the name of worker 2$"),
+        (Op.READY, lambda header, *payloads: (header._replace(compute_s=math.nan), *payloads), "^READY after nan s$"),
     ],
     ids=["part", "flags", "name", "seconds"],
 )
