@@ -38,6 +38,7 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
 
     from experiments.bench.perceptron import Perceptron
     from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
+    from lwpd_lightning.coding.wire import wire_format
     from lwpd_lightning.rank_zero import CodedFit
 
     spent = {"inside": 0.0, "model": 0.0}
@@ -109,6 +110,7 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
     data = TensorDataset(torch.randn(4096, 64), torch.randint(0, 10, (4096,)))
     net = Perceptron((hidden, hidden), lr=0.01)
     net.net(data.tensors[0][:256])  # what a first call allocates is the model's
+    wire_format("ternary")  # loads numba, some 100 MB whatever the model
     before = _resident()
     pl.Trainer(
         accelerator="cpu", devices=workers + dedicated, strategy=strategies[scheme](), callbacks=[Clock()],

@@ -104,7 +104,12 @@ class BlockMap:
 
     @torch.no_grad()
     def scatter(
-        self, decoded: Tensor, touched: Sequence[bool] | None, direction: Sequence[float] | None = None
+        self,
+        decoded: Tensor,
+        touched: Sequence[bool] | None,
+        direction: Sequence[float] | None = None,
+        *,
+        views: bool = False,
     ) -> None:
         """Set every parameter's ``grad`` to its part of a decoded gradient.
 
@@ -114,6 +119,7 @@ class BlockMap:
             touched: one entry a parameter; where False, ``grad`` becomes None, as if no backward pass had reached it.
                 None: all are set.
             direction: B numbers.
+            views: ``decoded`` is for nobody else: where it is the gradient as it stands, it is not copied.
 
         Raises:
             ValueError: for a buffer of another shape, or a wrong number of entries in ``touched`` or ``direction``.
@@ -122,9 +128,13 @@ class BlockMap:
         if touched is not None and len(touched) != len(self.parameters):
             raise ValueError(f"touched has {len(touched)} entries: give one for each of {len(self.parameters)} params.")
         along = None if direction is None else self._checked(direction)
+        views = views and self.blocks == 1 and along is None
         for i, (p, part) in enumerate(zip(self.parameters, torch.split(decoded, self._chunks, dim=1), strict=True)):
             if touched is not None and not touched[i]:
                 p.grad = None
+                continue
+            if views and p.dtype == part.dtype and p.is_contiguous():
+                p.grad = part.view(p.shape)
                 continue
             if p.grad is None or p.grad.shape != p.shape or p.grad.layout != torch.strided:
                 p.grad = torch.empty_like(p)

@@ -219,10 +219,12 @@ class Reduction:
         self._scattered = 0
         decision = self._decisions[number]
         direction = self.code.at(decision.version).direction if self.along_direction else None
+        decoded = self._decode(decision)
         self.blocks.scatter(
-            self._decode(decision).to(self.blocks.device),
+            decoded.to(self.blocks.device),
             decision.touched,
             None if direction is None else direction.tolist(),
+            views=decoded is self._decoded,  # and not memory that others read
         )
         return self.memory is None or self.memory.holds(number)
 

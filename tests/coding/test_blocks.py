@@ -110,6 +110,22 @@ def test_scatter_undoes_gather_and_leaves_untouched_gradients_none(parameters, b
 
 
 @settings(deadline=None, max_examples=100)
+@given(models(), st.integers(1, 3))
+def test_scattered_views_are_what_is_scattered(parameters, blocks):
+    block_map = BlockMap(parameters, blocks)
+    decoded = torch.randn(blocks, block_map.block_size, dtype=block_map.dtype)
+    block_map.scatter(decoded, None)
+    copies = [p.grad.clone() for p in block_map.parameters]
+    block_map.scatter(decoded, None, views=True)
+    for p, copy in zip(block_map.parameters, copies, strict=True):
+        assert (p.grad.dtype, p.grad.shape) == (p.dtype, p.shape)
+        assert torch.equal(p.grad, copy)
+        as_it_stands = blocks == 1 and p.is_contiguous() and p.dtype == decoded.dtype
+        shared = p.grad.untyped_storage().data_ptr() == decoded.untyped_storage().data_ptr()
+        assert shared == as_it_stands or not p.numel()
+
+
+@settings(deadline=None, max_examples=100)
 @given(models(), st.integers(1, 7), st.booleans(), st.data())
 def test_scatter_along_a_direction_against_the_dense_reference(parameters, blocks, forget, data):
     block_map = BlockMap(parameters, blocks)
