@@ -59,7 +59,8 @@ class CodewordComputation:
         self._feedback = feedback
         self._wire, self._slot, self._staging = wire, slot, Staging(blocks.device)
         in_place = slot is not None and wire.name == dtype_name(blocks.dtype)
-        self._codeword = slot.view(blocks.dtype) if slot is not None and in_place else blocks.codeword()
+        if feedback is None:  # otherwise codewords lie in its memory
+            self._codeword = slot.view(blocks.dtype) if slot is not None and in_place else blocks.codeword()
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
         self._losses: list[float] = []
@@ -123,8 +124,9 @@ class CodewordComputation:
 
     def finish(self, batch: CodedBatch, touched: set[int]) -> tuple[Codeword, Contribution]:
         """The finished codeword, which stays as it is until the next `begin`, and what is told of it."""
-        codeword = self._codeword
-        if self._feedback is not None:
+        if self._feedback is None:
+            codeword = self._codeword
+        else:
             codeword = self._feedback.codeword(self._version)
             self._remembered |= touched
             touched = self._remembered  # what is taken off the memory must not be left out of the gradient

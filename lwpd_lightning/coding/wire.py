@@ -63,7 +63,7 @@ class WireFormat(ABC):
         out.copy_(self.unpack(payload, out.numel()))
 
     def add_to(self, payload: Tensor, out: Tensor, scale: float) -> None:
-        """Add ``scale`` times the values of a packed codeword to ``out``, (size,) of a float dtype, on any device."""
+        """Add ``scale`` times the values of a packed codeword to ``out``: (size,) of a float dtype and contiguous."""
         out.add_(self.unpack(payload, out.numel()).to(out.device), alpha=scale)
 
     def finite(self, payload: Tensor, size: int) -> bool:

@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 
