@@ -123,7 +123,7 @@ class CodewordComputation:
         return touched
 
     def finish(self, batch: CodedBatch, touched: set[int]) -> tuple[Codeword, Contribution]:
-        """The finished codeword, which stays as it is until the next `begin`, and what is told of it."""
+        """The finished codeword, as it is until the next `begin` or until it is settled, and what is told of it."""
         if self._feedback is None:
             codeword = self._codeword
         else:

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FAST = "pip install 'lwpd-lightning[fast]'"
-
 
 class CodedFit:
     """One fit over coded exchange, from `start` (before the first batch) to `stop`.
@@ -111,7 +109,9 @@ class CodedFit:
         """
         environment, external = self._environment, self._environment.creates_processes_externally
         if self._settings.wire_dtype == "ternary" and ternary.compiled() is None:
-            log.warning("numpy packs the ternary codewords; numba is many times as fast: %s", _FAST)
+            log.warning(
+                "numpy packs the ternary codewords; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
+            )
         host = rendezvous.resolve(environment.main_address) if self._elsewhere else rendezvous.LOOPBACK
         port = environment.main_port if self._elsewhere else 0
         listener = None if _agent_serves_store() else rendezvous.listen(host, port)

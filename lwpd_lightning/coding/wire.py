@@ -161,13 +161,13 @@ class _Ternary(WireFormat):
         compiled()  # before ranks are forked, so that they need not compile it again
 
     def nbytes(self, size: int) -> int:
-        return 4 * -(-size // CHUNK) + _ternary_bytes(size)
+        return _level_bytes(size) + _ternary_bytes(size)
 
     def pack(self, codeword: Tensor) -> Tensor:
         size = codeword.numel()
         values = codeword.detach().float().contiguous()
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
-        header = payload.numel() - _ternary_bytes(size)
+        header = _level_bytes(size)
         levels, packed = payload[:header].view(torch.float32), payload[header:]
         for chunks, bytes_, span, shape in _same_lengths(size):
             level, row = quantise(values[span].view(shape))
@@ -176,7 +176,7 @@ class _Ternary(WireFormat):
         return payload
 
     def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
-        header = self.nbytes(size) - _ternary_bytes(size)
+        header = _level_bytes(size)
         levels = payload[4 * (start // CHUNK) : 4 * -(-stop // CHUNK)]
         return torch.cat([levels, payload[header + _ternary_bytes(start) : header + _ternary_bytes(stop)]])
 
@@ -210,13 +210,17 @@ class _Ternary(WireFormat):
 
     def _levels(self, payload: Tensor, size: int) -> Tensor:
         # A slice behind an odd header cannot be viewed as wider values.
-        return payload[: self.nbytes(size) - _ternary_bytes(size)].clone().view(torch.float32)
+        return payload[: _level_bytes(size)].clone().view(torch.float32)
 
     def _pieces(self, payload: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         size = values.numel()
-        levels, packed = self._levels(payload, size), payload[self.nbytes(size) - _ternary_bytes(size) :]
+        levels, packed = self._levels(payload, size), payload[_level_bytes(size) :]
         for chunks, bytes_, span, shape in _same_lengths(size):
             yield levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape)
+
+
+def _level_bytes(size: int) -> int:
+    return 4 * -(-size // CHUNK)
 
 
 def _ternary_bytes(size: int) -> int:
