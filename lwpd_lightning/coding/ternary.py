@@ -22,7 +22,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @functools.cache
 def compiled() -> ModuleType | None:
-    """`ternary_compiled`: the same for the host; None where numba is not installed, or does not take this numpy."""
+    """`ternary_compiled`: the same for whole codewords on the host; None where numba is not installed, or does not take this numpy."""
     try:
         return importlib.import_module("lwpd_lightning.coding.ternary_compiled")
     except ImportError:
@@ -45,10 +45,6 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     A row with a value that is not finite has the level NaN. Otherwise the level is finite, and 0 for a row of zeros.
     """
     if rows.device.type == "cpu":
-        if (kernels := compiled()) is not None:
-            on_host = torch.empty(len(rows)), torch.empty(len(rows), -(-rows.shape[1] // DIGITS), dtype=torch.uint8)
-            kernels.quantise(rows.numpy(), on_host[0].numpy(), on_host[1].numpy())
-            return on_host
         some = [_quantise_by_numpy(piece.numpy()) for piece in torch.split(rows, _ROWS)]
         return torch.cat([levels for levels, _ in some]), torch.cat([digits for _, digits in some])
     levels, digits = _quantise_on_device(rows)
@@ -60,13 +56,6 @@ def dequantise(levels: Tensor, packed: Tensor, out: Tensor) -> None:
 
     A byte of 243 or more, which `quantise` never makes, is read with a last digit that stands for twice the level.
     """
-    if (kernels := compiled()) is not None:
-        kernels.dequantise(levels.numpy(), packed.numpy(), out.numpy())
-    else:
-        _dequantise_by_numpy(levels, packed, out)
-
-
-def _dequantise_by_numpy(levels: Tensor, packed: Tensor, out: Tensor) -> None:
     rest = packed.numpy()
     digits = np.empty((len(rest), DIGITS, rest.shape[1]), np.uint8)
     for p in range(DIGITS - 1):

@@ -1,4 +1,4 @@
-"""`ternary.quantise` and `ternary.dequantise` on the host, compiled by numba, which is an extra.
+"""Ternary codewords on the host, compiled by numba, which is an extra: the bytes and values of `ternary`'s numpy.
 
 numpy passes over a codeword some twenty times, and how fast its byte arithmetic is differs much between CPUs; these
 pass over each row three times while it is in the cache. The first process on a machine compiles them, for some seconds,
@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from lwpd_lightning.coding.ternary import BELOW_THE_MEAN, FLOAT32_MAX
+from lwpd_lightning.coding.ternary import BELOW_THE_MEAN, DIGITS, FLOAT32_MAX
 
 _REORDERED = {"reassoc", "contract"}  # sums in as many lanes as the CPU has; NaN, infinities and zeros as they are
 
@@ -76,25 +76,36 @@ def _pack(row, threshold, packed):  # type: ignore[no-untyped-def]
         packed[j] = np.uint8(digits)
 
 
-@_compiled("void(f4[:, ::1], f4[::1], u1[:, ::1])")
-def quantise(rows, levels, packed):  # type: ignore[no-untyped-def]
-    """(m, L) rows -> (m,) levels and (m, ceil(L/5)) bytes, which are written in place."""
-    m, length = rows.shape
-    for i in range(m):
-        row = rows[i]
-        total = np.float64(_total(row, np.float32(0)))
-        wide = not math.isfinite(total)  # values so large that float32 cannot add them up, or not finite themselves
-        if wide:
-            total = _total(row, np.float64(0))
-        threshold = np.float32(total * (BELOW_THE_MEAN / length))
-        if wide:
-            count, excess = _reaching(row, np.float64(threshold), np.float64(0))
-        else:
-            count, narrow = _reaching(row, threshold, np.float32(0))
-            excess = np.float64(narrow)
-        level = min(np.float64(threshold) + excess / max(count, 1), FLOAT32_MAX)
-        levels[i] = np.float32(level) if math.isfinite(total) else np.float32(math.nan)
-        _pack(row, threshold, packed[i])
+@_compiled()
+def _level_and_threshold(row):  # type: ignore[no-untyped-def]
+    length = len(row)
+    total = np.float64(_total(row, np.float32(0)))
+    wide = not math.isfinite(total)  # values so large that float32 cannot add them up, or not finite themselves
+    if wide:
+        total = _total(row, np.float64(0))
+    threshold = np.float32(total * (BELOW_THE_MEAN / length))
+    if wide:
+        count, excess = _reaching(row, np.float64(threshold), np.float64(0))
+    else:
+        count, narrow = _reaching(row, threshold, np.float32(0))
+        excess = np.float64(narrow)
+    level = min(np.float64(threshold) + excess / max(count, 1), FLOAT32_MAX)
+    return np.float32(level) if math.isfinite(total) else np.float32(math.nan), threshold
+
+
+@_compiled("void(f4[::1], i8, u1[::1])")
+def pack(values, chunk, payload):  # type: ignore[no-untyped-def]
+    """(d,) values -> the (nbytes(d),) bytes of `wire.wire_format("ternary")` with one level for each ``chunk``."""
+    size = len(values)
+    levels = np.empty(-(-size // chunk), np.float32)
+    offset = 4 * len(levels)
+    for i in range(len(levels)):
+        row = values[i * chunk : min(size, (i + 1) * chunk)]
+        columns = -(-len(row) // DIGITS)
+        levels[i], threshold = _level_and_threshold(row)
+        _pack(row, threshold, payload[offset : offset + columns])
+        offset += columns
+    payload[: 4 * len(levels)] = levels.view(np.uint8)
 
 
 @_compiled()
@@ -112,23 +123,41 @@ def _unpack(packed, digits):  # type: ignore[no-untyped-def]
             rest[j] = third
 
 
-@_compiled("void(f4[::1], u1[:, ::1], f4[:, ::1])")
-def dequantise(levels, packed, out):  # type: ignore[no-untyped-def]
-    """(m,) levels and (m, ceil(L/5)) bytes -> (m, L) values, which are written in place."""
-    digits = np.empty(5 * packed.shape[1], np.uint8)
+@_compiled()
+def _levels(payload, size, chunk):  # type: ignore[no-untyped-def]
+    # Copied: behind an odd header they are not aligned.
+    return payload[: 4 * -(-size // chunk)].copy().view(np.float32)
+
+
+@_compiled("void(u1[::1], i8, f4[::1])")
+def unpack(payload, chunk, out):  # type: ignore[no-untyped-def]
+    """Write the (d,) values of what `pack` made."""
+    size = len(out)
+    levels = _levels(payload, size, chunk)
+    digits = np.empty(DIGITS * -(-chunk // DIGITS), np.uint8)
+    offset = 4 * len(levels)
     for i in range(len(levels)):
-        _unpack(packed[i], digits)
-        level, row = levels[i], out[i]
+        row = out[i * chunk : min(size, (i + 1) * chunk)]
+        columns = -(-len(row) // DIGITS)
+        _unpack(payload[offset : offset + columns], digits)
+        offset += columns
+        level = levels[i]
         for j in range(len(row)):
             row[j] = level * np.float32(np.int8(digits[j] - np.uint8(1)))
 
 
-@_compiled("void(f4[::1], u1[:, ::1], f4[:, ::1], f8)")
-def add(levels, packed, out, scale):  # type: ignore[no-untyped-def]
-    """Add ``scale`` times what `dequantise` would write to ``out``, and write it nowhere else."""
-    digits = np.empty(5 * packed.shape[1], np.uint8)
+@_compiled("void(u1[::1], i8, f4[::1], f8)")
+def add(payload, chunk, out, scale):  # type: ignore[no-untyped-def]
+    """Add ``scale`` times what `unpack` would write to ``out``, and write it nowhere else."""
+    size = len(out)
+    levels = _levels(payload, size, chunk)
+    digits = np.empty(DIGITS * -(-chunk // DIGITS), np.uint8)
+    offset = 4 * len(levels)
     for i in range(len(levels)):
-        _unpack(packed[i], digits)
-        level, row = levels[i] * np.float32(scale), out[i]
+        row = out[i * chunk : min(size, (i + 1) * chunk)]
+        columns = -(-len(row) // DIGITS)
+        _unpack(payload[offset : offset + columns], digits)
+        offset += columns
+        level = levels[i] * np.float32(scale)
         for j in range(len(row)):
             row[j] += level * np.float32(np.int8(digits[j] - np.uint8(1)))

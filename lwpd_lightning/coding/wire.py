@@ -167,6 +167,9 @@ class _Ternary(WireFormat):
         size = codeword.numel()
         values = codeword.detach().float().contiguous()
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
+        if values.device.type == "cpu" and (kernels := compiled()) is not None:
+            kernels.pack(values.numpy(), CHUNK, payload.numpy())
+            return payload
         header = _level_bytes(size)
         levels, packed = payload[:header].view(torch.float32), payload[header:]
         for chunks, bytes_, span, shape in _same_lengths(size):
@@ -193,8 +196,7 @@ class _Ternary(WireFormat):
             super().add_to(payload, out, scale)
             return
         self._check(payload, out.numel())
-        for levels, packed, values in self._pieces(payload, out):
-            kernels.add(levels.numpy(), packed.numpy(), values.numpy(), scale)
+        kernels.add(payload.cpu().numpy(), CHUNK, out.numpy(), scale)
 
     def finite(self, payload: Tensor, size: int) -> bool:
         return bool(self._levels(payload, size).isfinite().all())
@@ -205,18 +207,17 @@ class _Ternary(WireFormat):
         return values.to(payload.device)
 
     def _write(self, payload: Tensor, values: Tensor) -> None:
-        for levels, packed, some in self._pieces(payload.cpu(), values):
-            dequantise(levels, packed, some)
+        payload, size = payload.cpu(), values.numel()
+        if (kernels := compiled()) is not None:
+            kernels.unpack(payload.numpy(), CHUNK, values.numpy())
+            return
+        levels, packed = self._levels(payload, size), payload[_level_bytes(size) :]
+        for chunks, bytes_, span, shape in _same_lengths(size):
+            dequantise(levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape))
 
     def _levels(self, payload: Tensor, size: int) -> Tensor:
         # A slice behind an odd header cannot be viewed as wider values.
         return payload[: _level_bytes(size)].clone().view(torch.float32)
-
-    def _pieces(self, payload: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        size = values.numel()
-        levels, packed = self._levels(payload, size), payload[_level_bytes(size) :]
-        for chunks, bytes_, span, shape in _same_lengths(size):
-            yield levels[chunks], packed[bytes_].view(shape[0], -1), values[span].view(shape)
 
 
 def _level_bytes(size: int) -> int:

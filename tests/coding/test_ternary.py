@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.coding import ternary
+from lwpd_lightning.coding import ternary, ternary_compiled
 from lwpd_lightning.coding.ternary import dequantise, quantise
 from lwpd_lightning.coding.wire import CHUNK, wire_format
 
@@ -130,19 +130,29 @@ def test_compiled_and_numpy_agree(m, length, seed, spread):
     means = rows.abs().double().mean(1, keepdim=True)
     # Where a value lies at the threshold, to rounding, either may be right.
     assume(not bool(((rows.abs() / means - 1).abs() < 2e-5).any()))
-    numpys, compileds = ternary._quantise_by_numpy(rows.numpy()), quantise(rows)
-    torch.testing.assert_close(compileds[0], numpys[0], rtol=1e-5, atol=1e-30)
-    assert torch.equal(compileds[1], numpys[1])
+    levels, packed = quantise(rows)
+    payload = torch.empty(4 * m + packed.numel(), dtype=torch.uint8)
+    ternary_compiled.pack(rows.flatten().numpy(), length, payload.numpy())
+    torch.testing.assert_close(payload[: 4 * m].view(torch.float32), levels, rtol=1e-5, atol=1e-30)
+    assert torch.equal(payload[4 * m :], packed.flatten())
 
 
 @settings(deadline=None, max_examples=60)
-@given(m=st.integers(1, 9), length=st.integers(1, 2 * CHUNK), seed=st.integers(0, 2**32))
-def test_compiled_and_numpy_read_the_same_bits(m, length, seed):
-    """Also from bytes that nobody writes: ranks with and without numba must make the same step."""
+@given(
+    m=st.integers(1, 9), length=st.integers(1, 2 * CHUNK), seed=st.integers(0, 2**32), offset=st.integers(0, 7),
+    scale=st.floats(-4, 4, width=32),
+)  # fmt: skip
+def test_compiled_and_numpy_read_the_same_bits(m, length, seed, offset, scale):
+    """Also from bytes that nobody writes, and behind any header: ranks with and without numba must step alike."""
     random = torch.Generator().manual_seed(seed)
     levels = torch.rand(m, generator=random)
     packed = torch.randint(0, 256, (m, -(-length // 5)), generator=random).byte()
+    message = torch.cat([torch.zeros(offset, dtype=torch.uint8), levels.view(torch.uint8), packed.flatten()])
     outs = torch.full((2, m, length), math.nan)
     dequantise(levels, packed, outs[0])
-    ternary._dequantise_by_numpy(levels, packed, outs[1])
+    ternary_compiled.unpack(message[offset:].numpy(), length, outs[1].view(-1).numpy())
     assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32))
+    start = torch.randn(m * length, generator=random)
+    added = start.clone()
+    ternary_compiled.add(message[offset:].numpy(), length, added.numpy(), scale)
+    torch.testing.assert_close(added, start + scale * outs[0].flatten(), rtol=1e-6, atol=1e-6)
