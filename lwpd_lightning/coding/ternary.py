@@ -22,7 +22,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @functools.cache
 def compiled() -> ModuleType | None:
-    """`ternary_compiled`: the same for whole codewords on the host; None where numba is not installed, or does not take this numpy."""
+    """`ternary_compiled`: whole codewords on the host; None where numba is not installed, or not for this numpy."""
     try:
         return importlib.import_module("lwpd_lightning.coding.ternary_compiled")
     except ImportError:
