@@ -298,7 +298,7 @@ class Coordinator:
             raise ProtocolError(f"READY with {payload.numel()} and {rest.numel()} bytes")
         return Contribution(
             version=header.version,
-            touched=rest.bool().tolist(),
+            touched=[has != 0 for has in rest.tolist()],
             loss=header.loss,
             samples=header.samples,
             compute_s=header.compute_s,
@@ -324,13 +324,13 @@ class Coordinator:
     def _decide(self, update: _Open) -> None:
         decoding, rule = self._rule.decide(time.monotonic()), self._rule
         # By number, not by who was first: the same workers then add up the same slices, to the same bits. The
-        # coordinator's own comes last: where there are fewer slices than codewords, it has enough to do.
+        # coordinator, which has enough to do, comes last, and adds up only where nobody else can.
         arrivals = sorted(rule.arrivals, key=lambda arrival: (arrival.worker == rule.always, arrival.worker))
         rows = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
         direction = rule.code.at(self.version).direction
         if self._reduction.along_direction and direction is not None:
             rows = (rows @ direction / (direction @ direction))[:, None]
-        touched = torch.tensor([update.counted[arrival.worker].touched for arrival in arrivals]).any(dim=0)
+        touched = zip(*(update.counted[arrival.worker].touched for arrival in arrivals), strict=True)
         self._decisions += 1
         update.arrivals = arrivals
         update.decoded_share = decoding.decoded_share
@@ -338,8 +338,9 @@ class Coordinator:
             number=self._decisions,
             version=self.version,
             workers=[arrival.worker for arrival in arrivals],
+            reducers=max(1, sum(arrival.worker != rule.always for arrival in arrivals)),
             weights=rows.T,
-            touched=touched.tolist(),
+            touched=[any(column) for column in touched],
         )
         payload, rest = update.decision.pack()
         header = self._publication.header(Op.DECISION, self.version)

@@ -45,7 +45,8 @@ class Decision:
     Attributes:
         number: counts the decisions of a fit from 1. An update has more than one where a worker died before its end.
         version: the version that the update steps from.
-        workers: whose codewords count; its first ones add up, each the positions that `slices` gives it.
+        workers: whose codewords count.
+        reducers: how many of them, from the first on, add up, each the positions that `slices` gives it.
         weights: (rows, len(workers)) float64: rows are the code's blocks, or one where the code has a `direction`.
         touched: for each trainable parameter, whether it got a gradient.
     """
@@ -53,6 +54,7 @@ class Decision:
     number: int
     version: int
     workers: list[int]
+    reducers: int
     weights: Tensor
     touched: list[bool]
 
@@ -63,26 +65,30 @@ class Decision:
 
     def slices(self, size: int) -> tuple[Slice, ...]:
         """Who adds up which of ``size`` positions."""
-        return share_out(size, tuple(self.workers))
+        return share_out(size, tuple(self.workers[: self.reducers]))
 
     def pack(self) -> tuple[Tensor, Tensor]:
         """The two payloads of a message, uint8."""
-        workers = torch.tensor(self.workers).view(torch.uint8)
+        workers = torch.tensor([self.reducers, *self.workers]).view(torch.uint8)
         weights = self.weights.contiguous().view(torch.uint8)
         return torch.cat([workers, weights.flatten()]), torch.tensor(self.touched, dtype=torch.uint8)
 
     @classmethod
     def unpack(cls, header: Header, payload: Tensor, rest: Tensor, rows: int) -> Decision:
-        """Read a decision of ``rows`` rows; raises ProtocolError for payloads of other sizes."""
+        """Read a decision of ``rows`` rows; raises ProtocolError for payloads of other sizes, or without a reducer."""
         count = header.elements
-        if count < 1 or payload.numel() != 8 * count * (1 + rows):
+        if count < 1 or payload.numel() != 8 * (1 + count * (1 + rows)):
             raise ProtocolError(f"a decision of {payload.numel()} bytes on {count} codewords with {rows} rows")
         payload = payload.clone()
-        workers, weights = payload[: 8 * count], payload[8 * count :]
+        numbers, weights = payload[: 8 * (1 + count)], payload[8 * (1 + count) :]
+        reducers, *workers = numbers.view(torch.int64).tolist()
+        if not 1 <= reducers <= count:
+            raise ProtocolError(f"a decision on {count} codewords that {reducers} add up")
         return cls(
             number=header.decision,
             version=header.version,
-            workers=workers.view(torch.int64).tolist(),
+            workers=workers,
+            reducers=reducers,
             weights=weights.view(torch.float64).view(rows, count),
             touched=rest.bool().tolist(),
         )

@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 
@@ -32,7 +32,7 @@ class Op(enum.IntEnum):
     VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]
     READY = 7  # worker -> coordinator: my codeword is computed [statistics, touched parameters]
     LATE = 8  # worker -> coordinator: my codeword is computed, but counts no more
-    DECISION = 9  # coordinator -> worker: who counts, and with what weight [workers and weights, touched parameters]
+    DECISION = 9  # coordinator -> worker: who counts, who adds up [workers and weights, touched parameters]
     SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
     PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
     RESYNC = 12  # worker -> coordinator: I cannot step as you did, send STATE [why]

@@ -109,10 +109,12 @@ class Hub:
 
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
         """Yield everything that is there, one at a time; wait for the first thing up to ``timeout_s`` seconds."""
-        self._poller.poll(max(0, int(timeout_s * 1000)))
-        self._watch_links()
-        while (message := self._receive()) is not None:
-            yield message
+        ready = [socket for socket, _ in self._poller.poll(max(0, int(timeout_s * 1000)))]
+        if self._monitor in ready:
+            self._watch_links()
+        if ready:  # also where only an end is reported, before which something may have come just now
+            while (message := self._receive()) is not None:
+                yield message
         # Reported last, of links that had ended before: all that a dying worker managed to send still counts.
         while self._ended:
             worker, identity = self._owner.pop(self._ended.popleft(), (None, b""))

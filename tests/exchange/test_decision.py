@@ -45,6 +45,7 @@ def decisions(draw):
         number=draw(st.integers(1, 2**40)),
         version=draw(st.integers(0, 2**40)),
         workers=draw(st.lists(st.integers(0, 1000), min_size=count, max_size=count, unique=True)),
+        reducers=draw(st.integers(1, count)),
         weights=torch.tensor(
             draw(st.lists(numbers, min_size=rows * count, max_size=rows * count)), dtype=torch.float64
         ).view(rows, count),
@@ -67,12 +68,14 @@ def test_what_was_packed_is_read_back_wherever_it_lies(decision, offset):
     read = Decision.unpack(header_of(decision), received, rest, decision.rows)
     assert torch.equal(read.weights, decision.weights)
     assert replace(read, weights=None) == replace(decision, weights=None)
-    assert read.slices(50_000) == decision.slices(50_000)
+    slices = read.slices(500_000)
+    assert slices == decision.slices(500_000)
+    assert [part.reducer for part in slices] == decision.workers[: decision.reducers]
 
 
 def test_transposed_weights_are_packed_as_they_read():
     weights = torch.arange(6.0, dtype=torch.float64).view(3, 2).T
-    decision = Decision(1, 0, [4, 2, 0], weights, [True])
+    decision = Decision(1, 0, [4, 2, 0], 3, weights, [True])
     assert torch.equal(Decision.unpack(header_of(decision), *decision.pack(), 2).weights, weights)
 
 
@@ -93,3 +96,11 @@ def test_counts_that_lie_are_refused(decision, count):
     header = header_of(decision)._replace(elements=count)
     with pytest.raises(ProtocolError, match=f"on {count} codewords"):
         Decision.unpack(header, *decision.pack(), decision.rows)
+
+
+@quick
+@given(decisions(), st.sampled_from([-1, 0, 7, 2**40]))
+def test_nobody_is_asked_to_add_up_who_does_not_count(decision, reducers):
+    payload, rest = replace(decision, reducers=reducers).pack()
+    with pytest.raises(ProtocolError, match=f"that {reducers} add up"):
+        Decision.unpack(header_of(decision), payload, rest, decision.rows)

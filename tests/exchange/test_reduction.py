@@ -93,12 +93,12 @@ class Table:
             arrived[worker] = exact, self.wires[0].unpack(packed.clone(), self.size).float()
         return arrived
 
-    def decide(self, number, workers, seed, version=0):
+    def decide(self, number, workers, seed, version=0, reducers=None):
         rows = 1 if self.along else self.code.blocks
         weights = torch.randn(rows, len(workers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         touched = [True] * len(self.shapes)
         self.reductions[COORDINATOR if self.dedicated else 0].announce(number)
-        return Decision(number, version, list(workers), weights, touched)
+        return Decision(number, version, list(workers), reducers or len(workers), weights, touched)
 
     def deliver(self, order, deliveries=None):
         """Deliver what is queued, and what comes of it: links keep their order, anything else is up to ``order``."""
@@ -167,7 +167,8 @@ def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, update_wire, sh
     for number in (1, 2):
         workers = data.draw(st.lists(st.integers(0, code.n - 1), min_size=1, unique=True))
         codewords = table.offer(seed + number)
-        decision = table.decide(number, workers, seed, version=number)
+        reducers = 1 + seed % len(workers)
+        decision = table.decide(number, workers, seed, version=number, reducers=reducers)
         order = random.Random(seed)
         # Some hear of the decision late: slices and parts of others may be there before.
         late = [rank for rank in table.ranks if order.random() < 0.5]
@@ -437,7 +438,7 @@ def test_with_feedback_nothing_is_lost(shared, update_wire):
             number += 1
             table.queue.clear()
             weights = torch.full((1, len(workers)), 0.25, dtype=torch.float64)
-            decision = Decision(number, number, workers, weights, [True] * 3)
+            decision = Decision(number, number, workers, len(workers), weights, [True] * 3)
             if workers != attempts[0]:
                 table.ranks.remove(1)
             for rank in table.ranks:
