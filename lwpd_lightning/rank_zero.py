@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lwpd_lightning.coding import BlockMap, ternary
+from lwpd_lightning.coding import BlockMap, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
@@ -108,9 +108,12 @@ class CodedFit:
             TimeoutError: a worker did not join in ``timeout_s``.
         """
         environment, external = self._environment, self._environment.creates_processes_externally
-        if self._settings.wire_dtype == "ternary" and ternary.compiled() is None:
+        assert self._settings.code is not None
+        ternary = "ternary" in (self._settings.wire_dtype, self._settings.update_dtype)
+        # Before workers are forked, which then share it.
+        if (ternary or self._settings.code.direction is not None) and kernels.compiled() is None and ternary:
             log.warning(
-                "numpy packs the ternary codewords; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
+                "numpy packs the ternary values; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
             )
         host = rendezvous.resolve(environment.main_address) if self._elsewhere else rendezvous.LOOPBACK
         port = environment.main_port if self._elsewhere else 0

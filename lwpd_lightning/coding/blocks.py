@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from lwpd_lightning.coding import kernels
 
 
 class BlockMap:
@@ -140,11 +143,14 @@ class BlockMap:
                 p.grad = torch.empty_like(p)
             contiguous = p.grad.is_contiguous()
             flat = (p.grad if contiguous else torch.empty_like(p, memory_format=torch.contiguous_format)).view(-1)
-            for b, block in enumerate(torch.split(flat, part.shape[1]) if p.numel() else ()):
-                if along is None:
-                    block.copy_(part[b, : block.numel()])
-                else:  # row by row: a broadcast product takes twice as long
-                    torch.mul(part[0, : block.numel()], along[b], out=block)
+            if along is not None and _for_kernels(flat, part[0]) and (fast := kernels.compiled()) is not None:
+                fast.spread(part[0].numpy(), np.array(along, np.float32), flat.numpy())
+            else:
+                for b, block in enumerate(torch.split(flat, part.shape[1]) if p.numel() else ()):
+                    if along is None:
+                        block.copy_(part[b, : block.numel()])
+                    else:  # row by row: a broadcast product takes twice as long
+                        torch.mul(part[0, : block.numel()], along[b], out=block)
             if not contiguous:
                 p.grad.copy_(flat.view(p.shape))
 
@@ -170,8 +176,14 @@ class BlockMap:
         """
         self._check_shape(rows, (len(into), self.blocks))
         self._check_shape(into, (len(into), self.block_size))
+        fast = kernels.compiled() if _for_kernels(rows, into) else None
         for grad, chunk, part in self._gradients(into):
             grad = grad.to(into.dtype)
+            if fast is not None:
+                fast.add_along(
+                    rows.numpy(), grad.numpy(), chunk, into.numpy(), part.storage_offset() - into.storage_offset()
+                )
+                continue
             full, rest = divmod(grad.numel(), chunk)
             # A last block may be shorter: its columns have one block more than the others.
             for start, stop, count in ((0, rest, full + 1), (rest, chunk, full)):
@@ -200,6 +212,10 @@ class BlockMap:
     def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"tensor has shape {tuple(tensor.shape)}: this block map needs {shape}.")
+
+
+def _for_kernels(*tensors: Tensor) -> bool:
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
 
 
 @torch.no_grad()

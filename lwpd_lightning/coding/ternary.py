@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,15 +15,6 @@ BELOW_THE_MEAN = 1 - 1e-5
 _SCALE = 2.0**-11
 _ROWS = 128  # that the host takes at a time: half a megabyte stays in a core's cache
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@functools.cache
-def compiled() -> ModuleType | None:
-    """`ternary_compiled`: whole codewords on the host; None where numba is not installed, or not for this numpy."""
-    try:
-        return importlib.import_module("lwpd_lightning.coding.ternary_compiled")
-    except ImportError:
-        return None
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:

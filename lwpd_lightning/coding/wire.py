@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lwpd_lightning.coding.ternary import DIGITS, compiled, dequantise, quantise
+from lwpd_lightning.coding import kernels
+from lwpd_lightning.coding.ternary import DIGITS, dequantise, quantise
 
 CHUNK = 1024  # values that share one scale or level: 0.4 % of int8, 2 % of ternary; an outlier coarsens its neighbours
 
@@ -158,7 +159,7 @@ class _Ternary(WireFormat):
     code = 5
 
     def __init__(self) -> None:
-        compiled()  # before ranks are forked, so that they need not compile it again
+        kernels.compiled()  # before ranks are forked, so that they need not compile it again
 
     def nbytes(self, size: int) -> int:
         return _level_bytes(size) + _ternary_bytes(size)
@@ -167,8 +168,8 @@ class _Ternary(WireFormat):
         size = codeword.numel()
         values = codeword.detach().float().contiguous()
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
-        if values.device.type == "cpu" and (kernels := compiled()) is not None:
-            kernels.pack(values.numpy(), CHUNK, payload.numpy())
+        if values.device.type == "cpu" and (fast := kernels.compiled()) is not None:
+            fast.pack(values.numpy(), CHUNK, payload.numpy())
             return payload
         header = _level_bytes(size)
         levels, packed = payload[:header].view(torch.float32), payload[header:]
@@ -191,12 +192,12 @@ class _Ternary(WireFormat):
             super().unpack_into(payload, out)
 
     def add_to(self, payload: Tensor, out: Tensor, scale: float) -> None:
-        kernels = compiled()
-        if kernels is None or out.dtype != torch.float32 or out.device.type != "cpu":
+        fast = kernels.compiled()
+        if fast is None or out.dtype != torch.float32 or out.device.type != "cpu":
             super().add_to(payload, out, scale)
             return
         self._check(payload, out.numel())
-        kernels.add(payload.cpu().numpy(), CHUNK, out.numpy(), scale)
+        fast.add(payload.cpu().numpy(), CHUNK, out.numpy(), scale)
 
     def finite(self, payload: Tensor, size: int) -> bool:
         return bool(self._levels(payload, size).isfinite().all())
@@ -208,8 +209,8 @@ class _Ternary(WireFormat):
 
     def _write(self, payload: Tensor, values: Tensor) -> None:
         payload, size = payload.cpu(), values.numel()
-        if (kernels := compiled()) is not None:
-            kernels.unpack(payload.numpy(), CHUNK, values.numpy())
+        if (fast := kernels.compiled()) is not None:
+            fast.unpack(payload.numpy(), CHUNK, values.numpy())
             return
         levels, packed = self._levels(payload, size), payload[_level_bytes(size) :]
         for chunks, bytes_, span, shape in _same_lengths(size):

@@ -14,7 +14,8 @@ DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
 ]
-SHAPES = [(), (1,), (3,), (8,), (5, 2), (4, 6), (2, 3, 4, 4), (0, 3)]
+SHAPES = [(), (1,), (3,), (8,), (5, 2), (4, 6), (2, 3, 4, 4), (0, 3), (61, 57)]
+pytestmark = pytest.mark.usefixtures("host")
 
 
 @st.composite

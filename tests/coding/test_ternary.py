@@ -7,19 +7,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.coding import ternary, ternary_compiled
+from lwpd_lightning.coding import kernels_numba, ternary
 from lwpd_lightning.coding.ternary import dequantise, quantise
 from lwpd_lightning.coding.wire import CHUNK, wire_format
 
 TERNARY = wire_format("ternary")
-
-
-@pytest.fixture(autouse=True, params=["numba", "numpy"])
-def host(request, monkeypatch):
-    """Every rule holds for both, and both are there: numba is one of the development tools."""
-    assert ternary.compiled() is not None
-    if request.param == "numpy":
-        monkeypatch.setattr(ternary, "compiled", lambda: None)
+pytestmark = pytest.mark.usefixtures("host")
 
 
 def values_of(size, seed, spread):
@@ -132,7 +125,7 @@ def test_compiled_and_numpy_agree(m, length, seed, spread):
     assume(not bool(((rows.abs() / means - 1).abs() < 2e-5).any()))
     levels, packed = quantise(rows)
     payload = torch.empty(4 * m + packed.numel(), dtype=torch.uint8)
-    ternary_compiled.pack(rows.flatten().numpy(), length, payload.numpy())
+    kernels_numba.pack(rows.flatten().numpy(), length, payload.numpy())
     torch.testing.assert_close(payload[: 4 * m].view(torch.float32), levels, rtol=1e-5, atol=1e-30)
     assert torch.equal(payload[4 * m :], packed.flatten())
 
@@ -150,9 +143,9 @@ def test_compiled_and_numpy_read_the_same_bits(m, length, seed, offset, scale):
     message = torch.cat([torch.zeros(offset, dtype=torch.uint8), levels.view(torch.uint8), packed.flatten()])
     outs = torch.full((2, m, length), math.nan)
     dequantise(levels, packed, outs[0])
-    ternary_compiled.unpack(message[offset:].numpy(), length, outs[1].view(-1).numpy())
+    kernels_numba.unpack(message[offset:].numpy(), length, outs[1].view(-1).numpy())
     assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32))
     start = torch.randn(m * length, generator=random)
     added = start.clone()
-    ternary_compiled.add(message[offset:].numpy(), length, added.numpy(), scale)
+    kernels_numba.add(message[offset:].numpy(), length, added.numpy(), scale)
     torch.testing.assert_close(added, start + scale * outs[0].flatten(), rtol=1e-6, atol=1e-6)

@@ -1,8 +1,9 @@
-"""Ternary codewords on the host, compiled by numba, which is an extra: the bytes and values of `ternary`'s numpy.
+"""Kernels for float32 on the host, compiled by numba: the bytes and values of `ternary`, and moves of `blocks`.
 
-numpy passes over a codeword some twenty times, and how fast its byte arithmetic is differs much between CPUs; these
-pass over each row three times while it is in the cache. The first process on a machine compiles them, for some seconds,
-and keeps them beside this file or in the user's cache.
+numpy passes over a codeword some twenty times to pack it, and how fast its byte arithmetic is differs much between
+CPUs; these pass over each row three times while it is in the cache. torch's small matrix products and products with a
+number take one pass over memory each, these one for all. The first process on a machine compiles them, for some
+seconds, and keeps them beside this file or in the user's cache.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from lwpd_lightning.coding.ternary import BELOW_THE_MEAN, DIGITS, FLOAT32_MAX
 
+_TILE = 1024  # values that stay in the cache while all blocks pass over them
 _REORDERED = {"reassoc", "contract"}  # sums in as many lanes as the CPU has; NaN, infinities and zeros as they are
 
 
@@ -161,3 +163,28 @@ def add(payload, chunk, out, scale):  # type: ignore[no-untyped-def]
         level = levels[i] * np.float32(scale)
         for j in range(len(row)):
             row[j] += level * np.float32(np.int8(digits[j] - np.uint8(1)))
+
+
+@_compiled("void(f4[:, ::1], f4[::1], i8, f4[:, ::1], i8)", fastmath={"contract"})
+def add_along(rows, grad, chunk, into, offset):  # type: ignore[no-untyped-def]
+    """``into[:, offset : offset + chunk] += rows @ G``, where G (B, chunk) is ``grad``, padded with zeros."""
+    for start in range(0, chunk, _TILE):
+        for b in range(rows.shape[1]):
+            first = b * chunk + start
+            piece = grad[first : min(first + _TILE, (b + 1) * chunk)]
+            for i in range(len(rows)):
+                weight, out = rows[i, b], into[i, offset + start : offset + start + len(piece)]
+                for j in range(len(piece)):
+                    out[j] += weight * piece[j]
+
+
+@_compiled("void(f4[::1], f4[::1], f4[::1])")
+def spread(part, direction, grad):  # type: ignore[no-untyped-def]
+    """``G = direction (x) part``, where G (B, chunk) is ``grad`` and what it is padded with."""
+    chunk = len(part)
+    for start in range(0, chunk, _TILE):
+        for b in range(len(direction)):
+            first = b * chunk + start
+            weight, out = direction[b], grad[first : min(first + _TILE, (b + 1) * chunk)]
+            for j in range(len(out)):
+                out[j] = weight * part[start + j]

@@ -1,0 +1,19 @@
+"""Where the compiled kernels come from: numba, which is an extra. Whoever calls them has the same in numpy or torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+
+@functools.cache
+def compiled() -> ModuleType | None:
+    """`kernels_numba`, for float32 on the host; None where numba is not installed, or not for this numpy.
+
+    The first call loads a hundred megabytes, which forked ranks share with the process that made it.
+    """
+    try:
+        return importlib.import_module("lwpd_lightning.coding.kernels_numba")
+    except ImportError:
+        return None
