@@ -122,7 +122,11 @@ class Code:
 
     def parts(self, worker: int) -> tuple[int, ...]:
         """The data parts on which this worker must compute gradients, ascending."""
-        return tuple(sorted({task.data_part for task in self.tasks(worker)}))
+        return self._parts[worker]
+
+    @cached_property
+    def _parts(self) -> list[tuple[int, ...]]:
+        return [tuple(sorted({task.data_part for task in self.tasks(worker)})) for worker in range(self.n)]
 
     def coefficients(self, worker: int) -> Tensor:
         """The worker's row as a (data_parts, blocks) float64 view: row a is what to encode of part a's gradient."""

@@ -56,7 +56,7 @@ class Messages:
         Raises:
             ProtocolError: where frames and header disagree, or the header is not of this fit.
         """
-        header = Header.unpack(bytes(frames[0][:HEADER_BYTES]), run_id=self.run_id)
+        header = Header.unpack(frames[0][:HEADER_BYTES], run_id=self.run_id)
         inline, (length, behind) = header.offset == INLINE, header.sizes
         short = inline and length <= _SHORT_BYTES
         expected = 1 + (-(-length // _FRAME_BYTES) if inline and not short else 0)

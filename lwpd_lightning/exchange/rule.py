@@ -97,7 +97,7 @@ class ArrivalRule:
     _computed_mean: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
-    _duals: dict[Code, torch.Tensor] = field(init=False, default_factory=dict)
+    _duals: dict[Code, list[list[float]]] = field(init=False, default_factory=dict)
     _tilt: dict[int, float] = field(init=False, default_factory=dict)
     _shares: dict[frozenset[int], float] = field(init=False, default_factory=dict)
 
@@ -205,9 +205,8 @@ class ArrivalRule:
         staleness = next((arrival.staleness for arrival in self.arrivals if arrival.worker == worker), 0)
         code = self.code.at(self.version - staleness)
         if code not in self._duals:
-            self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback)
-        weights: list[float] = self._duals[code][worker].tolist()
-        return weights
+            self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).tolist()
+        return self._duals[code][worker]
 
     def _measured_tilt(self) -> dict[int, float]:
         others = sorted(self.live - {self.always})
