@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-
-from experiments.bench.race.plan import ALONE, PEERS, TUNING_SEED, WORKLOADS, Race, Regime, links_of
-from experiments.train import CONFIG_PATH
+from experiments.bench.race.bound import bound_s, bytes_of_update, update_s
+from experiments.bench.race.plan import ALONE, PEERS, TUNING_SEED, WORKLOADS, Race, Regime
 
 Row = dict[str, Any]
 _BEYOND = 1.25
-_BOUND_STEPS = 2000  # steps of the straggler model that the bound averages over
 
 
 class Results:
@@ -169,52 +165,6 @@ def _standing(scheme: str, rows: list[Row], least_s: float) -> Standing:
         kilobytes=_median(sent) / 1e3 if sent else None,
         bound_s=_median(bounds),
     )
-
-
-def update_s(row: Row) -> float:
-    """Seconds of one update, from the first one on: before it, processes find each other."""
-    whole_s = row["time_to_target_s"] if row["reached"] else row["fit_s"] - row["startup_s"]
-    return float(whole_s / max(1, row["updates"] - 1))
-
-
-def bytes_of_update(row: Row) -> list[tuple[float, float]]:
-    """Bytes of one update that each host's interface sent and received."""
-    updates = max(1.0, row["updates"] - 1 - row["first_late_s"] / update_s(row))
-    first = zip(row["first_sent"], row["first_received"], strict=True)
-    total = zip(row["sent"], row["received"], strict=True)
-    return [((s - s0) / updates, (r - r0) / updates) for (s, r), (s0, r0) in zip(total, first, strict=True)]
-
-
-def bound_s(row: Row, least_s: float = 0.0) -> float:
-    """The least time of an update: max(computing of the K-th fastest rank, bytes / rate of the busiest link).
-
-    Computing: what the run's ranks took for a codeword (waiting for a core included, where ranks share cores), but no
-    less than ``least_s``, an update of as many ranks that exchange nothing (`alone_s`); on top of it the K-th smallest
-    delay, averaged over steps of the straggler model. The bytes are those that the run's hosts sent and received, each
-    way of each link by itself.
-    """
-    race = race_of(row)
-    wait_for = race.wait_for or max(1, round(row["arrivals_mean"]))
-    computing = _kth_fastest_s(race, max(row["compute_s_mean"], least_s), wait_for)
-    links = links_of(race.links)
-    if links.mbit is None:
-        return computing
-    rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (race.ranks - 1)]
-    if not row.get("first_sent"):  # over before its start could be told apart
-        return computing
-    return max(
-        computing, *(max(ways) / (mbit * 1e6 / 8) for ways, mbit in zip(bytes_of_update(row), rates, strict=True))
-    )
-
-
-def _kth_fastest_s(race: Race, compute_s: float, wait_for: int) -> float:
-    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        cfg = compose("train", overrides=[f"straggler={race.straggler}", f"seed={race.seed}"])
-    if not cfg.straggler:  # stragglers: none
-        return compute_s
-    model = instantiate(cfg.straggler.model)
-    steps = [sorted(model.delay_s(w, step, compute_s) for w in range(race.ranks)) for step in range(_BOUND_STEPS)]
-    return compute_s + statistics.fmean(delays[wait_for - 1] for delays in steps)
 
 
 def _median(values: list[float]) -> float:

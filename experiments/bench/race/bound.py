@@ -1,0 +1,88 @@
+"""What no exchange can beat: an update takes as long as its K-th fastest codeword, or the busiest link's bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from experiments.bench.race.plan import Race, links_of
+from experiments.train import CONFIG_PATH
+from lwpd_lightning.stragglers import SlowWorkers, StragglerModel
+
+
+def update_s(row: Mapping[str, Any]) -> float:
+    """Seconds of one update of a race, from the first one on: before it, processes find each other."""
+    whole_s = row["time_to_target_s"] if row["reached"] else row["fit_s"] - row["startup_s"]
+    return float(whole_s / max(1, row["updates"] - 1))
+
+
+def bytes_of_update(row: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Bytes of one update that each host's interface sent and received."""
+    updates = max(1.0, row["updates"] - 1 - row["first_late_s"] / update_s(row))
+    first = zip(row["first_sent"], row["first_received"], strict=True)
+    total = zip(row["sent"], row["received"], strict=True)
+    return [((s - s0) / updates, (r - r0) / updates) for (s, r), (s0, r0) in zip(total, first, strict=True)]
+
+
+def bound_s(row: Mapping[str, Any], least_s: float = 0.0) -> float:
+    """The least time of an update: max(computing of the K-th fastest rank, bytes / rate of the busiest link).
+
+    Computing: what the run's ranks took for a codeword (waiting for a core included, where ranks share cores), but no
+    less than K/n of ``least_s``, an update of n ranks that exchange nothing: so much must be computed for each update.
+    `until_kth_s` adds who is late. K is the mean number of codewords of an update where it is adaptive. The bytes are
+    those that the run's hosts sent and received, each way of each link by itself.
+    """
+    race = Race(**{name: row[name] for name in Race.__dataclass_fields__})
+    wait_for = float(race.wait_for or max(1.0, row["arrivals_mean"]))
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        cfg = compose("train", overrides=[f"scheme={race.scheme}", f"straggler={race.straggler}", f"seed={race.seed}"])
+    computing = until_kth_s(
+        instantiate(cfg.straggler.model) if cfg.straggler else SlowWorkers(),
+        race.ranks,
+        wait_for,
+        max(row["compute_s_mean"], least_s * wait_for / race.ranks),
+        drop=cfg.scheme.strategy.get("stale") == "drop",
+    )
+    links = links_of(race.links)
+    if links.mbit is None or not row.get("first_sent"):  # over before its start could be told apart
+        return computing
+    rates = [links.coordinator_mbit or links.mbit, *[links.mbit] * (race.ranks - 1)]
+    return max(
+        computing, *(max(ways) / (mbit * 1e6 / 8) for ways, mbit in zip(bytes_of_update(row), rates, strict=True))
+    )
+
+
+def until_kth_s(
+    model: StragglerModel, ranks: int, wait_for: float, compute_s: float, *, drop: bool, updates: int = 2000
+) -> float:
+    """Mean seconds of an update that closes with its K-th codeword, where all else takes no time.
+
+    A worker that is late stays so until its codeword is computed, however many updates close meanwhile. Then the
+    codeword counts at once, or is dropped and the worker begins one of the newest version.
+
+    Args:
+        model: who is late, and by how much.
+        ranks: n.
+        wait_for: K; between whole numbers, updates alternate so that this is the mean.
+        compute_s: seconds of a codeword that is not late.
+        drop: codewords of older versions do not count.
+        updates: that are averaged over.
+
+    >>> until_kth_s(SlowWorkers(delays={2: 1.0}), ranks=3, wait_for=2, compute_s=0.25, drop=False)
+    0.25
+    """
+    free_at, now = [0.0] * ranks, 0.0
+    for update in range(updates):
+        count = math.floor((update + 1) * wait_for) - math.floor(update * wait_for)
+        begins = [max(now, free) for free in free_at]
+        ready = [
+            begin + compute_s + model.delay_s(worker, update, compute_s) if drop or free_at[worker] <= now else begin
+            for worker, begin in enumerate(begins)
+        ]
+        now = sorted(ready)[count - 1]
+        free_at = [r if begin < now else free for r, begin, free in zip(ready, begins, free_at, strict=True)]
+    return now / updates
