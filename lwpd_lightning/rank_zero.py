@@ -87,9 +87,9 @@ class CodedFit:
         self._coordinator: Coordinator | None = None
         self._published: tuple[int, int] | None = None
         self._ahead = True
-        self._decision = 0  # that the gradient of the step to come was made by
         self._settings_used: list[dict[str, object]] = []
-        self._step: Step | None = None  # the last one
+        self._step: Step | None = None  # that was made since the last gradient
+        self._stepping = False  # whether workers may have made a step that is still to come here
         self._checksum = 0  # of the parameters after it, or as workers were given them last
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
@@ -172,7 +172,8 @@ class CodedFit:
             touched |= computation.add_parts(batch, tuple(rest))
             coordinator.contribute(*computation.finish(batch, touched))
             self.last_update = coordinator.collect()
-        self._decision = coordinator.deliver()
+        self._publish_ahead(batch.index)
+        coordinator.deliver()
 
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Note by what settings the optimizer steps: schedulers and users may change them right after."""
@@ -183,21 +184,13 @@ class CodedFit:
         for group in self._settings_used:
             del group["params"]
 
-    def publish_next(self, batch_index: int) -> None:
-        """After an optimizer step: send the new version with the batch that comes next, whoever validates meanwhile.
-
-        Where a callback was seen to change the weights after the step, the version waits for the next training_step.
-        """
-        self._step = Step(self._decision, self._settings_used)
+    def stepped(self) -> None:
+        """Note what the optimizer step has led to: codewords that were computed elsewhere do not count."""
+        assert self._coordinator is not None
+        self._step, self._stepping = Step(self._coordinator.decided, self._settings_used), False
         self._checksum = checksum(self._blocks.parameters)
-        self._published = None
-        if not self._ahead:
-            return
-        epoch, following = self._trainer.current_epoch, batch_index + 1
-        if following >= self._trainer.num_training_batches:
-            epoch, following = epoch + 1, 0
-        # Lightning counts the step only after its hook, in which this is called.
-        self._publish(epoch, following, global_step=self._trainer.global_step + 1)
+        if self._published is not None:
+            self._coordinator.arrived(self._checksum)
 
     def stop(self, *, completed: bool = False) -> None:
         """End the workers and put torch's thread count back; does nothing the second time.
@@ -216,6 +209,22 @@ class CodedFit:
             self._loader.close()
             torch.set_num_threads(self._threads)
 
+    def _publish_ahead(self, batch_index: int) -> None:
+        """Before rank 0's own step: send the version that it leads to with the batch that comes next.
+
+        Workers then step while rank 0 does, and compute while it logs and validates. Where a callback was seen to
+        change the weights after a step, the version waits for the next training_step.
+        """
+        assert self._coordinator is not None
+        self._step, self._stepping, self._published = None, self._ahead, None
+        if not self._ahead:
+            return
+        epoch, following = self._trainer.current_epoch, batch_index + 1
+        if following >= self._trainer.num_training_batches:
+            epoch, following = epoch + 1, 0
+        step = Step(self._coordinator.decided, self._settings_used)
+        self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step, ahead=True)
+
     def _publish_if_needed(self, epoch: int, batch_index: int) -> None:
         """Publish unless this very batch and model were published after the last step.
 
@@ -229,24 +238,39 @@ class CodedFit:
                 "at its start, so freeze or unfreeze between two fits instead."
             )
         now = checksum(self._blocks.parameters)
-        moved = now != self._checksum
-        self._checksum, self._ahead = now, not moved
+        moved = now != self._checksum or self._stepping  # a step that was not made has been made by workers
+        self._checksum, self._ahead, self._stepping = now, not moved, False
         ahead = self._published
         if ahead is None or moved or ahead != (epoch, batch_index):
             # What was published ahead of a change must not count.
             void_older = ahead is not None
-            self._publish(epoch, batch_index, global_step=self._trainer.global_step, moved=moved, void_older=void_older)
+            step = None if moved or void_older else self._step
+            self._publish(
+                epoch,
+                batch_index,
+                global_step=self._trainer.global_step,
+                step=step,
+                moved=moved,
+                void_older=void_older,
+            )
 
     def _publish(
-        self, epoch: int, batch_index: int, *, global_step: int, moved: bool = False, void_older: bool = False
+        self,
+        epoch: int,
+        batch_index: int,
+        *,
+        global_step: int,
+        step: Step | None,
+        ahead: bool = False,
+        moved: bool = False,
+        void_older: bool = False,
     ) -> None:
         assert self._coordinator is not None
-        step = None if moved or self._published is not None else self._step
         self._coordinator.publish(
             epoch,
             batch_index,
             global_step,
-            checksum=self._checksum,
+            checksum=None if ahead else self._checksum,
             step=step,
             moved=moved,
             void_older=void_older,

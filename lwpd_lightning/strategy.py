@@ -298,10 +298,10 @@ class LWPDStrategy(ParallelStrategy):
         model: pl.LightningModule | torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Step, then publish the new version at once: workers compute while rank 0 logs and validates."""
+        """Step as the workers do, who have heard of the new version in the backward."""
         self._running.about_to_step(optimizer)
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
-        self._running.publish_next(self._trainer.fit_loop.epoch_loop.batch_idx)
+        self._running.stepped()
         return result
 
     def on_train_end(self) -> None:

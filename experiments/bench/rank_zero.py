@@ -65,8 +65,8 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
         def about_to_step(self, optimizer: Any) -> None:
             timed("inside", super().about_to_step)(optimizer)
 
-        def publish_next(self, batch_index: int) -> None:
-            timed("inside", super().publish_next)(batch_index)
+        def stepped(self) -> None:
+            timed("inside", super().stepped)()
 
     class Clock(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:

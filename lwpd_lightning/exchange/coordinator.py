@@ -37,6 +37,8 @@ _REPORT_S = 60.0
 _FAREWELL_S = 10.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
+# Versions whose checksum is kept: a codeword of an older one, were it to count, is taken for that of other parameters.
+_REMEMBERED = 4096
 # Decisions that one update may have because links between workers broke and came back, before a worker is given up.
 _RETRIES = 3
 
@@ -98,6 +100,8 @@ class Coordinator:
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
         self._decisions = 0
         self._open: _Open | None = None
+        self.decided = 0  # the decision of the update that was closed last
+        self._checksums: dict[int, int] = {}  # of the parameters at versions whose codewords may still come
         self._bytes_up = self._bytes_told = 0
 
     @property
@@ -156,19 +160,19 @@ class Coordinator:
         batch_index: int,
         global_step: int,
         *,
-        checksum: int,
+        checksum: int | None,
         step: Step | None,
         moved: bool = False,
         void_older: bool = False,
     ) -> None:
-        """Open the next update: tell every worker how to reach the model's state and which batch comes next.
+        """Open the next update: tell every worker how to reach the next state and which batch comes next.
 
         Args:
             epoch: epoch of the update's batch.
             batch_index: its index in the epoch.
             global_step: optimizer steps taken so far.
-            checksum: of the parameters as they are now.
-            step: the optimizer step that led here from the version before; None: there was none.
+            checksum: of the parameters as they are now; None: the step is still to be made, and `arrived` will tell.
+            step: the optimizer step that leads here from the version before; None: there was none.
             moved: something else changed the model too, so that workers need the whole state.
             void_older: nothing computed on older versions may count (the model changed outside the optimizer step).
         """
@@ -181,10 +185,17 @@ class Coordinator:
             global_step=global_step,
             decision=step.decision if step is not None else 0,
             oldest=self._rule.oldest,
-            checksum=checksum,
         )
-        self._publication.publish(self._others, position, step, moved)
+        self._publication.publish(self._others, position, step, moved=moved, ahead=checksum is None)
+        if checksum is not None:
+            self.arrived(checksum)
         self._count_ready()
+
+    def arrived(self, checksum: int) -> None:
+        """The model is at the version that was published last, with parameters of this checksum."""
+        self._checksums[self.version] = checksum
+        self._checksums.pop(self.version - _REMEMBERED, None)
+        self._publication.arrived()
 
     def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
         """Count the coordinator's own codeword, which stays as it is until the update is closed."""
@@ -220,14 +231,10 @@ class Coordinator:
                 report += _REPORT_S
                 log.warning("Update %d still waits for %s", self.version, self._awaited(update))
 
-    def deliver(self) -> int:
-        """Leave the gradient of the update that was closed last in the parameters' ``.grad``; returns its decision."""
-        assert self._open is not None and self._open.decision is not None
-        number = self._open.decision.number
-        self._reduction.scatter(number)
-        self._reduction.commit(number)
-        self._open = None
-        return number
+    def deliver(self) -> None:
+        """Leave the gradient of the update that was closed last in the parameters' ``.grad``."""
+        self._reduction.scatter(self.decided)
+        self._reduction.commit(self.decided)
 
     def stop(self, *, await_farewell: bool) -> None:
         """Tell every worker that the fit is over and close the links.
@@ -270,6 +277,9 @@ class Coordinator:
         if header.op is Op.READY:
             contribution = self._contribution(header, payload, rest)
             self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
+            if header.version >= self._rule.oldest and self._checksums.get(header.version) != header.checksum:
+                self._take_over(header.worker, diverged_at=header.version)
+                return
             self._ready[header.worker] = contribution
             self._count(header.worker, contribution)
         elif header.op is Op.LATE:
@@ -280,13 +290,16 @@ class Coordinator:
         elif header.op is Op.PART:
             self._reduction.part_arrived(header, payload)
         elif header.op is Op.RESYNC:
-            assert self._open is not None
-            self._open.resyncs += 1
-            self._publication.take_over(header.worker, words(payload))
+            self._take_over(header.worker)
         elif header.op is Op.UNLINKED:
             self._unlinked(header.worker, header.version, words(payload))
         else:
             raise ProtocolError(f"{header.op.name} from a worker")
+
+    def _take_over(self, worker: int, *, diverged_at: int | None = None) -> None:
+        assert self._open is not None
+        self._open.resyncs += 1
+        self._publication.take_over(worker, diverged_at=diverged_at)
 
     def _observe(self, header: Header) -> None:
         if not 0 <= header.compute_s < math.inf:
@@ -356,6 +369,7 @@ class Coordinator:
         rule, decision = self._rule, update.decision
         assert decision is not None
         rule.close()
+        self.decided = decision.number
         counted = [update.counted[arrival.worker] for arrival in update.arrivals]
         if self._statistics.nbytes:
             self._statistics.average([contribution.statistics for contribution in counted])

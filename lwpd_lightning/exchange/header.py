@@ -35,7 +35,7 @@ class Op(enum.IntEnum):
     DECISION = 9  # coordinator -> worker: who counts, who adds up [workers and weights, touched parameters]
     SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
     PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
-    RESYNC = 12  # worker -> coordinator: I cannot step as you did, send STATE [why]
+    RESYNC = 12  # worker -> coordinator: I missed what I need to step as you did, send STATE
     UNLINKED = 13  # worker -> coordinator: my link from the worker named by `version` has ended
     LOST = 14  # coordinator -> worker: the worker named by `version` is an erasure from now on
     FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
@@ -63,7 +63,7 @@ class Header(NamedTuple):
         global_step: optimizer steps taken when the version was published.
         decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none.
         oldest: codewords of older versions than this do not count any more.
-        checksum: of the parameters at the version (`state.checksum`).
+        checksum: in READY, of the parameters that the codeword was computed at (`state.checksum`).
         offset: where the first payload lies in the arena that the peers share; INLINE: in its frames.
         sizes: bytes of the two payloads.
     """

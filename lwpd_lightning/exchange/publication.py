@@ -60,6 +60,7 @@ class Publication:
         self._sent_settings: object = None
         self._position: Header | None = None
         self._whole: dict[int, _Whole] = {}
+        self._awaiting: list[int] = []  # workers that get the state of the version published last once it is there
 
     def header(self, op: Op, version: int = 0) -> Header:
         """The coordinator's header."""
@@ -72,38 +73,53 @@ class Publication:
         for worker in workers:
             self._hub.send(worker, frames)
 
-    def publish(self, workers: Sequence[int], position: Header, step: Step | None, moved: bool) -> None:
-        """Tell workers of a version, which is the model's state now.
+    def publish(self, workers: Sequence[int], position: Header, step: Step | None, *, moved: bool, ahead: bool) -> None:
+        """Tell workers of a version.
 
         Args:
             workers: whom.
-            position: the message's header: version, batch, decision, checksum.
-            step: the optimizer step that led to it.
+            position: the message's header: version, batch, decision.
+            step: the optimizer step that leads to it.
             moved: something else changed the model too, so that they need the whole state.
+            ahead: the model is not there yet: who needs the whole state gets it, and the version, from `arrived`.
         """
         self._position = position
         whole = [worker for worker in workers if self._needs_whole(worker) or moved]
-        if whole:
-            self.send(whole, self.header(Op.STATE, position.version), self.state())
         settings, buffers = self._changed_settings(step), self._changed_buffers()
-        self.send(workers, position, buffers, settings)
+        self._awaiting = whole if ahead else []
+        if whole and not ahead:
+            self.send(whole, self.header(Op.STATE, position.version), self.state())
+        self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, settings)
 
-    def take_over(self, worker: int, reason: str) -> None:
+    def arrived(self) -> None:
+        """The model is at the version that was published ahead."""
+        if self._awaiting:
+            self._send_state(self._awaiting, void=0)
+            self._awaiting = []
+
+    def take_over(self, worker: int, *, diverged_at: int | None = None) -> None:
         """Give a worker the whole state of the version published last, which is the model's state now.
 
         Args:
-            worker: that asked for it.
-            reason: why it ended elsewhere after the same step: it would again, so it gets whole states for a while;
-                empty where it merely missed something.
+            worker: that missed something.
+            diverged_at: or that computed at this version on other parameters than rank 0's: what it computed is void.
+                It would end elsewhere again, so it gets whole states for a while.
         """
         assert self._position is not None
-        if reason:
+        if diverged_at is not None:
             whole = self._whole.setdefault(worker, _Whole())
             whole.left = whole.length = min(_LONGEST_WHOLE, 2 * whole.length + 1)
+            reason = "its parameters are not rank 0's after the same step"
             log.warning("Worker %d takes over rank 0's state at version %d: %s", worker, self._position.version, reason)
-        self.send([worker], self.header(Op.STATE, self._position.version), self.state())
+        self._send_state([worker], void=0 if diverged_at is None else diverged_at + 1)
+
+    def _send_state(self, workers: Sequence[int], *, void: int) -> None:
+        """The whole state and then the version; what was computed at versions below ``void`` counts nowhere."""
+        assert self._position is not None
+        state = self.header(Op.STATE, self._position.version)._replace(oldest=void)
+        self.send(workers, state, self.state())
         settings = EMPTY if self._sent_settings is None else to_bytes(self._sent_settings)
-        self.send([worker], self._position, self._sent_buffers, settings)
+        self.send(workers, self._position, self._sent_buffers, settings)
 
     def state(self) -> Tensor:
         """Parameters and buffers, then the optimizer's state, as bytes."""

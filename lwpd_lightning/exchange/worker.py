@@ -1,8 +1,8 @@
 """A worker's side of the exchange: step as rank 0 steps, compute a codeword of the newest version, help to add up.
 
-A worker holds model and optimizer as rank 0 does and makes the same steps from the same decoded gradients, so that no
-parameters travel. Rank 0's are the truth: with every version comes a checksum of them, and a worker that arrived
-elsewhere, or missed what it needed, takes over rank 0's state.
+A worker holds model and optimizer as rank 0 does and makes the same steps from the same decoded gradients, at the same
+time, so that no parameters travel. Rank 0's are the truth: a worker tells a checksum of those that its codeword was
+computed at, and where they were others, or where it missed what it needed, it takes over rank 0's state.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Worker:
         if header.op is Op.STOP:
             return False
         if header.op is Op.STATE:
-            self._take_over(header.version, payload)
+            self._take_over(header, payload)
         elif header.op is Op.PEERS:
             self._meet(words(payload))
         elif header.op is Op.VERSION:
@@ -187,10 +187,17 @@ class Worker:
         number = version.header.version
         self._versions[number] = version
         self._newest = max(self._newest, number)
-        codeword = self._codeword
-        if codeword is not None and (codeword.counted or codeword.version < version.header.oldest):
-            self._codeword = None
-            self._reduction.withdraw()
+        if self._codeword is not None and self._codeword.counted:
+            self._withdraw()
+        self._forget_older(version.header.oldest)
+
+    def _forget_older(self, oldest: int) -> None:
+        if self._codeword is not None and self._codeword.version < oldest:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        self._codeword = None
+        self._reduction.withdraw()
 
     # Among workers.
 
@@ -219,23 +226,21 @@ class Worker:
         while self._at < self._newest:
             following = self._versions.get(self._at + 1)
             if following is None:
-                self._ask_for_state("")
+                self._ask_for_state()
                 return False
             if following.header.decision and not self._step(following):
                 return False
             self._arrive(following)
-            if self._resyncing:
-                return False
         return not self._resyncing
 
     def _step(self, version: _Version) -> bool:
         number, reduction = version.header.decision, self._reduction
         if not reduction.readable(number):
             if reduction.hopeless(number) or version.header.version + _PATIENCE < self._newest:
-                self._ask_for_state("")
+                self._ask_for_state()
             return False
         if not reduction.scatter(number):
-            self._ask_for_state("")
+            self._ask_for_state()
             return False
         if version.settings.numel():
             for group, settings in zip(
@@ -251,24 +256,23 @@ class Worker:
             self._buffer_values = version.buffers
         self._buffers.unpack(self._buffer_values)
         self._reach(version.header.version)
-        if version.header.checksum != checksum(self._reduction.blocks.parameters):
-            self._ask_for_state("its parameters are not rank 0's after the same step")
 
     def _reach(self, version: int) -> None:
         self._at = version
         self._versions = {number: kept for number, kept in self._versions.items() if number >= version}
 
-    def _ask_for_state(self, reason: str) -> None:
+    def _ask_for_state(self) -> None:
         if not self._resyncing:
             self._resyncing = True
-            self._post(Op.RESYNC, text(reason))
+            self._post(Op.RESYNC)
 
-    def _take_over(self, version: int, state: Tensor) -> None:
+    def _take_over(self, header: Header, state: Tensor) -> None:
         if state.numel():
             self._load(state)
         self._buffers.pack(self._buffer_values)
         self._resyncing = False
-        self._reach(version)
+        self._reach(header.version)
+        self._forget_older(header.oldest)
 
     def _load(self, state: Tensor) -> None:
         values, optimizer = state[: self._everything.nbytes], state[self._everything.nbytes :]
@@ -287,6 +291,7 @@ class Worker:
         header = Header(
             op, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
             compute_s=contribution.compute_s, samples=contribution.samples,
+            checksum=checksum(self._reduction.blocks.parameters) if op is Op.READY else 0,
         )  # fmt: skip
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, touched))

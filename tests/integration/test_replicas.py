@@ -146,3 +146,25 @@ def test_whatever_changes_the_model_reaches_the_workers(callback, asked, optimiz
     assert monitor.summary()["resyncs"] == sum(seen.resyncs)
     # A worker that ends elsewhere gets whole states for longer and longer before it tries again.
     assert (0 < sum(seen.resyncs) <= 3 * 5) if asked else (sum(seen.resyncs) == 0)
+
+
+class _SkipsSteps(Classifier):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        if (epoch + batch_idx) % 3 == 1:
+            optimizer_closure()  # workers have made this step already
+        else:
+            optimizer.step(closure=optimizer_closure)
+
+
+def test_a_step_that_rank_0_does_not_make_is_undone_on_the_workers():
+    model, alone = _SkipsSteps(adam), _SkipsSteps(adam)
+    seen = Seen(model, 4, versions=4 * UPDATES)
+    settings = {"max_epochs": 3}
+    trainer = quiet_trainer(devices=4, strategy=LWPDStrategy(code=lwpd_code(4, 4, 2)), callbacks=[seen], **settings)
+    trainer.fit(model, loader())
+    quiet_trainer(devices=1, **settings).fit(alone, loader())
+    for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
+    computed = seen.check()
+    assert set(computed) == {4}
+    assert int(seen.there[:, 0].nonzero().max()) >= len(computed)  # some versions were published in vain
