@@ -1,8 +1,9 @@
 """The coordinator's side of the exchange: publish a version, count codewords as they become ready, decide after K of n.
 
-An update runs `publish` -> `contribute` (the coordinator's own codeword, if it computes one) -> `collect` -> `deliver`.
-Everything happens in the caller's thread: messages queue in ZeroMQ while it computes. The coordinator decides who
-counts and keeps the one true state; the adding up is shared among those who count (`reduction`).
+An update runs `publish` -> `contribute` (the coordinator's own codeword, if it computes one) -> `collect` -> `publish`
+of the version that it leads to, so that workers step while the coordinator does -> `deliver` -> `arrived`. Everything
+happens in the caller's thread: messages queue in ZeroMQ while it computes. The coordinator decides who counts and keeps
+the one true state; the adding up is shared among those who count (`reduction`).
 """
 
 from __future__ import annotations
