@@ -110,8 +110,9 @@ class CodedFit:
         environment, external = self._environment, self._environment.creates_processes_externally
         assert self._settings.code is not None
         ternary = "ternary" in (self._settings.wire_dtype, self._settings.update_dtype)
-        # Before workers are forked, which then share it.
-        if (ternary or self._settings.code.direction is not None) and kernels.compiled() is None and ternary:
+        if self._settings.code.direction is not None or ternary:
+            kernels.compiled()  # before workers are forked, which then share it
+        if ternary and kernels.compiled() is None:
             log.warning(
                 "numpy packs the ternary values; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
             )

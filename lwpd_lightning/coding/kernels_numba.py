@@ -131,9 +131,8 @@ def _levels(payload, size, chunk):  # type: ignore[no-untyped-def]
     return payload[: 4 * -(-size // chunk)].copy().view(np.float32)
 
 
-@_compiled("void(u1[::1], i8, f4[::1])")
-def unpack(payload, chunk, out):  # type: ignore[no-untyped-def]
-    """Write the (d,) values of what `pack` made."""
+@_compiled()
+def _read(payload, chunk, out, scale, adding):  # type: ignore[no-untyped-def]
     size = len(out)
     levels = _levels(payload, size, chunk)
     digits = np.empty(DIGITS * -(-chunk // DIGITS), np.uint8)
@@ -143,26 +142,22 @@ def unpack(payload, chunk, out):  # type: ignore[no-untyped-def]
         columns = -(-len(row) // DIGITS)
         _unpack(payload[offset : offset + columns], digits)
         offset += columns
-        level = levels[i]
+        level = levels[i] * scale
         for j in range(len(row)):
-            row[j] = level * np.float32(np.int8(digits[j] - np.uint8(1)))
+            value = level * np.float32(np.int8(digits[j] - np.uint8(1)))
+            row[j] = row[j] + value if adding else value
+
+
+@_compiled("void(u1[::1], i8, f4[::1])")
+def unpack(payload, chunk, out):  # type: ignore[no-untyped-def]
+    """Write the (d,) values of what `pack` made."""
+    _read(payload, chunk, out, np.float32(1), False)
 
 
 @_compiled("void(u1[::1], i8, f4[::1], f8)")
 def add(payload, chunk, out, scale):  # type: ignore[no-untyped-def]
     """Add ``scale`` times what `unpack` would write to ``out``, and write it nowhere else."""
-    size = len(out)
-    levels = _levels(payload, size, chunk)
-    digits = np.empty(DIGITS * -(-chunk // DIGITS), np.uint8)
-    offset = 4 * len(levels)
-    for i in range(len(levels)):
-        row = out[i * chunk : min(size, (i + 1) * chunk)]
-        columns = -(-len(row) // DIGITS)
-        _unpack(payload[offset : offset + columns], digits)
-        offset += columns
-        level = levels[i] * np.float32(scale)
-        for j in range(len(row)):
-            row[j] += level * np.float32(np.int8(digits[j] - np.uint8(1)))
+    _read(payload, chunk, out, np.float32(scale), True)
 
 
 @_compiled("void(f4[:, ::1], f4[::1], i8, f4[:, ::1], i8)", fastmath={"contract"})

@@ -187,7 +187,7 @@ class Coordinator:
             decision=step.decision if step is not None else 0,
             oldest=self._rule.oldest,
         )
-        self._publication.publish(self._others, position, step, moved=moved, ahead=checksum is None)
+        self._publication.publish(self._others, position, step, moved=moved)
         if checksum is not None:
             self.arrived(checksum)
         self._count_ready()

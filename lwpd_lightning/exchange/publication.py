@@ -73,26 +73,22 @@ class Publication:
         for worker in workers:
             self._hub.send(worker, frames)
 
-    def publish(self, workers: Sequence[int], position: Header, step: Step | None, *, moved: bool, ahead: bool) -> None:
-        """Tell workers of a version.
+    def publish(self, workers: Sequence[int], position: Header, step: Step | None, *, moved: bool) -> None:
+        """Tell workers of a version; those that need the whole state get both from `arrived`.
 
         Args:
             workers: whom.
             position: the message's header: version, batch, decision.
             step: the optimizer step that leads to it.
             moved: something else changed the model too, so that they need the whole state.
-            ahead: the model is not there yet: who needs the whole state gets it, and the version, from `arrived`.
         """
         self._position = position
-        whole = [worker for worker in workers if self._needs_whole(worker) or moved]
+        self._awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
         settings, buffers = self._changed_settings(step), self._changed_buffers()
-        self._awaiting = whole if ahead else []
-        if whole and not ahead:
-            self.send(whole, self.header(Op.STATE, position.version), self.state())
         self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, settings)
 
     def arrived(self) -> None:
-        """The model is at the version that was published ahead."""
+        """The model is at the version that was published last."""
         if self._awaiting:
             self._send_state(self._awaiting, void=0)
             self._awaiting = []

@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from experiments.bench.race.plan import Race, links_of
+from experiments.bench.race.plan import links_of, race_of
 from experiments.train import CONFIG_PATH
 from lwpd_lightning.stragglers import SlowWorkers, StragglerModel
 
@@ -36,7 +36,7 @@ def bound_s(row: Mapping[str, Any], least_s: float = 0.0) -> float:
     `until_kth_s` adds who is late. K is the mean number of codewords of an update where it is adaptive. The bytes are
     those that the run's hosts sent and received, each way of each link by itself.
     """
-    race = Race(**{name: row[name] for name in Race.__dataclass_fields__})
+    race = race_of(row)
     wait_for = float(race.wait_for or max(1.0, row["arrivals_mean"]))
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         cfg = compose("train", overrides=[f"scheme={race.scheme}", f"straggler={race.straggler}", f"seed={race.seed}"])

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.bench.race.plan import OURS, Regime, links_of
-from experiments.bench.race.results import Row, Standing, counting, race_of, standings
+from experiments.bench.race.plan import OURS, Regime, links_of, race_of
+from experiments.bench.race.results import Row, Standing, counting, standings
 from experiments.comparison import curves
 from experiments.comparison.find import local_runs
 from experiments.comparison.groups import group

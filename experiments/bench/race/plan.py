@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RANKS = 8  # unless asked for others
 
@@ -224,6 +224,11 @@ class Race:
             *workload.grid[self.point],
             *(["callbacks.stop=null", f"trainer.max_steps={_ALONE_UPDATES}"] if self.scheme == ALONE else []),
         ]
+
+
+def race_of(row: Mapping[str, Any]) -> Race:
+    """The race that a row of results is of."""
+    return Race(**{name: row[name] for name in Race.__dataclass_fields__})
 
 
 def tuning(regimes: Iterable[Regime], schemes: Iterable[str]) -> list[Race]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.race.bound import bound_s, bytes_of_update, update_s
-from experiments.bench.race.plan import ALONE, PEERS, TUNING_SEED, WORKLOADS, Race, Regime
+from experiments.bench.race.plan import ALONE, PEERS, TUNING_SEED, WORKLOADS, Race, Regime, race_of
 
 Row = dict[str, Any]
 _BEYOND = 1.25
@@ -123,11 +123,6 @@ def counting(rows: Iterable[Row]) -> list[Row]:
     rows = [row for row in rows if race_of(row).counts]
     points = {(race_of(row).regime, row["scheme"]): row["point"] for row in rows}
     return [row for row in rows if row["point"] == points[race_of(row).regime, row["scheme"]]]
-
-
-def race_of(row: Row) -> Race:
-    """The race that a row is of."""
-    return Race(**{name: row[name] for name in Race.__dataclass_fields__})
 
 
 def alone_s(rows: Iterable[Row], regime: Regime) -> float:
