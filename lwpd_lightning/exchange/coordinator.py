@@ -17,19 +17,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.header import HEADER_BYTES, Header, Op, ProtocolError
-from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
+from lwpd_lightning.exchange.message import EMPTY, Messages, words
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.reduction import BadPeer, Reduction
+from lwpd_lightning.exchange.received import BadPeer
+from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
-from lwpd_lightning.exchange.state import StateLayout, digest
+from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 
 log = logging.getLogger(__name__)
-
-_DIGEST_BYTES = 32
 
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
@@ -113,44 +113,20 @@ class Coordinator:
 
     def admit(self) -> None:
         """Start-up barrier: wait until every live worker has rank 0's state and has met those it will talk to."""
-        addresses: dict[int, str] = {}
-        met: set[int] = set()
+        admission = Admission(self._publication, self._fingerprint, self.version)
         deadline = time.monotonic() + self._timeout_s
-        state = self._publication.state()
-        ours = digest(state)
-        introduced = False
-        while not met.issuperset(self._others):
-            waiting = [worker for worker in self._others if worker not in met]
-            self._check_deadline(deadline, f"workers {waiting} to {'reach each other' if introduced else 'join'}")
+        while waiting := [worker for worker in self._others if worker not in admission.met]:
+            self._check_deadline(deadline, f"workers {waiting} to {admission.awaited}")
             for worker in waiting:
                 if (reason := self._exited(worker, 0.0)) is not None:
                     raise WorkerFailed(f"worker {worker} {reason} before it joined; its output is above.")
             for event in self._hub.events(_LOOK_S):
                 if isinstance(event, LinkLost):
                     self._lose(event.worker)
-                    addresses.pop(event.worker, None)
-                    continue
-                header, payload, rest = self._messages.read(event.frames)
-                if header.op is Op.FAILURE:
-                    raise WorkerFailed(words(payload))
-                if header.op is Op.JOIN:
-                    joined = bytes(payload.tolist())
-                    if joined[:-_DIGEST_BYTES] != self._fingerprint:
-                        raise WorkerFailed(
-                            f"worker {event.worker} came to another fit than rank 0: its model's shapes, its code, "
-                            "its batches or its seed differ."
-                        )
-                    # Ranks of one seed have built the same model already.
-                    needed = EMPTY if joined[-_DIGEST_BYTES:] == ours else state
-                    self._publication.send([event.worker], self._publication.header(Op.STATE, self.version), needed)
-                    addresses[event.worker] = words(rest)
-                elif header.op is Op.MET:
-                    met.add(event.worker)
-            if not introduced and addresses.keys() >= set(self._others):
-                introduced = True
-                # The lost ones too: workers learn of a loss only from LOST, whose order with PEERS is then no matter.
-                peers = "\n".join(f"{worker} {address}" for worker, address in addresses.items())
-                self._tell(Op.PEERS, text(peers))
+                    admission.lose(event.worker)
+                else:
+                    admission.take(event.worker, *self._messages.read(event.frames))
+            admission.introduce(self._others)
             self._check_enough_live()
 
     # One update.
@@ -406,7 +382,9 @@ class Coordinator:
         update = self._open
         if worker not in self._rule.live or self._exited(worker, 0.0) is not None:
             return  # its own link's end says the same
-        if reason:
+        if worker == self._rule.always:
+            self._lose(reporter, f"{reason}, says it of rank 0")  # which is the truth
+        elif reason:
             self._lose(worker, f"{reason}, says worker {reporter}")
         elif update is not None:
             update.retries += 1

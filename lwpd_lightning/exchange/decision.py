@@ -67,6 +67,10 @@ class Decision:
         """Who adds up which of ``size`` positions."""
         return share_out(size, tuple(self.workers[: self.reducers]))
 
+    def share_of(self, worker: int | None, size: int) -> Slice | None:
+        """What the worker adds up of ``size`` positions, if anything."""
+        return next((part for part in self.slices(size) if part.reducer == worker), None)
+
     def pack(self) -> tuple[Tensor, Tensor]:
         """The two payloads of a message, uint8."""
         workers = torch.tensor([self.reducers, *self.workers]).view(torch.uint8)

@@ -114,8 +114,7 @@ class Publication:
         assert self._position is not None
         state = self.header(Op.STATE, self._position.version)._replace(oldest=void)
         self.send(workers, state, self.state())
-        settings = EMPTY if self._sent_settings is None else to_bytes(self._sent_settings)
-        self.send(workers, self._position, self._sent_buffers, settings)
+        self.send(workers, self._position)
 
     def state(self) -> Tensor:
         """Parameters and buffers, then the optimizer's state, as bytes."""

@@ -18,18 +18,11 @@ from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import WireFormat, dtype_name
 from lwpd_lightning.exchange.decision import Decision, Slice
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op, ProtocolError
+from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.message import Messages
+from lwpd_lightning.exchange.received import Received
 from lwpd_lightning.exchange.transport import Payload
 from lwpd_lightning.exchange.update import Codeword
-
-
-class BadPeer(ProtocolError):
-    """A worker sent what it should not have."""
-
-    def __init__(self, worker: int, reason: str) -> None:
-        super().__init__(reason)
-        self.worker = worker
 
 
 @dataclass(frozen=True)
@@ -113,16 +106,14 @@ class Reduction:
     feedback: ErrorFeedback | None
     along_direction: bool
 
-    _newest: int = field(init=False, default=0)  # number of the newest decision that has begun here
+    _received: Received = field(init=False)
     _offered: _Offered | None = field(init=False, default=None)
-    _decisions: dict[int, Decision] = field(init=False, default_factory=dict)
-    _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
-    _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
     _residual: tuple[int, Slice, Tensor] | None = field(init=False, default=None)
     _scattered: int = field(init=False, default=0)  # number of the decision whose gradient is in ``grad`` already
 
     def __post_init__(self) -> None:
         self._size = self.blocks.block_size
+        self._received = Received(self.ranks.me, self._size, self.wire, self.update_wire)
         self._decoded = torch.empty(0, dtype=self.blocks.dtype)
 
     def offer(self, codeword: Codeword) -> None:
@@ -150,10 +141,7 @@ class Reduction:
         Raises:
             BadPeer: when all is done that can be: what a worker had sent ahead of the decision does not fit it.
         """
-        self._newest = decision.number
-        self._decisions[decision.number] = decision
-        self._slices = {number: slices for number, slices in self._slices.items() if number >= decision.number}
-        misfits = self._drop_misfits(decision)
+        misfits = self._received.expect(decision)
         if self.ranks.me in decision.workers:
             if self.memory is None:
                 self._send_slices(decision)
@@ -165,49 +153,38 @@ class Reduction:
 
     def slice_arrived(self, header: Header, payload: Tensor) -> None:
         """A worker's codeword at the positions that this rank adds up; raises BadPeer where its size is wrong."""
-        if header.decision >= self._newest:
-            decision = self._decisions.get(header.decision)
-            if decision is not None:
-                self._check_slice(decision, header.worker, payload)
-            self._slices.setdefault(header.decision, {})[header.worker] = payload
-            if decision is not None:
-                self._reduce_if_ready(decision)
+        decision = self._received.take_slice(header, payload)
+        if decision is not None:
+            self._reduce_if_ready(decision)
 
     def part_arrived(self, header: Header, payload: Tensor) -> None:
         """The decoded gradient at the positions that another rank adds up; raises BadPeer where its size is wrong."""
-        decision = self._decisions.get(header.decision)
-        if decision is not None:
-            self._check_part(decision, header.worker, payload)
-        self._parts.setdefault(header.decision, {})[header.worker] = payload
+        self._received.take_part(header, payload)
 
     def missing(self, number: int) -> list[int]:
         """The workers whose part of a decision is not here."""
-        decision, parts = self._decisions[number], self._parts.get(number, {})
-        return [part.reducer for part in decision.slices(self._size) if part.reducer not in parts]
+        return self._received.missing(number)
 
     def complete(self, number: int) -> bool:
         """Whether all parts of a decision are here."""
-        return number in self._decisions and not self.missing(number)
+        return self._received.complete(number)
 
     def hopeless(self, number: int) -> bool:
         """Whether what is missing of a decision will never come: messages of one sender keep their order."""
-        if number not in self._decisions or self.memory is not None:
-            return True
-        missing = set(self.missing(number))
-        later = {worker for other, parts in self._parts.items() if other > number for worker in parts}
-        return bool(missing & later) or not missing <= self.ranks.workers
+        return self.memory is not None or self._received.hopeless(number, self.ranks.workers)
 
     def readable(self, number: int) -> bool:
         """Whether all parts of a decision whose version has been published are here, as messages or in memory."""
         if self.memory is None:
             return self.complete(number)
-        return number in self._decisions and self.memory.holds(number)
+        return number in self._received.decisions and self.memory.holds(number)
 
     def prepare(self) -> None:
         """Do ahead what `scatter` will do for the newest decision, if its parts are here: rank 0 makes its step now."""
-        if self.memory is None and self._scattered != self._newest and self.complete(self._newest):
-            self.scatter(self._newest)
-            self._scattered = self._newest
+        newest = self._received.newest
+        if self.memory is None and self._scattered != newest and self.complete(newest):
+            self.scatter(newest)
+            self._scattered = newest
 
     def scatter(self, number: int) -> bool:
         """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``.
@@ -217,7 +194,7 @@ class Reduction:
         if self._scattered == number:
             return True
         self._scattered = 0
-        decision = self._decisions[number]
+        decision = self._received.decisions[number]
         direction = self.code.at(decision.version).direction if self.along_direction else None
         decoded = self._decode(decision)
         self.blocks.scatter(
@@ -252,12 +229,11 @@ class Reduction:
         if self._residual is not None and self._residual[0] <= number:
             self._residual = None
         self._scattered = 0  # the step may have clipped it
-        self._decisions = {other: decision for other, decision in self._decisions.items() if other > number}
-        self._parts = {other: parts for other, parts in self._parts.items() if other > number}
+        self._received.forget(number)
 
     def traffic(self, number: int, ranks: int) -> tuple[int, int]:
         """Payload bytes of a decision among ``ranks`` ranks: codewords to who adds up, and parts to everybody else."""
-        decision = self._decisions[number]
+        decision = self._received.decisions[number]
         up = down = 0
         for part in decision.slices(self._size):
             length = part.stop - part.start
@@ -277,7 +253,7 @@ class Reduction:
     def _settle(self, decision: Decision) -> None:
         assert self._offered is not None
         if self.feedback is not None:
-            mine = self._share_of(self.ranks.me, decision)
+            mine = decision.share_of(self.ranks.me, self._size)
             whole = slice(0, 0) if mine is None else slice(mine.start, mine.stop)
             self._offered.own = self.feedback.settle(self.wire, self._offered.codeword.packed, whole)
 
@@ -286,13 +262,9 @@ class Reduction:
             self._decoded = torch.empty(rows, self._size, dtype=self.blocks.dtype)
         return self._decoded
 
-    def _share_of(self, worker: int | None, decision: Decision) -> Slice | None:
-        """What the worker adds up, if anything."""
-        return next((part for part in decision.slices(self._size) if part.reducer == worker), None)
-
     def _reduce_if_ready(self, decision: Decision) -> None:
-        mine = self._share_of(self.ranks.me, decision)
-        arrived = self._slices.get(decision.number, {})
+        mine = decision.share_of(self.ranks.me, self._size)
+        arrived = self._received.slices(decision.number)
         others = [worker for worker in sorted(decision.workers) if worker != self.ranks.me]
         if mine is None or (self.memory is None and not arrived.keys() >= set(others)):
             return
@@ -333,10 +305,10 @@ class Reduction:
         message = self.messages.pack(header, packed)
         for address in recipients:
             self.send(address, message)
-        self._parts.setdefault(decision.number, {})[mine.reducer] = packed
+        self._received.keep_part(decision.number, mine.reducer, packed)
 
     def _packed_parts(self, decision: Decision) -> list[tuple[Slice, Tensor]]:
-        here = self._parts.get(decision.number, {})
+        here = self._received.parts(decision.number)
         return [
             (part, here[part.reducer] if part.reducer in here else self._place(decision, part.reducer))
             for part in decision.slices(self._size)
@@ -351,32 +323,6 @@ class Reduction:
                 return self.memory.parts[decision.number % len(self.memory.parts), offset : offset + nbytes]
             offset += -(-nbytes // 8) * 8
         raise KeyError(reducer)
-
-    def _drop_misfits(self, decision: Decision) -> list[BadPeer]:
-        """Forget what came ahead of a decision and does not fit it."""
-        misfits = []
-        for kept, check in ((self._slices, self._check_slice), (self._parts, self._check_part)):
-            here = kept.get(decision.number, {})
-            for worker, packed in list(here.items()):
-                try:
-                    check(decision, worker, packed)
-                except BadPeer as misfit:
-                    misfits.append(misfit)
-                    del here[worker]
-        return misfits
-
-    def _check_slice(self, decision: Decision, worker: int, packed: Tensor) -> None:
-        mine = self._share_of(self.ranks.me, decision) if worker in decision.workers else None
-        self._check(self.wire, worker, packed, mine.stop - mine.start if mine is not None else 0)
-
-    def _check_part(self, decision: Decision, worker: int, packed: Tensor) -> None:
-        theirs = self._share_of(worker, decision)
-        positions = theirs.stop - theirs.start if theirs is not None else 0
-        self._check(self.update_wire, worker, packed, decision.rows * positions)
-
-    def _check(self, wire: WireFormat, worker: int, packed: Tensor, size: int) -> None:
-        if packed.numel() != wire.nbytes(size):
-            raise BadPeer(worker, f"worker {worker} sent {packed.numel()} bytes for {size} values")
 
     def _header(self, op: Op, decision: Decision, part: Slice) -> Header:
         assert self.ranks.me is not None

@@ -19,7 +19,8 @@ from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
-from lwpd_lightning.exchange.reduction import BadPeer, Reduction
+from lwpd_lightning.exchange.received import BadPeer
+from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import StateLayout, checksum, digest, from_bytes, whole_state
 from lwpd_lightning.exchange.transport import LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution

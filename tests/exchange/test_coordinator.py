@@ -58,12 +58,14 @@ class FarWorker(threading.Thread):
         worker: which one.
         reports: so many decisions are answered by a report that its link from the other worker has ended.
         reason: what it gives for that.
+        accuses: whose link it says that; None: the other worker's.
         early: bytes of a part that it sends ahead of the first decision.
     """
 
-    def __init__(self, links, worker, reports=0, reason="", early=0):
+    def __init__(self, links, worker, reports=0, reason="", accuses=None, early=0):
         super().__init__(daemon=True)
         self._links, self._worker, self._reports, self._reason, self._early = links, worker, reports, reason, early
+        self._accuses = 3 - worker if accuses is None else accuses
         self._reduction = reduction(worker, links.send)
         self.decided = []
         self._say(Op.JOIN, torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8), text(links.address))
@@ -87,7 +89,7 @@ class FarWorker(threading.Thread):
         elif header.op is Op.DECISION:
             self.decided.append(header.decision)
             if len(self.decided) <= self._reports:
-                self._say(Op.UNLINKED, text(self._reason), version=3 - self._worker)
+                self._say(Op.UNLINKED, text(self._reason), version=self._accuses)
             else:
                 self._reduction.begin(Decision.unpack(header, payload, rest, CODE.blocks))
         elif header.op is Op.SLICE:
@@ -167,6 +169,12 @@ def test_a_worker_that_others_do_not_reach_is_given_up(closed, reports, reason, 
     assert failures == [Failure(ACCUSED, 0, said)]
     assert (update.live, sorted(arrival.worker for arrival in update.arrivals)) == (2, [0, REPORTER])
     torch.testing.assert_close(gradient, mean_of({0: 1, REPORTER: 2}))  # rank 0's is always there, one of two others
+
+
+def test_a_worker_that_accuses_rank_0_is_given_up_itself(closed):
+    _, gradient, failures, _ = closed(reporter={"reports": 1, "reason": "worker 0 sent 3 bytes", "accuses": 0})
+    assert failures == [Failure(REPORTER, 0, "worker 0 sent 3 bytes, says it of rank 0")]
+    torch.testing.assert_close(gradient, mean_of({0: 1, ACCUSED: 2}))
 
 
 def test_a_part_that_came_to_rank_0_ahead_of_its_decision_is_blamed_on_its_sender(closed):

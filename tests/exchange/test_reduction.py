@@ -20,7 +20,8 @@ from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.message import Messages
-from lwpd_lightning.exchange.reduction import BadPeer, Ranks, Reduction, SharedMemory, parts_bytes
+from lwpd_lightning.exchange.received import BadPeer
+from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory, parts_bytes
 from lwpd_lightning.exchange.update import Codeword
 
 RUN = bytes(range(16))

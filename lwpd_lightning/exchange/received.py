@@ -1,0 +1,130 @@
+"""What a rank has received for each decision, checked against it as soon as both are here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lwpd_lightning.coding.wire import WireFormat
+from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.header import Header, ProtocolError
+
+
+class BadPeer(ProtocolError):
+    """A worker sent what it should not have."""
+
+    def __init__(self, worker: int, reason: str) -> None:
+        super().__init__(reason)
+        self.worker = worker
+
+
+@dataclass
+class Received:
+    """Slices of codewords that this rank adds up, and parts of decoded gradients; both may come ahead of the decision.
+
+    Args:
+        me: this rank's worker; None for a dedicated coordinator.
+        size: values in a codeword.
+        wire: how slices are packed.
+        update_wire: how parts are packed.
+
+    Attributes:
+        newest: number of the newest decision that is known.
+        decisions: those whose step is still to be made, by number.
+    """
+
+    me: int | None
+    size: int
+    wire: WireFormat
+    update_wire: WireFormat
+
+    newest: int = field(init=False, default=0)
+    decisions: dict[int, Decision] = field(init=False, default_factory=dict)
+    _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+
+    def expect(self, decision: Decision) -> list[BadPeer]:
+        """What belongs to ``decision`` is wanted from now on; returns who sent what does not fit it, now forgotten."""
+        number = self.newest = decision.number
+        self.decisions[number] = decision
+        self._slices = {other: slices for other, slices in self._slices.items() if other >= number}
+        misfits = []
+        for kept, check in ((self._slices, self._check_slice), (self._parts, self._check_part)):
+            here = kept.get(number, {})
+            for worker, packed in list(here.items()):
+                try:
+                    check(decision, worker, packed)
+                except BadPeer as misfit:
+                    misfits.append(misfit)
+                    del here[worker]
+        return misfits
+
+    def take_slice(self, header: Header, payload: Tensor) -> Decision | None:
+        """A worker's codeword at this rank's positions; returns the decision that wants it, once known.
+
+        Raises:
+            BadPeer: its size is wrong.
+        """
+        if header.decision < self.newest:
+            return None
+        decision = self.decisions.get(header.decision)
+        if decision is not None:
+            self._check_slice(decision, header.worker, payload)
+        self._slices.setdefault(header.decision, {})[header.worker] = payload
+        return decision
+
+    def take_part(self, header: Header, payload: Tensor) -> None:
+        """The decoded gradient at another rank's positions; raises BadPeer where its size is wrong."""
+        decision = self.decisions.get(header.decision)
+        if decision is not None:
+            self._check_part(decision, header.worker, payload)
+        self.keep_part(header.decision, header.worker, payload)
+
+    def keep_part(self, number: int, reducer: int, packed: Tensor) -> None:
+        """A part that this rank has made itself."""
+        self._parts.setdefault(number, {})[reducer] = packed
+
+    def slices(self, number: int) -> dict[int, Tensor]:
+        """The slices that are here, by worker."""
+        return self._slices.get(number, {})
+
+    def parts(self, number: int) -> dict[int, Tensor]:
+        """The parts that are here, by reducer."""
+        return self._parts.get(number, {})
+
+    def missing(self, number: int) -> list[int]:
+        """The workers whose part of a decision is not here."""
+        parts = self.parts(number)
+        return [part.reducer for part in self.decisions[number].slices(self.size) if part.reducer not in parts]
+
+    def complete(self, number: int) -> bool:
+        """Whether a decision and all its parts are here."""
+        return number in self.decisions and not self.missing(number)
+
+    def hopeless(self, number: int, live: set[int]) -> bool:
+        """Whether what is missing of a decision will never come: messages of one sender keep their order."""
+        if number not in self.decisions:
+            return True
+        missing = set(self.missing(number))
+        later = {worker for other, parts in self._parts.items() if other > number for worker in parts}
+        return bool(missing & later) or not missing <= live
+
+    def forget(self, number: int) -> None:
+        """A decision's step has been made: it and all before it are wanted no more."""
+        self.decisions = {other: decision for other, decision in self.decisions.items() if other > number}
+        self._parts = {other: parts for other, parts in self._parts.items() if other > number}
+
+    def _check_slice(self, decision: Decision, worker: int, packed: Tensor) -> None:
+        mine = decision.share_of(self.me, self.size) if worker in decision.workers else None
+        _check(self.wire, worker, packed, mine.stop - mine.start if mine is not None else 0)
+
+    def _check_part(self, decision: Decision, worker: int, packed: Tensor) -> None:
+        theirs = decision.share_of(worker, self.size)
+        positions = theirs.stop - theirs.start if theirs is not None else 0
+        _check(self.update_wire, worker, packed, decision.rows * positions)
+
+
+def _check(wire: WireFormat, worker: int, packed: Tensor, size: int) -> None:
+    if packed.numel() != wire.nbytes(size):
+        raise BadPeer(worker, f"worker {worker} sent {packed.numel()} bytes for {size} values")
