@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -12,6 +13,8 @@ from hydra.utils import instantiate
 from experiments.bench.race.plan import links_of, race_of
 from experiments.train import CONFIG_PATH
 from lwpd_lightning.stragglers import SlowWorkers, StragglerModel
+
+_BISECTIONS = 20
 
 
 def update_s(row: Mapping[str, Any]) -> float:
@@ -33,8 +36,8 @@ def bound_s(row: Mapping[str, Any], least_s: float = 0.0) -> float:
 
     Computing: what the run's ranks took for a codeword (waiting for a core included, where ranks share cores), but no
     less than K/n of ``least_s``, an update of n ranks that exchange nothing: so much must be computed for each update.
-    `until_kth_s` adds who is late. K is the mean number of codewords of an update where it is adaptive. The bytes are
-    those that the run's hosts sent and received, each way of each link by itself.
+    `until_kth_s` adds who is late, by the very delays of the run. Where K is adaptive, its mean is what counted. The
+    bytes are those that the run's hosts sent and received, each way of each link by itself.
     """
     race = race_of(row)
     wait_for = float(race.wait_for or max(1.0, row["arrivals_mean"]))
@@ -46,6 +49,8 @@ def bound_s(row: Mapping[str, Any], least_s: float = 0.0) -> float:
         wait_for,
         max(row["compute_s_mean"], least_s * wait_for / race.ranks),
         drop=cfg.scheme.strategy.get("stale") == "drop",
+        updates=row["updates"],
+        adaptive=race.wait_for is None and row["arrivals_mean"] is not None,
     )
     links = links_of(race.links)
     if links.mbit is None or not row.get("first_sent"):  # over before its start could be told apart
@@ -57,7 +62,14 @@ def bound_s(row: Mapping[str, Any], least_s: float = 0.0) -> float:
 
 
 def until_kth_s(
-    model: StragglerModel, ranks: int, wait_for: float, compute_s: float, *, drop: bool, updates: int = 2000
+    model: StragglerModel,
+    ranks: int,
+    wait_for: float,
+    compute_s: float,
+    *,
+    drop: bool,
+    updates: int,
+    adaptive: bool = False,
 ) -> float:
     """Mean seconds of an update that closes with its K-th codeword, where all else takes no time.
 
@@ -67,22 +79,56 @@ def until_kth_s(
     Args:
         model: who is late, and by how much.
         ranks: n.
-        wait_for: K; between whole numbers, updates alternate so that this is the mean.
+        wait_for: K; where it is adaptive, its mean.
         compute_s: seconds of a codeword that is not late.
         drop: codewords of older versions do not count.
-        updates: that are averaged over.
+        updates: that are averaged over: the first ones of the model's delays.
+        adaptive: each update has its own K, chosen by one who knows how late everybody will be: the greatest
+            ``price * K - seconds``, at the price that brings ``wait_for`` codewords on average.
 
-    >>> until_kth_s(SlowWorkers(delays={2: 1.0}), ranks=3, wait_for=2, compute_s=0.25, drop=False)
+    >>> until_kth_s(SlowWorkers(delays={2: 1.0}), ranks=3, wait_for=2, compute_s=0.25, drop=False, updates=10)
     0.25
     """
-    free_at, now = [0.0] * ranks, 0.0
+
+    def alternating(update: int, waits: list[float]) -> int:
+        return math.floor((update + 1) * wait_for) - math.floor(update * wait_for)
+
+    def priced(price: float) -> Callable[[int, list[float]], int]:
+        return lambda update, waits: max(range(1, ranks + 1), key=lambda count: price * count - waits[count - 1])
+
+    simulated = partial(_simulated, model, ranks, compute_s, drop, updates)
+    seconds = simulated(alternating)[0]
+    if not adaptive:
+        return seconds
+    cheap, dear = 0.0, simulated(lambda update, waits: ranks)[0]
+    for _ in range(_BISECTIONS):
+        price = (cheap + dear) / 2
+        taken, counted = simulated(priced(price))
+        if counted >= wait_for:
+            seconds, dear = min(seconds, taken), price
+        else:
+            cheap = price
+    return seconds
+
+
+def _simulated(
+    model: StragglerModel,
+    ranks: int,
+    compute_s: float,
+    drop: bool,
+    updates: int,
+    count: Callable[[int, list[float]], int],
+) -> tuple[float, float]:
+    """Mean seconds and codewords of updates that close with as many as ``count(update, seconds until each)`` says."""
+    free_at, now, counted = [0.0] * ranks, 0.0, 0
     for update in range(updates):
-        count = math.floor((update + 1) * wait_for) - math.floor(update * wait_for)
         begins = [max(now, free) for free in free_at]
         ready = [
-            begin + compute_s + model.delay_s(worker, update, compute_s) if drop or free_at[worker] <= now else begin
-            for worker, begin in enumerate(begins)
+            begin + compute_s + model.delay_s(rank, update, compute_s) if drop or free_at[rank] <= now else begin
+            for rank, begin in enumerate(begins)
         ]
-        now = sorted(ready)[count - 1]
+        in_turn = sorted(ready)
+        now = in_turn[count(update, [at - now for at in in_turn]) - 1]
+        counted += sum(at <= now for at in ready)
         free_at = [r if begin < now else free for r, begin, free in zip(ready, begins, free_at, strict=True)]
-    return now / updates
+    return now / updates, counted / updates

@@ -137,7 +137,7 @@ def test_the_bound_is_the_busiest_link_or_the_kth_fastest():
     late = row(first_late_s=2 * 10.0 / 9)  # two updates after the first one
     assert bound_s(late) == pytest.approx(11.25 / 12.5 / 7)
     tail = UNSHAPED._replace(straggler="slow_tail")
-    all_of_8, six_of_8 = bound_s(row(regime=tail)), bound_s(row("k_sync", regime=tail))
+    all_of_8, six_of_8 = (bound_s(row(scheme, regime=tail, updates=2000)) for scheme in ("ddp", "k_sync"))
     assert all_of_8 == pytest.approx(0.1 + 1 - 0.9**8, abs=0.05)
     # Three late ones of eight or more, if those of earlier updates were back by then; a good part of them is not.
     assert 0.1 + 2 * 0.038 < six_of_8 < all_of_8
@@ -159,6 +159,16 @@ def test_the_bound_knows_that_who_is_late_stays_late(drop, closes_at):
     model = LateAt((2, 0), (1, 1))
     assert until_kth_s(model, 3, 2, 0.25, drop=drop, updates=1) == 0.25
     assert until_kth_s(model, 3, 2, 0.25, drop=drop, updates=2) == closes_at / 2
+
+
+def test_who_chooses_k_anew_waits_for_all_while_nobody_is_late_and_for_few_while_many_are():
+    """Of three, two are late by a second in every second update: K = 3 and 1 in turns, where K = 2 waits each time."""
+    model = LateAt(*((worker, step) for worker in (1, 2) for step in range(0, 100, 2)))
+    fixed = until_kth_s(model, 3, 2, 0.25, drop=False, updates=100)
+    assert until_kth_s(model, 3, 2, 0.25, drop=False, updates=100, adaptive=True) < fixed
+    assert until_kth_s(LateAt(), 3, 2, 0.25, drop=False, updates=100, adaptive=True) == pytest.approx(0.25)
+    everybody = until_kth_s(model, 3, 3, 0.25, drop=False, updates=100, adaptive=True)
+    assert everybody == until_kth_s(model, 3, 3, 0.25, drop=False, updates=100)
 
 
 def test_an_update_that_needs_fewer_codewords_needs_less_computing():
