@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -41,16 +41,15 @@ def bound_s(row: Mapping[str, Any], least_s: float = 0.0) -> float:
     """
     race = race_of(row)
     wait_for = float(race.wait_for or max(1.0, row["arrivals_mean"]))
-    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        cfg = compose("train", overrides=[f"scheme={race.scheme}", f"straggler={race.straggler}", f"seed={race.seed}"])
+    model, drop = _lateness(race.scheme, race.straggler, race.seed)
     computing = until_kth_s(
-        instantiate(cfg.straggler.model) if cfg.straggler else SlowWorkers(),
+        model,
         race.ranks,
         wait_for,
         max(row["compute_s_mean"], least_s * wait_for / race.ranks),
-        drop=cfg.scheme.strategy.get("stale") == "drop",
+        drop=drop,
         updates=row["updates"],
-        adaptive=race.wait_for is None and row["arrivals_mean"] is not None,
+        adaptive=race.wait_for is None,
     )
     links = links_of(race.links)
     if links.mbit is None or not row.get("first_sent"):  # over before its start could be told apart
@@ -59,6 +58,15 @@ def bound_s(row: Mapping[str, Any], least_s: float = 0.0) -> float:
     return max(
         computing, *(max(ways) / (mbit * 1e6 / 8) for ways, mbit in zip(bytes_of_update(row), rates, strict=True))
     )
+
+
+@cache  # Hydra takes half a second, and the race's tables are drawn anew after every run
+def _lateness(scheme: str, straggler: str, seed: int) -> tuple[StragglerModel, bool]:
+    """Who is late, and whether what comes too late is dropped."""
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        cfg = compose("train", overrides=[f"scheme={scheme}", f"straggler={straggler}", f"seed={seed}"])
+    model = instantiate(cfg.straggler.model) if cfg.straggler else SlowWorkers()
+    return model, cfg.scheme.strategy.get("stale") == "drop"
 
 
 def until_kth_s(
