@@ -152,4 +152,5 @@ def to_bytes(value: object) -> Tensor:
 
 def from_bytes(payload: Tensor, device: torch.device) -> Any:
     """What `to_bytes` made; raises pickle.UnpicklingError for anything but plain containers, numbers and tensors."""
-    return torch.load(io.BytesIO(payload.numpy().tobytes()), map_location=device, weights_only=True)
+    stream = io.BytesIO(payload.numpy().tobytes())
+    return torch.load(stream, map_location=device, weights_only=True)
