@@ -28,12 +28,14 @@ class CodedBatch:
         index: index of the batch in its epoch.
         parts: data part -> what the user's ``collate_fn`` made of its samples.
         part_samples: number of samples in each data part.
+        fetch_s: seconds that fetching it took.
     """
 
     epoch: int
     index: int
     parts: dict[int, Any]
     part_samples: int
+    fetch_s: float = 0.0
 
 
 def derive_seed(*key: int) -> int:

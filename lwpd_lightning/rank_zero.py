@@ -6,12 +6,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lwpd_lightning.coding import BlockMap, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
@@ -20,10 +21,11 @@ from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.coordinator import Coordinator
+from lwpd_lightning.exchange.header import NO_BATCH
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.rule import ArrivalRule
-from lwpd_lightning.exchange.state import checksum
+from lwpd_lightning.exchange.state import Checksums, StateLayout
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
@@ -39,7 +41,9 @@ from lwpd_lightning.meeting import (
 )
 from lwpd_lightning.refusals import refuse_accumulation
 from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_rank import serve
+from lwpd_lightning.steering import Steering
+from lwpd_lightning.step_log import StepLog, combined, from_json, relog, to_json
+from lwpd_lightning.worker_rank import serve_forked
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -85,12 +89,15 @@ class CodedFit:
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
         self._coordinator: Coordinator | None = None
-        self._published: tuple[int, int] | None = None
-        self._ahead = True
-        self._settings_used: list[dict[str, object]] = []
-        self._step: Step | None = None  # that was made since the last gradient
+        module = trainer.lightning_module
+        self._checksums = Checksums(module, self._blocks.parameters)
+        self._step_log = StepLog(module, everything=False, keep=True)
+        self._steering: Steering | None = None
+        # Whether the module itself may leave a step out: workers ask it as rank 0 does.
+        self._may_not_step = is_overridden("optimizer_step", module)
+        self._published: tuple[int, int] | None = None  # the batch of the version that was published last
         self._stepping = False  # whether workers may have made a step that is still to come here
-        self._checksum = 0  # of the parameters after it, or as workers were given them last
+        self._step_s, self._delivered = 0.0, 0.0
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
         self.last_update: Update | None = None
@@ -136,7 +143,8 @@ class CodedFit:
                 self._trainer, self._settings, meeting, self._own, self._blocks, feedback, self._loader.seed
             )
         self._coordinator = self._coordinate(meeting, listener, feedback)
-        self._checksum = checksum(self._blocks.parameters)  # of what those who join get
+        module = self._trainer.lightning_module
+        self._steering = Steering(self._trainer, StateLayout.buffers(module, self._blocks.device))
         self._coordinator.admit()
 
     def training_step(self, step: Callable[..., Any], arguments: tuple[Any, ...], batch_index: int) -> Any:
@@ -144,13 +152,13 @@ class CodedFit:
         epoch = self._trainer.current_epoch
         self._publish_if_needed(epoch, batch_index)
         if self._computation is None:
-            assert self._coordinator is not None
-            self.last_update = self._coordinator.collect()
+            self._collect()
+            assert self.last_update is not None
             return torch.tensor(self.last_update.loss, device=self._blocks.device)
         batch = self._loader.current
         assert batch is not None and self._coordinator is not None
-        self._computation.begin(self._coordinator.version)
-        with self._computation.randomness(batch, self._computation.parts[0]):
+        self._computation.begin(self._coordinator.version, self._step_s + batch.fetch_s)
+        with self._computation.randomness(batch, self._computation.parts[0]), self._step_log.listening():
             return step(*arguments)
 
     def transfer(self, to_device: Callable[[], Any]) -> Any:
@@ -170,28 +178,25 @@ class CodedFit:
             first, *rest = computation.parts
             computation.encode(first, loss)
             touched = {position for position, has in enumerate(self._blocks.touched()) if has}
-            touched |= computation.add_parts(batch, tuple(rest))
-            coordinator.contribute(*computation.finish(batch, touched))
-            self.last_update = coordinator.collect()
+            with self._step_log.listening():
+                touched |= computation.add_parts(batch, tuple(rest))
+            logged = to_json(self._step_log.take())
+            coordinator.contribute(*computation.finish(batch, touched, logged))
+            self._collect()
         self._publish_ahead(batch.index)
         coordinator.deliver()
+        self._delivered = time.monotonic()
 
-    def about_to_step(self, optimizer: Optimizer) -> None:
-        """Note by what settings the optimizer steps: schedulers and users may change them right after."""
-        self._settings_used = [
-            {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
-            for group in optimizer.param_groups
-        ]
-        for group in self._settings_used:
-            del group["params"]
+    def _collect(self) -> None:
+        assert self._coordinator is not None
+        self.last_update = self._coordinator.collect()
+        if any(self.last_update.logged):
+            relog(self._trainer.lightning_module, combined([from_json(told) for told in self.last_update.logged]))
 
     def stepped(self) -> None:
-        """Note what the optimizer step has led to: codewords that were computed elsewhere do not count."""
-        assert self._coordinator is not None
-        self._step, self._stepping = Step(self._coordinator.decided, self._settings_used), False
-        self._checksum = checksum(self._blocks.parameters)
-        if self._published is not None:
-            self._coordinator.arrived(self._checksum)
+        """Note that the optimizer has stepped."""
+        self._stepping = False
+        self._step_s = time.monotonic() - self._delivered
 
     def stop(self, *, completed: bool = False) -> None:
         """End the workers and put torch's thread count back; does nothing the second time.
@@ -201,9 +206,13 @@ class CodedFit:
         if self._stopped:
             return
         self._stopped = True
+        trainer = self._trainer
         try:
+            if self._steering is not None:
+                self._steering.close()
             if self._coordinator is not None:
-                self._coordinator.stop(await_farewell=completed and self._elsewhere)
+                epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+                self._coordinator.stop(epochs, trainer.global_step, await_farewell=completed and self._elsewhere)
         finally:
             self._store = None
             self._workers.end()
@@ -213,23 +222,38 @@ class CodedFit:
     def _publish_ahead(self, batch_index: int) -> None:
         """Before rank 0's own step: send the version that it leads to with the batch that comes next.
 
-        Workers then step while rank 0 does, and compute while it logs and validates. Where a callback was seen to
-        change the weights after a step, the version waits for the next training_step.
+        Workers then step while rank 0 does, and compute while it logs and validates.
         """
         assert self._coordinator is not None
-        self._step, self._stepping, self._published = None, self._ahead, None
-        if not self._ahead:
-            return
-        epoch, following = self._trainer.current_epoch, batch_index + 1
-        if following >= self._trainer.num_training_batches:
+        self._stepping = True
+        step = Step(self._coordinator.decided, self._optimizer_settings())
+        epoch, following = self._following(batch_index)
+        self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step)
+
+    def _following(self, batch_index: int) -> tuple[int, int]:
+        """Epoch and index of the batch that comes after one of this epoch; NO_BATCH where training ends with it."""
+        trainer, loop = self._trainer, self._trainer.fit_loop
+        epoch, following = trainer.current_epoch, batch_index + 1
+        if following >= trainer.num_training_batches:
             epoch, following = epoch + 1, 0
-        step = Step(self._coordinator.decided, self._settings_used)
-        self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step, ahead=True)
+        over = _reached(loop.max_steps, trainer.global_step + 1) or (not following and _reached(loop.max_epochs, epoch))
+        return epoch, NO_BATCH if over else following
+
+    def _optimizer_settings(self) -> list[dict[str, object]]:
+        """By what the optimizer is about to step: schedulers and users may change it right after."""
+        settings = [
+            {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
+            for group in self._trainer.optimizers[0].param_groups
+        ]
+        for group in settings:
+            del group["params"]
+        return settings
 
     def _publish_if_needed(self, epoch: int, batch_index: int) -> None:
-        """Publish unless this very batch and model were published after the last step.
+        """Publish unless this very batch and model were published before the last step.
 
-        A callback may have changed the weights since (clipping, averaging), or the loop may have gone elsewhere.
+        Validation may have changed something since, or the loop may have gone elsewhere. What hooks did to the model
+        they did on every rank, as the checksums of codewords show.
         """
         refuse_accumulation(self._trainer)
         trainable = [parameter.requires_grad for parameter in self._trainer.lightning_module.parameters()]
@@ -238,22 +262,22 @@ class CodedFit:
                 "The set of trainable parameters changed during the fit: coded exchange fixes the layout of codewords "
                 "at its start, so freeze or unfreeze between two fits instead."
             )
-        now = checksum(self._blocks.parameters)
-        moved = now != self._checksum or self._stepping  # a step that was not made has been made by workers
-        self._checksum, self._ahead, self._stepping = now, not moved, False
+        assert self._coordinator is not None and self._steering is not None
+        steered, attributes = self._steering.take()
+        moved = self._stepping and not self._may_not_step  # a step that was not made has been made by workers
+        self._stepping = False
         ahead = self._published
-        if ahead is None or moved or ahead != (epoch, batch_index):
+        if ahead != (epoch, batch_index) or steered or moved:
             # What was published ahead of a change must not count.
-            void_older = ahead is not None
-            step = None if moved or void_older else self._step
             self._publish(
                 epoch,
                 batch_index,
                 global_step=self._trainer.global_step,
-                step=step,
+                attributes=attributes,
                 moved=moved,
-                void_older=void_older,
+                void_older=ahead is not None,
             )
+        self._coordinator.arrived(self._checksums.take())
 
     def _publish(
         self,
@@ -261,8 +285,8 @@ class CodedFit:
         batch_index: int,
         *,
         global_step: int,
-        step: Step | None,
-        ahead: bool = False,
+        step: Step | None = None,
+        attributes: dict[str, object] | None = None,
         moved: bool = False,
         void_older: bool = False,
     ) -> None:
@@ -271,8 +295,8 @@ class CodedFit:
             epoch,
             batch_index,
             global_step,
-            checksum=None if ahead else self._checksum,
             step=step,
+            attributes=attributes,
             moved=moved,
             void_older=void_older,
         )
@@ -339,9 +363,14 @@ class CodedFit:
             if listener is not None:
                 listener.close()  # rank 0's alone
             self._environment.set_global_rank(rank)
-            serve(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader)
+            self._trainer.strategy._fit = None  # type: ignore[attr-defined]  # rank 0's, with links and processes that are none of this rank's
+            serve_forked(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader)
 
         return work
+
+
+def _reached(limit: int | None, count: int) -> bool:
+    return limit is not None and limit != -1 and count >= limit
 
 
 def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:

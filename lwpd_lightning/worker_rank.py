@@ -1,9 +1,10 @@
-"""A worker process' side of a fit: find rank 0, then answer every version with a codeword until told to stop."""
+"""A worker's side of a fit: find rank 0, then answer every version with a codeword until told to stop."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -11,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
-from lwpd_lightning.launcher import Workers, job_command, watch_parent
+from lwpd_lightning.hooks import TrainingHooks
+from lwpd_lightning.launcher import job_command, watch_parent
 from lwpd_lightning.meeting import (
     ENV_FIT,
     ENV_PARENT,
@@ -32,6 +35,8 @@ from lwpd_lightning.meeting import (
     reduction,
 )
 from lwpd_lightning.settings import ExchangeSettings
+from lwpd_lightning.steering import steer
+from lwpd_lightning.step_log import StepLog, to_json
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -47,90 +52,136 @@ def next_generation() -> int:
     return _fits[job] - 1
 
 
+class TrainedReplica:
+    """The trainer's model on a worker: Lightning's hooks, its data parts, its optimizer.
+
+    Args:
+        trainer: the trainer.
+        loader: its training loader, with this worker's data parts.
+        codewords: computes them.
+        hooks: the training hooks.
+        step_log: takes what training_step logs.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        loader: CodedLoader,
+        codewords: CodewordComputation,
+        hooks: TrainingHooks,
+        step_log: StepLog,
+    ) -> None:
+        self._trainer, self._loader, self._codewords = trainer, loader, codewords
+        self._hooks, self._step_log = hooks, step_log
+        self._step_s = 0.0  # since the last codeword
+
+    def enter(self, assignment: Assignment) -> None:
+        """Run the hooks between two batches."""
+        self._hooks.enter(assignment)
+
+    def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
+        """Fetch the batch, start it, and compute its codeword; None where a hook leaves the batch out."""
+        started = time.monotonic()
+        batch = self._loader.batch(assignment.epoch, assignment.batch_index)
+        first, *rest = self._codewords.parts
+        data = self._codewords.transferred(batch, first)
+        if not self._hooks.start_batch(data, assignment):
+            return None
+        settle()
+        self._codewords.begin(assignment.version, time.monotonic() - started + self._step_s)
+        self._step_s = 0.0
+        touched: set[int] = set()
+        self._codewords.add_part(
+            batch, first, data, touched, lambda output: self._hooks.computed(output, data, assignment.batch_index)
+        )
+        touched |= self._codewords.add_parts(batch, tuple(rest))
+        return self._codewords.finish(batch, touched, to_json(self._step_log.take()))
+
+    def skip(self, at: Assignment) -> None:
+        """The batch has been computed by others alone."""
+        self._hooks.before_zero_grad()
+
+    def step(self, at: Assignment) -> None:
+        """Step as rank 0 does, with the hooks around it."""
+        started = time.monotonic()
+        self._hooks.step(at)
+        self._step_s += time.monotonic() - started
+
+    def steer(self, attributes: dict[str, object]) -> None:
+        """Set what validation on rank 0 has changed."""
+        steer(self._trainer.lightning_module, attributes)
+
+
 def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader) -> None:
     """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
     code = settings.code
     assert code is not None
-    module, optimizer = trainer.lightning_module, trainer.strategy.optimizers[0]
+    module = trainer.lightning_module
+    store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s)
+    address, seed = store.coordinator()
+    blocks = BlockMap(module.parameters(), code.blocks)
+    loader = loader.for_worker(code.parts(worker), seed)
+    feedback = error_feedback(settings, worker, blocks)
+    codewords = computation(trainer, settings, meeting, worker, blocks, feedback, seed)
+    known = {worker, 0} if not settings.dedicated_coordinator else {worker}
+    links = WorkerLinks(
+        meeting.run_key,
+        worker,
+        address,
+        peers=[other for other in range(code.n) if other not in known and meeting.memory is None],
+        heartbeat_s=settings.heartbeat_s,
+        max_message_bytes=max_message_bytes(module, blocks),
+        queued=queued(blocks, settings),
+    )
+    step_log = StepLog(module, everything=settings.dedicated_coordinator, keep=False)
+    step_log.listen()
+    hooks = TrainingHooks(trainer, step_log)
     try:
-        store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s)
-        address, seed = store.coordinator()
-        blocks = BlockMap(module.parameters(), code.blocks)
-        loader = loader.for_worker(code.parts(worker), seed)
-        feedback = error_feedback(settings, worker, blocks)
-        codewords = computation(trainer, settings, meeting, worker, blocks, feedback, seed)
-        known = {worker, 0} if not settings.dedicated_coordinator else {worker}
-        links = WorkerLinks(
-            meeting.run_key,
-            worker,
-            address,
-            peers=[other for other in range(code.n) if other not in known and meeting.memory is None],
-            heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, blocks),
-            queued=queued(blocks, settings),
-        )
-    except BaseException:
-        traceback.print_exc()  # there is no link yet that could carry it to rank 0
-        raise
-    module.log = _log_nothing  # type: ignore[method-assign]
-
-    def compute(assignment: Assignment) -> tuple[Codeword, Contribution]:
-        _take_position(trainer, assignment)
-        batch = loader.batch(assignment.epoch, assignment.batch_index)
-        codewords.begin(assignment.version)
-        touched = codewords.add_parts(batch, codewords.parts)
-        return codewords.finish(batch, touched)
-
-    def step() -> None:
-        trainer.precision_plugin._clip_gradients(
-            module, optimizer, trainer.gradient_clip_val, gradient_clip_algorithm=trainer.gradient_clip_algorithm
-        )
-        optimizer.step()
-
-    try:
-        Worker(
+        end = Worker(
             links=links,
             reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
             model=module,
-            optimizer=optimizer,
-            step=step,
+            optimizer=trainer.optimizers[0],
+            replica=TrainedReplica(trainer, loader, codewords, hooks, step_log),
             messages=meeting.messages,
             fingerprint=fingerprint(module, blocks, code, loader),
             timeout_s=settings.timeout_s,
-        ).run(compute)
+        ).run()
+        hooks.finish(end)
     finally:
         loader.close()
         links.close()
 
 
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Metrics of the training step are logged on rank 0 only."""
-
-
-def _take_position(trainer: pl.Trainer, assignment: Assignment) -> None:
-    """Let ``current_epoch`` and ``global_step`` in the user's training_step be those of the version."""
-    loop = trainer.fit_loop
-    loop.epoch_progress.current.completed = assignment.epoch
-    loop.epoch_loop.batch_progress.current.ready = assignment.batch_index + 1
-    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = assignment.global_step
+def serve_forked(
+    trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader
+) -> None:
+    """Be a worker in a process that was forked in mid-fit, and end the fit as Lightning does."""
+    try:
+        serve(trainer, settings, meeting, worker, loader)
+        trainer.fit_loop.on_run_end()
+        call._call_callback_hooks(trainer, "on_fit_end")
+        call._call_lightning_module_hook(trainer, "on_fit_end")
+        call._call_callback_hooks(trainer, "teardown", stage=TrainerFn.FITTING)
+        call._call_lightning_module_hook(trainer, "teardown", stage=TrainerFn.FITTING)
+    except BaseException:
+        traceback.print_exc()
+        raise
 
 
 class WorkerRankLauncher(_Launcher):
-    """Turns a process that was started as a worker off the script's path: into the worker loop at its fit, past
-    everything else.
+    """Takes a process that was started as a worker along Lightning's own road, as far as its fit and past it.
 
-    The script of a worker process runs as rank 0's does until it reaches the fit that the worker was started for;
-    there it serves, and the process ends. Earlier fits, and validate, test and predict, do nothing here. A worker that
-    this package did not start (the first process of another machine, or all of them under torchrun or SLURM) serves
-    every fit in turn and goes on; the first process of a machine starts the others there.
+    The script of a worker process runs as rank 0's does. The fit that it was started for ends the process; earlier ones
+    are over. A worker that this package did not start (the first process of another machine, or all of them under
+    torchrun or SLURM) serves every fit in turn and goes on. Only rank 0 validates, tests and predicts.
+
+    Attributes:
+        generation: which fit of the job the one is that runs now.
     """
 
-    def __init__(
-        self,
-        begin: Callable[[int], tuple[ExchangeSettings, Meeting, int]],
-        start_siblings: Callable[[int], Workers],
-    ) -> None:
-        self._begin, self._start_siblings = begin, start_siblings
+    def __init__(self) -> None:
+        self.generation = 0
         if ENV_PARENT in os.environ:
             watch_parent(int(os.environ[ENV_PARENT]))
 
@@ -140,18 +191,19 @@ class WorkerRankLauncher(_Launcher):
         return False
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer, **kwargs: Any) -> Any:
-        """Serve when ``function`` is the fit that this process was started for."""
+        """Run ``function`` when it is a fit that this process takes part in."""
         if trainer.state.fn is not TrainerFn.FITTING:
             return None
-        generation = next_generation()
+        self.generation = next_generation()
         if ENV_FIT not in os.environ:
-            return self._serve(generation, trainer, *args, **kwargs)
-        if generation != int(os.environ[ENV_FIT]):
+            return function(*args, **kwargs)
+        if self.generation != int(os.environ[ENV_FIT]):
             return None
         code = 0
         try:
-            self._serve(generation, trainer, *args, **kwargs)
+            function(*args, **kwargs)
         except BaseException:
+            traceback.print_exc()
             code = 1
         sys.stdout.flush()
         sys.stderr.flush()
@@ -159,42 +211,3 @@ class WorkerRankLauncher(_Launcher):
 
     def kill(self, signum: Any) -> None:
         """A worker started no processes."""
-
-    def _serve(
-        self,
-        generation: int,
-        trainer: pl.Trainer,
-        model: pl.LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        datamodule: Any = None,
-        ckpt_path: Any = None,
-        weights_only: bool | None = None,
-    ) -> None:
-        """What Lightning does between ``fit`` and the first batch, as far as a worker needs it."""
-        settings, meeting, worker = self._begin(generation)
-        strategy = trainer.strategy
-        trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
-        trainer.state.stage = RunningStage.TRAINING
-        Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s).coordinator()
-        strategy._lightning_module = model
-        trainer._data_connector.attach_data(
-            model, train_dataloaders=train_dataloaders, val_dataloaders=val_dataloaders, datamodule=datamodule
-        )
-        strategy.connect(model)
-        strategy.setup_environment()
-        trainer._data_connector.prepare_data()
-        call._call_setup_hook(trainer)
-        call._call_configure_model(trainer)
-        strategy.model = strategy.precision_plugin.convert_module(model)
-        strategy.model_to_device()
-        strategy.setup_optimizers(trainer)
-        call._call_lightning_module_hook(trainer, "on_fit_start")
-        trainer.fit_loop.setup_data()
-        call._call_lightning_module_hook(trainer, "on_train_start")
-        loader = trainer.fit_loop._combined_loader.flattened[0]  # type: ignore[union-attr]
-        siblings = self._start_siblings(generation)
-        try:
-            serve(trainer, settings, meeting, worker, loader)
-        finally:
-            siblings.end()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,16 +110,48 @@ def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
                     yield slots, name  # type: ignore[misc]
 
 
-def whole_state(everything: StateLayout, optimizer: object) -> Tensor:
-    """Parameters and buffers, then the optimizer's state (``state_dict()``), as one (nbytes,) uint8 tensor."""
+def whole_state(everything: StateLayout, optimizer: object, attributes: dict[str, object]) -> Tensor:
+    """A rank's state as one (nbytes,) uint8 tensor.
+
+    Args:
+        everything: parameters and buffers, which come first, as they are.
+        optimizer: the optimizer's ``state_dict()``, which follows as a file of torch's.
+        attributes: of the module that validation has changed, in the same file.
+    """
     buffer = everything.buffer()
     everything.pack(buffer)
-    return torch.cat([buffer, to_bytes(optimizer)])
+    return torch.cat([buffer, to_bytes({"optimizer": optimizer, "attributes": attributes})])
 
 
 def digest(state: Tensor) -> bytes:
     """32 bytes that tell states apart."""
     return hashlib.sha256(state.numpy().data).digest()
+
+
+class Checksum(NamedTuple):
+    """What a codeword was computed at: of the trainable parameters, and of the frozen ones and the buffers."""
+
+    trainable: int
+    rest: int
+
+
+class Checksums:
+    """Takes the checksum of a module again and again.
+
+    Args:
+        module: the module that is trained.
+        trainable: those of its parameters that codewords are of.
+    """
+
+    def __init__(self, module: nn.Module, trainable: Sequence[Tensor]) -> None:
+        self._trainable = trainable
+        of_codewords = {id(parameter) for parameter in trainable}
+        self._rest = list(_slots(module, lambda owner, name, tensor: id(tensor) not in of_codewords))
+
+    def take(self) -> Checksum:
+        """Of the values as they are now."""
+        rest = (owner[name] for owner, name in self._rest)
+        return Checksum(checksum(self._trainable), checksum(tensor for tensor in rest if tensor is not None))
 
 
 @torch.no_grad()
@@ -137,6 +169,8 @@ def checksum(parameters: Iterable[Tensor]) -> int:
         sums.append(flat[:even].view(torch.int64).sum())
         if even < flat.numel():
             sums.append(flat[even:].sum(dtype=torch.int64))
+    if not sums:
+        return 0
     total = 0
     for place, words in enumerate(torch.stack(sums).tolist()):
         total += (2 * place + 1) * words  # so that tensors do not change places unnoticed
