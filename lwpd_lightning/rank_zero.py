@@ -18,6 +18,7 @@ from lwpd_lightning.coding import BlockMap, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.coordinator import Coordinator
@@ -88,6 +89,7 @@ class CodedFit:
         self._computation: CodewordComputation | None = None
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
+        self._entries = entries()
         self._coordinator: Coordinator | None = None
         module = trainer.lightning_module
         self._checksums = Checksums(module, self._blocks.parameters)
@@ -98,7 +100,6 @@ class CodedFit:
         self._published: tuple[int, int] | None = None  # the batch of the version that was published last
         self._stepping = False  # whether workers may have made a step that is still to come here
         self._step_s, self._delivered = 0.0, 0.0
-        self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
         self.last_update: Update | None = None
 
@@ -123,12 +124,15 @@ class CodedFit:
             log.warning(
                 "numpy packs the ternary values; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
             )
-        host = rendezvous.resolve(environment.main_address) if self._elsewhere else rendezvous.LOOPBACK
-        port = environment.main_port if self._elsewhere else 0
-        listener = None if _agent_serves_store() else rendezvous.listen(host, port)
-        if listener is not None:
+        key = run_key_for(environment, self._num_nodes)
+        listener = None
+        if self._elsewhere:
+            host, port = rendezvous.resolve(environment.main_address), environment.main_port
+        else:
+            host = rendezvous.LOOPBACK
+            listener = rendezvous.listen(host, 0)
             port = listener.getsockname()[1]
-        meeting = Meeting(run_key_for(environment, self._num_nodes), host, port, self._generation)
+        meeting = Meeting(key, host, port, self._generation)
         torch.set_num_threads(suggested_threads(self._local_ranks))
         local = [] if external else range(1, self._local_ranks)
         if self._settings.start_method == "rerun":
@@ -214,7 +218,8 @@ class CodedFit:
                 epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
                 self._coordinator.stop(epochs, trainer.global_step, await_farewell=completed and self._elsewhere)
         finally:
-            self._store = None
+            if not self._elsewhere:
+                self._entries.detach()
             self._workers.end()
             self._loader.close()
             torch.set_num_threads(self._threads)
@@ -316,11 +321,13 @@ class CodedFit:
             queued=queued(self._blocks, settings),
         )
         if listener is None:
-            store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)
+            store = self._entries.store
+            assert store is not None
+            store = store.of(self._generation)
         else:
-            store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
+            store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s, meeting.run_key)
+            self._entries.attach(store, [])
         store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed)
-        self._store = store  # served as long as the fit lasts
         least, most = settings.waits
         adaptive = None
         if settings.wait_for == "adaptive":
@@ -394,5 +401,13 @@ def seed_of_the_run() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
 
 
-def _agent_serves_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+def meet_elsewhere(environment: ClusterEnvironment, num_nodes: int, timeout_s: float) -> rendezvous.Rendezvous:
+    """Open the store at the main address, on which processes that this one does not start meet for all calls of a job.
+
+    Under torchrun its agent has one there.
+    """
+    host, port = rendezvous.resolve(environment.main_address), environment.main_port
+    key = run_key_for(environment, num_nodes)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        return rendezvous.Rendezvous.join(host, port, 0, timeout_s, key)
+    return rendezvous.Rendezvous.host(rendezvous.listen(host, port), 0, timeout_s, key)

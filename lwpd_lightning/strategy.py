@@ -20,12 +20,13 @@ from torch.optim import Optimizer
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.rule import Stale
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
 from lwpd_lightning.meeting import Meeting
-from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
+from lwpd_lightning.rank_zero import CodedFit, meet_elsewhere, run_key_for, seed_of_the_run
 from lwpd_lightning.refusals import (
     SEVERAL_OPTIMIZERS,
     refuse_optimizers,
@@ -34,7 +35,7 @@ from lwpd_lightning.refusals import (
     refuse_trainer,
 )
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor, WireDtype
-from lwpd_lightning.worker_rank import WorkerRankLauncher, next_generation, serve
+from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher, serve
 
 _Object = TypeVar("_Object")
 
@@ -129,7 +130,9 @@ class LWPDStrategy(ParallelStrategy):
         self.num_nodes = 1
         self._fit: CodedFit | None = None
         self._generation = self._seed = 0
-        self._batches: int | float | None = None  # in an epoch, on a worker whose fit is over
+        # On a worker whose fit is over: batches in an epoch, and the callbacks that did not act there too.
+        self._batches: int | float | None = None
+        self._callbacks: list[pl.Callback] | None = None
 
     # What the fit has done so far.
 
@@ -185,8 +188,27 @@ class LWPDStrategy(ParallelStrategy):
         external = self.cluster_environment.creates_processes_externally
         self.settings = self.settings.started_on(self.root_device, self.num_nodes, external)
         refuse_precision(self.precision_plugin)
-        if not self.is_global_zero:
-            self._launcher = WorkerRankLauncher()
+        if self.is_global_zero:
+            elsewhere = external or self.num_nodes > 1
+            # Processes that are started for a fit end with it: the first of each other machine goes on.
+            step = 1 if external else self.num_processes
+            readers = list(range(step, self.world_size, step))
+            self._launcher = RankZeroLauncher(self._meet if elsewhere else None, readers if elsewhere else [])
+        else:
+            self._launcher = WorkerRankLauncher(self._outcome)
+
+    def _meet(self) -> Rendezvous:
+        assert self.cluster_environment is not None
+        return meet_elsewhere(self.cluster_environment, self.num_nodes, self.settings.timeout_s)
+
+    def _join(self) -> Rendezvous:
+        meeting = self._meeting()
+        return Rendezvous.join(meeting.host, meeting.port, meeting.generation, self.settings.timeout_s, meeting.run_key)
+
+    def _outcome(self, entry: int) -> str:
+        if self._callbacks is not None:
+            self._trainer.callbacks, self._callbacks = self._callbacks, None  # type: ignore[attr-defined]
+        return self._join().told(entry, self.global_rank)
 
     def _meeting(self) -> Meeting:
         environment = self.cluster_environment
@@ -211,18 +233,15 @@ class LWPDStrategy(ParallelStrategy):
         """Refuse what would synchronise behind the strategy's back; a worker waits until rank 0 is ready to train."""
         refuse_process_group()
         if self._trainer.state.fn is TrainerFn.FITTING:
+            self._generation = entries().fits - 1
             if self.is_global_zero:
-                self._generation, self._seed = next_generation(), seed_of_the_run()
+                self._seed = seed_of_the_run()
             else:
                 self._await_rank_zero()
         super().setup_environment()
 
     def _await_rank_zero(self) -> None:
-        assert isinstance(self._launcher, WorkerRankLauncher)
-        self._generation = self._launcher.generation
-        meeting = self._meeting()
-        store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, self.settings.timeout_s)
-        _, self._seed = store.coordinator()
+        _, self._seed = self._join().coordinator()
         self._trainer.num_sanity_val_steps = 0  # rank 0 has done it
 
     def setup(self, trainer: pl.Trainer) -> None:
@@ -290,6 +309,7 @@ class LWPDStrategy(ParallelStrategy):
         threads, meeting = torch.get_num_threads(), self._meeting()
         torch.set_num_threads(suggested_threads(self.num_processes))
         siblings = self._start_siblings(meeting)
+        self._callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
         try:
             serve(self._trainer, self.settings, meeting, self._worker, loader)
         finally:

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.entries import adopt, entries, outcome_of
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.hooks import TrainingHooks
-from lwpd_lightning.launcher import job_command, watch_parent
+from lwpd_lightning.launcher import watch_parent
 from lwpd_lightning.meeting import (
     ENV_FIT,
     ENV_PARENT,
@@ -40,16 +40,6 @@ from lwpd_lightning.step_log import StepLog, to_json
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-
-_fits: Counter[tuple[str, ...]] = Counter()
-
-
-def next_generation() -> int:
-    """Count the fits of this job in this process, whatever trainer they belong to: every rank counts the same."""
-    job = tuple(job_command()[0])
-    _fits[job] += 1
-    return _fits[job] - 1
 
 
 class TrainedReplica:
@@ -117,7 +107,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
     code = settings.code
     assert code is not None
     module = trainer.lightning_module
-    store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s)
+    store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
     address, seed = store.coordinator()
     blocks = BlockMap(module.parameters(), code.blocks)
     loader = loader.for_worker(code.parts(worker), seed)
@@ -174,14 +164,15 @@ class WorkerRankLauncher(_Launcher):
 
     The script of a worker process runs as rank 0's does. The fit that it was started for ends the process; earlier ones
     are over. A worker that this package did not start (the first process of another machine, or all of them under
-    torchrun or SLURM) serves every fit in turn and goes on. Only rank 0 validates, tests and predicts.
+    torchrun or SLURM) serves every fit in turn and goes on. Only rank 0 validates, tests and predicts: of these calls,
+    and of fits that are over, a worker is told what they led to.
 
-    Attributes:
-        generation: which fit of the job the one is that runs now.
+    Args:
+        outcome: waits for what a call of rank 0's, by its number, led to.
     """
 
-    def __init__(self) -> None:
-        self.generation = 0
+    def __init__(self, outcome: Callable[[int], str]) -> None:
+        self._outcome = outcome
         if ENV_PARENT in os.environ:
             watch_parent(int(os.environ[ENV_PARENT]))
 
@@ -192,13 +183,16 @@ class WorkerRankLauncher(_Launcher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer, **kwargs: Any) -> Any:
         """Run ``function`` when it is a fit that this process takes part in."""
-        if trainer.state.fn is not TrainerFn.FITTING:
-            return None
-        self.generation = next_generation()
-        if ENV_FIT not in os.environ:
-            return function(*args, **kwargs)
-        if self.generation != int(os.environ[ENV_FIT]):
-            return None
+        fit = trainer.state.fn is TrainerFn.FITTING
+        entry = entries().enter(fit=fit)
+        if fit and ENV_FIT not in os.environ:
+            function(*args, **kwargs)
+        elif fit and entries().fits - 1 == int(os.environ[ENV_FIT]):
+            self._end_with(function, *args, **kwargs)
+        returned = adopt(trainer, self._outcome(entry))
+        return None if fit else returned
+
+    def _end_with(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         code = 0
         try:
             function(*args, **kwargs)
@@ -211,3 +205,33 @@ class WorkerRankLauncher(_Launcher):
 
     def kill(self, signum: Any) -> None:
         """A worker started no processes."""
+
+
+class RankZeroLauncher(_Launcher):
+    """Counts rank 0's calls, and tells ranks that were started elsewhere what they led to.
+
+    Args:
+        meet: opens the place where those ranks are told; None: there are none.
+        ranks: those ranks.
+    """
+
+    def __init__(self, meet: Callable[[], Rendezvous] | None, ranks: list[int]) -> None:
+        self._meet, self._ranks = meet, ranks
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        """Rank 0 is the user's own process."""
+        return True
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer, **kwargs: Any) -> Any:
+        """Run ``function``."""
+        job = entries()
+        entry = job.enter(fit=trainer.state.fn is TrainerFn.FITTING)
+        if self._meet is not None and job.store is None:
+            job.attach(self._meet(), self._ranks)
+        returned = function(*args, **kwargs)
+        job.ended(entry, outcome_of(trainer, returned))
+        return returned
+
+    def kill(self, signum: Any) -> None:
+        """Lightning asks on SIGTERM; workers are ended with the fit."""

@@ -68,6 +68,10 @@ class RunKey:
         """The CURVE key pair of one worker, by its row of the code."""
         return self._pair(f"worker-{worker}")
 
+    def sign(self, words: str) -> str:
+        """Hexadecimal digits that only who knows the key can give to ``words``."""
+        return hmac.new(self._derive("words"), words.encode(), hashlib.sha256).hexdigest()
+
     def _derive(self, purpose: str) -> bytes:
         return hmac.new(self._secret, purpose.encode(), hashlib.sha256).digest()
 

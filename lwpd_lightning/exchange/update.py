@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -113,4 +113,4 @@ class Update:
     resyncs: int
     live: int
     inclusion: list[float]
-    logged: list[str]
+    logged: list[str] = field(default_factory=list)

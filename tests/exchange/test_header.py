@@ -24,7 +24,6 @@ headers = st.builds(
     loss=st.floats(allow_nan=False),
     compute_s=st.floats(allow_nan=False),
     samples=u32,
-    wire=u8,
     elements=u64,
     global_step=i64,
     decision=u64,
