@@ -48,10 +48,7 @@ def resumed(folder, **settings):
 def chosen(folder, **settings):
     """A script that builds on what validation returned, and on the checkpoint that an earlier fit called best."""
     model, settings = Steered(), {"limit_train_batches": BATCHES, "precision": "64-true", **settings}
-    # A directory of each rank's own, as on machines without a common disk: rank 0's name is what counts.
-    checkpoint = pl.callbacks.ModelCheckpoint(
-        folder, filename=f"chosen-{settings['devices']}-{{epoch}}", monitor="val_loss"
-    )
+    checkpoint = pl.callbacks.ModelCheckpoint(folder, monitor="val_loss")
     trainer = quiet_trainer(max_epochs=2, callbacks=[checkpoint], **{**settings, "enable_checkpointing": True})
     model.weight = trainer.validate(model, Data(), verbose=False)[0]["val_loss"]
     trainer.fit(model, Data())  # positional
