@@ -12,10 +12,10 @@ COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 NO_BATCH = 0xFFFF_FFFF
 
-# magic, protocol, op, a byte of padding, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
+# magic, protocol, op, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
 # elements, global step, decision, oldest version, two checksums, the payload's offset in the arena, bytes of both
 # payloads.
-_LAYOUT = struct.Struct("<4sHBx16sIqIIddIQqQqqqqQQ")
+_LAYOUT = struct.Struct("<4sHH16sIqIIddIQqQqqqqQQ")
 HEADER_BYTES = _LAYOUT.size
 
 

@@ -134,7 +134,7 @@ def closed():
             )
             update = coordinator.collect()
             coordinator.deliver()
-            coordinator.stop(await_farewell=False)
+            coordinator.stop(0, 0, await_farewell=False)
             for thread in threads:
                 thread.join(DEADLINE_S)
                 assert not thread.is_alive()

@@ -30,7 +30,8 @@ class Seen(WorkerCallback):
                 self.buffers[version, worker] = torch.cat([b.flatten().float() for b in module.buffers()])
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.resyncs.append(trainer.strategy.last_update.resyncs)
+        if trainer.is_global_zero:
+            self.resyncs.append(trainer.strategy.last_update.resyncs)
 
     def check(self):
         """All that computed a version that rank 0 computed too were at its state; returns how many computed each.
