@@ -17,7 +17,7 @@ from lwpd_lightning.testing import Job
 from tests.fork_server import ForkedPopen, server
 
 # For what takes seconds on a quiet machine; pytest's own timeout comes later, and knows less of what hangs.
-PATIENCE_S = 200.0
+PATIENCE_S = 240.0
 # For processes to end that have lost what they belong to: they look every half a second.
 ENDING_S = 40.0
 
