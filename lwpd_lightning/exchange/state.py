@@ -128,6 +128,42 @@ def digest(state: Tensor) -> bytes:
     return hashlib.sha256(state.numpy().data).digest()
 
 
+class Structure:
+    """What a module consists of: which parameters, which of them are trained, and which buffers of what shape.
+
+    Codewords and states are laid out by it, so that an exchange ends where it changes and another begins.
+
+    Args:
+        module: as it is now.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._parameters = _flags(module)
+        self._dictionaries = [(slots, len(slots)) for m in module.modules() for slots in (m._parameters, m._buffers)]
+        self._buffers = [
+            (m._buffers, name, buffer.shape, buffer.dtype)
+            for m in module.modules()
+            for name, buffer in m._buffers.items()
+            if buffer is not None
+        ]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the module consists of something else by now."""
+        if _flags(self._module) != self._parameters or any(len(slots) != n for slots, n in self._dictionaries):
+            return True
+        for slots, name, shape, dtype in self._buffers:
+            buffer = slots.get(name)
+            if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
+                return True
+        return False
+
+
+def _flags(module: nn.Module) -> dict[int, bool]:
+    return {id(parameter): parameter.requires_grad for parameter in module.parameters()}
+
+
 class Checksum(NamedTuple):
     """What a codeword was computed at: of the trainable parameters, and of the frozen ones and the buffers."""
 
