@@ -112,10 +112,6 @@ class Recorder:
             self._outcome = "skipped"
         return report
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.outcome == "rerun":  # type: ignore[comparison-overlap]  # pytest-rerunfailures': it is tried again
-            self._outcome, self._failure = "passed", {}
-
     def _append(self, **record: Any) -> None:
         with self._results.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -184,6 +180,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "flaky: pytest-rerunfailures' own; here `run` repeats what failed")
     torch.set_num_threads(1)  # models of a few parameters
     forced = None if config.getoption("--lwpd-unforced") else ForcedStrategy()
     if forced is not None:

@@ -24,7 +24,7 @@ def run_tests(suite: Path, tests: Iterable[str], results: Path, *, forced: bool,
     folder = suite / "tests"
     command = [
         *(sys.executable, "-m", "pytest", "-q", "--tb=long", "--color=no", "--capture=fd"),
-        *("-p", "no:cacheprovider", "-p", "tests.lightning_suite.plugin"),
+        *("-p", "no:cacheprovider", "-p", "no:rerunfailures", "-p", "tests.lightning_suite.plugin"),
         *(f"--timeout={timeout_s}", "--timeout-method=signal", f"--lwpd-results={results.absolute()}"),
         *(() if forced else ("--lwpd-unforced",)),
         *(f"tests_pytorch/{test}" for test in tests),
