@@ -114,7 +114,7 @@ class LWPDStrategy(ParallelStrategy):
         self.settings = ExchangeSettings(
             code=code,
             wait_for=wait_for,
-            wait_for_bounds=None if wait_for_bounds is None else (int(wait_for_bounds[0]), int(wait_for_bounds[1])),
+            wait_for_bounds=wait_for_bounds,
             decoder=decoder,
             stale=stale,
             max_staleness=max_staleness,
