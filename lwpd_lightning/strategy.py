@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import training_loader
 from lwpd_lightning.exchange.rule import Stale
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
@@ -240,13 +240,12 @@ class LWPDStrategy(ParallelStrategy):
         trainer = self._trainer
         if not trainer.training:
             return dataloader
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return CodedLoader(
-            dataloader,  # type: ignore[arg-type]
+        return training_loader(
+            trainer,
+            dataloader,
             data_parts=self.code.data_parts,
             parts=(0,) if self.settings.dedicated_coordinator else self.code.parts(0),
             seed=seed_of_the_run(),
-            position=lambda: progress.current.ready,
         )
 
     # One fit.
