@@ -221,7 +221,7 @@ class CodedFit:
         if not self._ahead:
             return
         epoch, following = self._trainer.current_epoch, batch_index + 1
-        if following >= self._trainer.num_training_batches:
+        if following >= self._trainer.num_training_batches or not self._loader.has(epoch, following):
             epoch, following = epoch + 1, 0
         step = Step(self._coordinator.decided, self._settings_used)
         self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step, ahead=True)
