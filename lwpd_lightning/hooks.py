@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -60,11 +61,15 @@ class TrainingHooks:
         trainer: the trainer, whose callbacks are from now on those that act on workers.
         step_log: takes what is logged.
         at: the epoch and batch whose start this process has gone through as rank 0, which it was; None: none.
+
+    Attributes:
+        reload: called at the start of every epoch but the first, before its hook; None: nothing is.
     """
 
     def __init__(self, trainer: pl.Trainer, step_log: StepLog, at: tuple[int, int] | None = None) -> None:
         self._trainer, self._step_log = trainer, step_log
         trainer.callbacks = [c for c in trainer.callbacks if acts_on_workers(c)]  # type: ignore[attr-defined]
+        self.reload: Callable[[int], None] | None = None
         self._loop = trainer.fit_loop
         self._progress: Any = trainer.fit_loop.epoch_progress.current
         self._epoch = at[0] if at is not None else None  # whose start has been told
@@ -91,6 +96,8 @@ class TrainingHooks:
             self._end_epoch()
             self._epoch += 1
             self._count(self._epoch, 0, assignment.global_step)
+            if self.reload is not None:
+                self.reload(self._epoch)
             self._start_epoch()
         self._count(self._epoch, assignment.batch_index, assignment.global_step)
 
@@ -130,7 +137,7 @@ class TrainingHooks:
         """All that Lightning does between a backward and the next batch, with the gradients that lie in ``.grad``."""
         trainer = self._trainer
         self._stepped = True
-        index = self.batches(at)[-1]
+        index = self._computed[2] if self._computed is not None else self.batches(at)[-1]
         self._count(at.epoch, index, at.global_step)
         self._call("on_after_backward")
         loss = self._computed[0].get("loss") if self._computed is not None else None

@@ -19,7 +19,7 @@ from torch import Tensor
 from lwpd_lightning.coding import BlockMap, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import CodedLoader, loader_of
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
@@ -64,7 +64,6 @@ class CodedFit:
         local_ranks: processes on this machine.
         num_nodes: machines.
         generation: which fit of this process it is, from 0.
-        loader: the training loader.
     """
 
     def __init__(
@@ -76,12 +75,10 @@ class CodedFit:
         local_ranks: int,
         num_nodes: int,
         generation: int,
-        loader: CodedLoader,
     ) -> None:
         assert settings.code is not None and settings.wait_for is not None
         self._trainer, self._settings, self._environment = trainer, settings, environment
         self._local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
-        self._loader = loader
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
         # Whether there are workers that this process does not start.
         self._elsewhere = num_nodes > 1 or environment.creates_processes_externally
@@ -105,6 +102,12 @@ class CodedFit:
         self._step_s, self._delivered = 0.0, 0.0
         self._stopped = False
         self.last_update: Update | None = None
+
+    @property
+    def _loader(self) -> CodedLoader:
+        loader = loader_of(self._trainer)  # another one after each reload
+        assert loader is not None
+        return loader
 
     @property
     def failures(self) -> list[Failure]:
@@ -292,7 +295,7 @@ class CodedFit:
         """Epoch and index of the batch that comes after one of this epoch; NO_BATCH where training ends with it."""
         trainer, loop = self._trainer, self._trainer.fit_loop
         epoch, following = trainer.current_epoch, batch_index + 1
-        if following >= trainer.num_training_batches:
+        if following >= trainer.num_training_batches or not self._loader.has(epoch, following):
             epoch, following = epoch + 1, 0
         over = _reached(loop.max_steps, trainer.global_step + 1) or (not following and _reached(loop.max_epochs, epoch))
         return epoch, NO_BATCH if over else following

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
 from lwpd_lightning.exchange.header import NO_BATCH
 from lwpd_lightning.exchange.mesh import WorkerLinks
@@ -67,6 +67,7 @@ class TrainedReplica:
     ) -> None:
         self._trainer, self._loader, self._codewords = trainer, loader, codewords
         self._structure = Structure(trainer.lightning_module)
+        hooks.reload = self._reload
         self._hooks, self._step_log = hooks, step_log
         self._step_s = 0.0  # since the last codeword
 
@@ -84,6 +85,8 @@ class TrainedReplica:
         first, *rest = self._codewords.parts
         for index in self._hooks.batches(assignment):
             if index != assignment.batch_index:
+                if not self._loader.has(assignment.epoch, index):
+                    break
                 self._hooks.accumulate(index)
             batch = self._loader.batch(assignment.epoch, index)
             data = self._codewords.transferred(batch, first)
@@ -97,6 +100,13 @@ class TrainedReplica:
             samples += batch.part_samples
         self._step_s = 0.0
         return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+
+    def close(self) -> None:
+        """End what fetches ahead."""
+        self._loader.close()
+
+    def _reload(self, epoch: int) -> None:
+        self._loader = following(self._trainer, self._loader, epoch)
 
     def skip(self, at: Assignment) -> None:
         """The batch has been computed by others alone."""
@@ -153,19 +163,20 @@ def _serve(
         queued=queued(blocks, settings),
     )
     step_log.listen()
+    replica = TrainedReplica(trainer, loader, codewords, hooks, step_log)
     try:
         return Worker(
             links=links,
             reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
             model=module,
             optimizer=trainer.optimizers[0],
-            replica=TrainedReplica(trainer, loader, codewords, hooks, step_log),
+            replica=replica,
             messages=meeting.messages,
             fingerprint=fingerprint(module, blocks, code, loader),
             timeout_s=settings.timeout_s,
         ).run()
     finally:
-        loader.close()
+        replica.close()
         links.close()
 
 
