@@ -72,6 +72,11 @@ class CodewordComputation:
         return self._trainer.lightning_module
 
     @property
+    def _accumulated(self) -> int:
+        """Batches that an update is accumulated over."""
+        return int(self._trainer.accumulate_grad_batches)
+
+    @property
     def _precision(self) -> Precision:
         return self._trainer.precision_plugin
 
@@ -104,12 +109,15 @@ class CodewordComputation:
             parameter.grad = None
 
     def encode(self, part: int, loss: Tensor) -> None:
-        """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent."""
+        """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent.
+
+        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share.
+        """
         if self._feedback is None:
             self.blocks.encode(self._code.at(self._version).coefficients(self._worker)[part], self._codeword)
         else:
             self._feedback.add(part)
-        self._losses.append(float(loss.detach()))
+        self._losses.append(float(loss.detach()) * self._accumulated)
 
     def add_parts(self, batch: CodedBatch, parts: tuple[int, ...]) -> set[int]:
         """Compute and encode ``parts`` of the batch; returns which parameters (by position) got gradients."""
@@ -123,7 +131,7 @@ class CodewordComputation:
     ) -> None:
         """Compute and encode one data part; adds to ``touched``, and hands on what training_step returned."""
         output = self._training_step(batch, part, data)
-        loss = closure_loss(output)
+        loss = closure_loss(output) / self._accumulated
         if computed is not None:
             computed(output)
         loss = self._precision.pre_backward(loss, self._module)
@@ -140,7 +148,7 @@ class CodewordComputation:
             data = module._on_before_batch_transfer(data, dataloader_idx=0)
             return module._apply_batch_transfer_handler(data, device=self.blocks.device, dataloader_idx=0)
 
-    def finish(self, batch: CodedBatch, touched: set[int], logged: str) -> tuple[Codeword, Contribution]:
+    def finish(self, samples: int, touched: set[int], logged: str) -> tuple[Codeword, Contribution]:
         """The finished codeword, as it is until the next `begin` or until it is settled, and what is told of it."""
         if self._feedback is None:
             codeword = self._codeword
@@ -156,7 +164,7 @@ class CodewordComputation:
             version=self._version,
             touched=[position in touched for position in range(len(self.blocks.parameters))],
             loss=sum(self._losses) / len(self._losses),
-            samples=batch.part_samples,
+            samples=samples,
             compute_s=time.monotonic() - self._started,
             statistics=statistics,
             logged=logged,

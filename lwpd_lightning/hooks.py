@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -59,15 +60,20 @@ class TrainingHooks:
     Args:
         trainer: the trainer, whose callbacks are from now on those that act on workers.
         step_log: takes what is logged.
+        at: the epoch and batch whose start this process has gone through as rank 0, which it was; None: none.
+
+    Attributes:
+        reload: called at the start of every epoch but the first, before its hook; None: nothing is.
     """
 
-    def __init__(self, trainer: pl.Trainer, step_log: StepLog) -> None:
+    def __init__(self, trainer: pl.Trainer, step_log: StepLog, at: tuple[int, int] | None = None) -> None:
         self._trainer, self._step_log = trainer, step_log
         trainer.callbacks = [c for c in trainer.callbacks if acts_on_workers(c)]  # type: ignore[attr-defined]
+        self.reload: Callable[[int], None] | None = None
         self._loop = trainer.fit_loop
         self._progress: Any = trainer.fit_loop.epoch_progress.current
-        self._epoch: int | None = None  # whose start has been told
-        self._started: tuple[int, int] | None = None  # the batch whose start has been told
+        self._epoch = at[0] if at is not None else None  # whose start has been told
+        self._started = at  # the batch whose start has been told
         self._computed: tuple[Any, Any, int] | None = None  # output, batch and index of one whose end has not
         self._stepped = False  # since it was computed
         self._module = trainer.lightning_module
@@ -90,22 +96,38 @@ class TrainingHooks:
             self._end_epoch()
             self._epoch += 1
             self._count(self._epoch, 0, assignment.global_step)
+            if self.reload is not None:
+                self.reload(self._epoch)
             self._start_epoch()
         self._count(self._epoch, assignment.batch_index, assignment.global_step)
 
-    def start_batch(self, batch: Any, assignment: Assignment) -> bool:
-        """Start a batch; whether it is to be computed."""
-        position = assignment.epoch, assignment.batch_index
-        if self._started == position:
-            return True
-        self._started = position
-        return bool(self._call("on_train_batch_start", batch, assignment.batch_index) != -1)
+    def batches(self, assignment: Assignment) -> range:
+        """The batches that an update is accumulated over: on an epoch's last one Lightning steps in any case."""
+        first, every = assignment.batch_index, self._trainer.accumulate_grad_batches
+        return range(first, int(min(first - first % every + every, self._trainer.num_training_batches)))
 
-    def computed(self, output: Any, batch: Any, index: int) -> None:
+    def start_batch(self, batch: Any, epoch: int, index: int) -> bool:
+        """Start a batch; whether it is to be computed."""
+        if self._started == (epoch, index):
+            return True
+        self._started = epoch, index
+        return bool(self._call("on_train_batch_start", batch, index) != -1)
+
+    def computed(self, batch: Any, index: int, output: Any) -> None:
         """A batch's first data part has been computed: what its end will be told."""
-        result = ClosureResult.from_training_step_output(output, self._trainer.accumulate_grad_batches)
+        every = self._trainer.accumulate_grad_batches
+        result = ClosureResult.from_training_step_output(output, every)
         self._computed = result.asdict(), batch, index
-        self.before_zero_grad()
+        if index % every == 0:
+            self.before_zero_grad()
+
+    def accumulate(self, index: int) -> None:
+        """Go on to another batch of the same update."""
+        assert self._computed is not None
+        self._call("on_after_backward")
+        self._call("on_train_batch_end", *self._computed)
+        self._computed = None
+        self._loop.epoch_loop.batch_progress.current.ready = index + 1
 
     def before_zero_grad(self) -> None:
         """What Lightning does between the forward and the backward of a batch's first data part."""
@@ -114,17 +136,16 @@ class TrainingHooks:
     def step(self, at: Assignment) -> None:
         """All that Lightning does between a backward and the next batch, with the gradients that lie in ``.grad``."""
         trainer = self._trainer
-        if self._computed is not None and self._computed[2] != at.batch_index:
-            self._computed = None
         self._stepped = True
-        self._count(at.epoch, at.batch_index, at.global_step)
+        index = self._computed[2] if self._computed is not None else self.batches(at)[-1]
+        self._count(at.epoch, index, at.global_step)
         self._call("on_after_backward")
         loss = self._computed[0].get("loss") if self._computed is not None else None
         call._call_lightning_module_hook(
             trainer,
             "optimizer_step",
             at.epoch,
-            at.batch_index,
+            index,
             trainer.strategy._lightning_optimizers[0],
             lambda: loss if loss is not None else torch.zeros(()),
         )

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import CodedLoader, training_loader
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.rule import Stale
@@ -114,7 +114,7 @@ class LWPDStrategy(ParallelStrategy):
         self.settings = ExchangeSettings(
             code=code,
             wait_for=wait_for,
-            wait_for_bounds=None if wait_for_bounds is None else (int(wait_for_bounds[0]), int(wait_for_bounds[1])),
+            wait_for_bounds=wait_for_bounds,
             decoder=decoder,
             stale=stale,
             max_staleness=max_staleness,
@@ -272,13 +272,12 @@ class LWPDStrategy(ParallelStrategy):
         trainer = self._trainer
         if not trainer.training:
             return dataloader
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return CodedLoader(
-            dataloader,  # type: ignore[arg-type]
+        return training_loader(
+            trainer,
+            dataloader,
             data_parts=self.code.data_parts,
             parts=(0,) if self._worker < 0 else self.code.parts(self._worker),
             seed=self._seed,
-            position=lambda: progress.current.ready,
         )
 
     # One fit.
@@ -301,7 +300,6 @@ class LWPDStrategy(ParallelStrategy):
             local_ranks=self.num_processes,
             num_nodes=self.num_nodes,
             generation=self._generation,
-            loader=loaders[0],
         )
         self._fit.start()
 

@@ -7,6 +7,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
@@ -15,10 +17,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
+from lwpd_lightning.exchange.header import NO_BATCH
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.rendezvous import Rendezvous
+from lwpd_lightning.exchange.state import Structure
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.hooks import TrainingHooks
@@ -62,6 +66,8 @@ class TrainedReplica:
         step_log: StepLog,
     ) -> None:
         self._trainer, self._loader, self._codewords = trainer, loader, codewords
+        self._structure = Structure(trainer.lightning_module)
+        hooks.reload = self._reload
         self._hooks, self._step_log = hooks, step_log
         self._step_s = 0.0  # since the last codeword
 
@@ -70,22 +76,37 @@ class TrainedReplica:
         self._hooks.enter(assignment)
 
     def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
-        """Fetch the batch, start it, and compute its codeword; None where a hook leaves the batch out."""
-        started = time.monotonic()
-        batch = self._loader.batch(assignment.epoch, assignment.batch_index)
+        """Fetch the batches of an update, one where none are accumulated, and compute its codeword.
+
+        None where a hook leaves a batch out, or where what is trained has changed: rank 0 will find the same, and end
+        the exchange.
+        """
+        started, touched, samples = time.monotonic(), set[int](), 0
         first, *rest = self._codewords.parts
-        data = self._codewords.transferred(batch, first)
-        if not self._hooks.start_batch(data, assignment):
-            return None
-        settle()
-        self._codewords.begin(assignment.version, time.monotonic() - started + self._step_s)
+        for index in self._hooks.batches(assignment):
+            if index != assignment.batch_index:
+                if not self._loader.has(assignment.epoch, index):
+                    break
+                self._hooks.accumulate(index)
+            batch = self._loader.batch(assignment.epoch, index)
+            data = self._codewords.transferred(batch, first)
+            if not self._hooks.start_batch(data, assignment.epoch, index) or self._structure.changed:
+                return None
+            if index == assignment.batch_index:
+                settle()
+                self._codewords.begin(assignment.version, time.monotonic() - started + self._step_s)
+            self._codewords.add_part(batch, first, data, touched, partial(self._hooks.computed, data, index))
+            touched |= self._codewords.add_parts(batch, tuple(rest))
+            samples += batch.part_samples
         self._step_s = 0.0
-        touched: set[int] = set()
-        self._codewords.add_part(
-            batch, first, data, touched, lambda output: self._hooks.computed(output, data, assignment.batch_index)
-        )
-        touched |= self._codewords.add_parts(batch, tuple(rest))
-        return self._codewords.finish(batch, touched, to_json(self._step_log.take()))
+        return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+
+    def close(self) -> None:
+        """End what fetches ahead."""
+        self._loader.close()
+
+    def _reload(self, epoch: int) -> None:
+        self._loader = following(self._trainer, self._loader, epoch)
 
     def skip(self, at: Assignment) -> None:
         """The batch has been computed by others alone."""
@@ -104,11 +125,29 @@ class TrainedReplica:
 
 def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader) -> None:
     """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
+    step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
+    hooks = TrainingHooks(trainer, step_log)
+    while (end := _serve(trainer, settings, meeting, worker, loader, hooks, step_log)).batch_index != NO_BATCH:
+        hooks.enter(end)
+        meeting = replace(meeting, segment=meeting.segment + 1)
+    hooks.finish(end)
+
+
+def _serve(
+    trainer: pl.Trainer,
+    settings: ExchangeSettings,
+    meeting: Meeting,
+    worker: int,
+    loader: CodedLoader,
+    hooks: TrainingHooks,
+    step_log: StepLog,
+) -> Assignment:
+    """Be a worker until the exchange ends; returns where the next one begins."""
     code = settings.code
     assert code is not None
     module = trainer.lightning_module
     store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
-    address, seed = store.coordinator()
+    address, seed = store.coordinator(meeting.segment)
     blocks = BlockMap(module.parameters(), code.blocks)
     loader = loader.for_worker(code.parts(worker), seed)
     feedback = error_feedback(settings, worker, blocks)
@@ -123,32 +162,43 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
         max_message_bytes=max_message_bytes(module, blocks),
         queued=queued(blocks, settings),
     )
-    step_log = StepLog(module, everything=settings.dedicated_coordinator, keep=False)
     step_log.listen()
-    hooks = TrainingHooks(trainer, step_log)
+    replica = TrainedReplica(trainer, loader, codewords, hooks, step_log)
     try:
-        end = Worker(
+        return Worker(
             links=links,
             reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
             model=module,
             optimizer=trainer.optimizers[0],
-            replica=TrainedReplica(trainer, loader, codewords, hooks, step_log),
+            replica=replica,
             messages=meeting.messages,
             fingerprint=fingerprint(module, blocks, code, loader),
             timeout_s=settings.timeout_s,
         ).run()
-        hooks.finish(end)
     finally:
-        loader.close()
+        replica.close()
         links.close()
 
 
 def serve_forked(
-    trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader
+    trainer: pl.Trainer,
+    settings: ExchangeSettings,
+    meeting: Meeting,
+    worker: int,
+    loader: CodedLoader,
+    at: tuple[int, int] | None,
 ) -> None:
-    """Be a worker in a process that was forked in mid-fit, and end the fit as Lightning does."""
+    """Be a worker in a process that was forked for an exchange, and end the fit as Lightning does.
+
+    ``at``: epoch and batch that rank 0 had started when it forked; None: training was still to begin.
+    """
     try:
-        serve(trainer, settings, meeting, worker, loader)
+        step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
+        hooks = TrainingHooks(trainer, step_log, at)
+        end = _serve(trainer, settings, meeting, worker, loader, hooks, step_log)
+        if end.batch_index != NO_BATCH:
+            return  # others are forked for the next exchange
+        hooks.finish(end)
         trainer.fit_loop.on_run_end()
         call._call_callback_hooks(trainer, "on_fit_end")
         call._call_lightning_module_hook(trainer, "on_fit_end")

@@ -215,18 +215,19 @@ class Coordinator:
         self._reduction.scatter(self.decided)
         self._reduction.commit(self.decided)
 
-    def stop(self, epoch: int, global_step: int, *, await_farewell: bool) -> None:
-        """Tell every worker that the fit is over and close the links.
+    def stop(self, epoch: int, global_step: int, batch_index: int = NO_BATCH, *, await_farewell: bool) -> None:
+        """Tell every worker that the exchange is over and close the links.
 
         Args:
             epoch: epochs that are over.
             global_step: optimizer steps taken.
+            batch_index: with which batch another exchange begins; NO_BATCH: none does, the fit is over.
             await_farewell: first read on until the workers have hung up, but not for ever. A socket that is closed with
                 codewords unread takes back what it has sent, and a worker behind a slow link would not hear the end.
         """
         staying = set(self._others)
         end = self._publication.header(Op.STOP, self.version)
-        end = end._replace(epoch=epoch, batch_index=NO_BATCH, global_step=global_step)
+        end = end._replace(epoch=epoch, batch_index=batch_index, global_step=global_step)
         self._publication.send(self._others, end)
         deadline = time.monotonic() + _FAREWELL_S
         while await_farewell and staying and time.monotonic() < deadline:

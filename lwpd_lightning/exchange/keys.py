@@ -56,9 +56,9 @@ class RunKey:
         """The key as 64 hexadecimal digits, for a child process' environment."""
         return self._secret.hex()
 
-    def run_id(self, generation: int) -> bytes:
-        """16 bytes that name one fit of the run in every header; they reveal nothing of the key."""
-        return self._derive(f"run-{generation}")[:16]
+    def run_id(self, generation: int, segment: int = 0) -> bytes:
+        """16 bytes that name one exchange of one fit of the run in every header; they reveal nothing of the key."""
+        return self._derive(f"run-{generation}-{segment}")[:16]
 
     def coordinator(self) -> KeyPair:
         """The coordinator's CURVE key pair."""

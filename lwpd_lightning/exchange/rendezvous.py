@@ -81,9 +81,15 @@ class Rendezvous:
         """The same store, for another fit."""
         return Rendezvous(self._store, generation, self._timeout.total_seconds(), self._key)
 
-    def announce(self, address: str, seed: int) -> None:
-        """Tell the workers where the coordinator listens and which seed keys the batches."""
-        self._store.set(f"{self._prefix}/coordinator", f"{seed} {address}")
+    def announce(self, address: str, seed: int, segment: int = 0) -> None:
+        """Tell the workers where the coordinator of the fit's exchange number ``segment`` listens.
+
+        Args:
+            address: "tcp://host:port".
+            seed: keys the batches.
+            segment: a fit begins another exchange whenever what it trains changes.
+        """
+        self._store.set(f"{self._prefix}/coordinator/{segment}", f"{seed} {address}")
 
     def tell(self, entry: int, outcome: str) -> None:
         """Tell the other ranks what call number ``entry`` of the job led to."""
@@ -108,14 +114,14 @@ class Rendezvous:
         with contextlib.suppress(DistStoreError, DistNetworkError):
             self._store.wait([f"lwpd/read/{entry}/{rank}" for rank in ranks], timedelta(seconds=timeout_s))
 
-    def coordinator(self) -> tuple[str, int]:
-        """Wait for the coordinator's (address, seed).
+    def coordinator(self, segment: int = 0) -> tuple[str, int]:
+        """Wait for the (address, seed) of the coordinator of an exchange.
 
         Raises:
             TimeoutError: rank 0 announced nothing in time.
             ConnectionError: rank 0's store is gone.
         """
-        seed, address = self._wait_for(f"{self._prefix}/coordinator", "start its fit").split(" ", 1)
+        seed, address = self._wait_for(f"{self._prefix}/coordinator/{segment}", "start its fit").split(" ", 1)
         return address, int(seed)
 
     def _wait_for(self, key: str, deed: str) -> str:

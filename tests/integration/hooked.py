@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch import callbacks
 from torch import nn
 
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
@@ -191,6 +192,49 @@ class AddedGroup(Steered):
             self.trainer.optimizers[0].add_param_group({"params": list(self.net[2].parameters()), "lr": 0.03})
 
 
+class Unfrozen(Steered):
+    """Trains its first layer from the second epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.net[0].requires_grad_(True)
+
+
+class FrozenInMidEpoch(Steered):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.net[0].bias.requires_grad_(self.global_step < 5)
+
+
+class GrowingBuffer(Steered):
+    """Remembers how far its weights have come, in a buffer that grows and that gets another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) * (1 + self.seen.double().mean())
+
+    def on_train_epoch_end(self) -> None:
+        mean = self.net[0].weight.detach().mean().to(self.seen.dtype)
+        self.seen = torch.cat([self.seen, mean[None]]).double()
+
+
+class Backbone(Steered):
+    """For BackboneFinetuning: trains a head, then the layers before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = self.net[0], self.net[2]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
 @dataclass
 class Case:
     """How a module is trained."""
@@ -220,7 +264,30 @@ CASES = {
     "warm-up in optimizer_step": Case(WarmedUp),
     "short epochs": Case(ShortEpochs),
     "group added": Case(AddedGroup),
+    "unfrozen": Case(Unfrozen),
+    "frozen in mid-epoch": Case(FrozenInMidEpoch),
+    "growing buffer": Case(GrowingBuffer),
+    "BackboneFinetuning": Case(
+        Backbone,
+        lambda: [
+            callbacks.BackboneFinetuning(
+                1, backbone_initial_lr=0.02, lambda_func=lambda epoch: 1.0, should_align=False, verbose=False
+            )
+        ],
+    ),
+    "ModelPruning": Case(Steered, lambda: [pruning(False)]),
+    "ModelPruning, lottery ticket": Case(Steered, lambda: [pruning(True)]),
+    "accumulated": Case(EpochStart, settings={"accumulate_grad_batches": 3}),
+    "accumulated by a moving average": Case(TaughtByBuffer, settings={"accumulate_grad_batches": 2}),
+    "accumulation scheduled": Case(EpochEnd, lambda: [callbacks.GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})]),
+    "StochasticWeightAveraging": Case(
+        Steered, lambda: [callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)]
+    ),
 }
+
+
+def pruning(lottery_ticket: bool) -> pl.Callback:
+    return callbacks.ModelPruning("l1_unstructured", amount=0.3, use_lottery_ticket_hypothesis=lottery_ticket)
 
 
 def train(name: str, **settings: Any) -> tuple[torch.Tensor, pl.Trainer]:
