@@ -176,18 +176,40 @@ class CodedFit:
             self._workers = fork_workers(local, self._forked_work(self._meeting, listener, at))
         return self._meeting, listener
 
-    def _begin_again(self, at: tuple[int, int]) -> None:
-        """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
-        assert self._coordinator is not None
-        log.info("What is trained has changed: another exchange begins at epoch %d, batch %d", *at)
+    @property
+    def running(self) -> bool:
+        """Whether the fit has not been stopped."""
+        return not self._stopped
+
+    def suspend(self) -> None:
+        """End the exchange for now: a tuner trains in mid-fit. The next batch begins another.
+
+        Raises:
+            RuntimeError: where workers were not forked: none of them would follow.
+        """
+        if self._settings.start_method != "fork":
+            raise RuntimeError(
+                "a tuner's run in mid-fit (lr_find in a hook) needs start_method='fork': with "
+                f"{self._settings.start_method!r}, find the learning rate before fit, on one device."
+            )
+        self._pause(self._trainer.current_epoch, 0)
+
+    def _pause(self, epoch: int, batch_index: int) -> None:
         self._failures = self.failures
         forked = self._settings.start_method == "fork"
-        self._end(*at, await_farewell=not forked)
+        self._end(epoch, batch_index, await_farewell=not forked)
+        self._coordinator = None
         if forked:
             self._entries.detach()
             self._workers.end()
             self._loader.close()
         self._published, self._stepping = None, False
+
+    def _begin_again(self, at: tuple[int, int]) -> None:
+        """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
+        if self._coordinator is not None:
+            log.info("What is trained has changed: another exchange begins at epoch %d, batch %d", *at)
+            self._pause(*at)
         self._begin(at)
 
     def _end(self, epoch: int, batch_index: int = NO_BATCH, *, await_farewell: bool) -> None:
@@ -316,7 +338,7 @@ class CodedFit:
         Validation may have changed something since, or the loop may have gone elsewhere. What hooks did to the model
         they did on every rank, as the checksums of codewords show.
         """
-        if self._structure.changed:
+        if self._coordinator is None or self._structure.changed:
             self._begin_again((epoch, batch_index))
         assert self._coordinator is not None and self._steering is not None
         steered, attributes = self._steering.take()

@@ -129,10 +129,15 @@ class LWPDStrategy(ParallelStrategy):
         )
         self.num_nodes = 1
         self._fit: CodedFit | None = None
+        self._suspended: list[CodedFit] = []  # that a tuner's run in mid-fit has interrupted
         self._generation = self._seed = 0
         # On a worker whose fit is over: batches in an epoch, and the callbacks that did not act there too.
         self._batches: int | float | None = None
         self._callbacks: list[pl.Callback] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no fit: its links and processes are this one's."""
+        return super().__getstate__() | {"_fit": None, "_suspended": []}
 
     # What the fit has done so far.
 
@@ -250,7 +255,7 @@ class LWPDStrategy(ParallelStrategy):
             refuse_trainer(trainer)
         super().setup(trainer)
         if trainer.state.fn is TrainerFn.FITTING:
-            refuse_optimizers(self.optimizers)
+            refuse_optimizers(self.optimizers, trainer.lightning_module)
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Create the one optimizer and its scheduler."""
@@ -293,6 +298,9 @@ class LWPDStrategy(ParallelStrategy):
         if not self.is_global_zero:
             self._serve(loaders[0])
             return
+        if self._fit is not None and self._fit.running:
+            self._fit.suspend()
+            self._suspended.append(self._fit)
         self._fit = CodedFit(
             trainer,
             self.settings,
@@ -353,6 +361,8 @@ class LWPDStrategy(ParallelStrategy):
     def on_train_end(self) -> None:
         """The fit is over: end the workers."""
         self._end_fit(completed=True)
+        if self._suspended:
+            self._fit = self._suspended.pop()
 
     def on_exception(self, exception: BaseException) -> None:
         """The fit broke: end the workers."""
