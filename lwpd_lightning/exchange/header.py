@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 
@@ -36,10 +36,13 @@ class Op(enum.IntEnum):
     SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
     PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
     RESYNC = 12  # worker -> coordinator: I missed what I need to step as you did, send STATE
-    UNLINKED = 13  # worker -> coordinator: my link from the worker named by `version` has ended
+    UNLINKED = (
+        13  # worker -> coordinator: my link from the worker named by `version` has ended, or to it lost something
+    )
     LOST = 14  # coordinator -> worker: the worker named by `version` is an erasure from now on
     FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
     STOP = 16  # coordinator -> worker: the fit is over
+    MISSED = 17  # anybody -> worker: your queue was full, so something is lost, of decisions up to `decision`
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time

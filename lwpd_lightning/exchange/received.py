@@ -43,6 +43,8 @@ class Received:
     decisions: dict[int, Decision] = field(init=False, default_factory=dict)
     _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
     _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    _done: dict[int, int] = field(init=False, default_factory=dict)  # worker -> decision up to which it has sent all
+    _unlinked: set[int] = field(init=False, default_factory=set)  # workers not heard of since their link ended
 
     def expect(self, decision: Decision) -> list[BadPeer]:
         """What belongs to ``decision`` is wanted from now on; returns who sent what does not fit it, now forgotten."""
@@ -66,6 +68,7 @@ class Received:
         Raises:
             BadPeer: its size is wrong.
         """
+        self.heard(header.worker, header.decision - 1)
         if header.decision < self.newest:
             return None
         decision = self.decisions.get(header.decision)
@@ -76,6 +79,7 @@ class Received:
 
     def take_part(self, header: Header, payload: Tensor) -> None:
         """The decoded gradient at another rank's positions; raises BadPeer where its size is wrong."""
+        self.heard(header.worker, header.decision)
         decision = self.decisions.get(header.decision)
         if decision is not None:
             self._check_part(decision, header.worker, payload)
@@ -84,6 +88,15 @@ class Received:
     def keep_part(self, number: int, reducer: int, packed: Tensor) -> None:
         """A part that this rank has made itself."""
         self._parts.setdefault(number, {})[reducer] = packed
+
+    def heard(self, worker: int, number: int) -> None:
+        """A worker's message says that it has sent all that it ever will for decisions up to this one."""
+        self._done[worker] = max(number, self._done.get(worker, 0))
+        self._unlinked.discard(worker)
+
+    def unlinked(self, worker: int) -> None:
+        """The link from a worker ended, with what was on it."""
+        self._unlinked.add(worker)
 
     def slices(self, number: int) -> dict[int, Tensor]:
         """The slices that are here, by worker."""
@@ -103,12 +116,12 @@ class Received:
         return number in self.decisions and not self.missing(number)
 
     def hopeless(self, number: int, live: set[int]) -> bool:
-        """Whether what is missing of a decision will never come: messages of one sender keep their order."""
+        """Whether what is missing of a decision will not come, or may not: messages of one sender keep their order."""
         if number not in self.decisions:
             return True
         missing = set(self.missing(number))
-        later = {worker for other, parts in self._parts.items() if other > number for worker in parts}
-        return bool(missing & later) or not missing <= live
+        lost = {worker for worker in missing if worker in self._unlinked or self._done.get(worker, 0) >= number}
+        return bool(lost) or not missing <= live
 
     def forget(self, number: int) -> None:
         """A decision's step has been made: it and all before it are wanted no more."""

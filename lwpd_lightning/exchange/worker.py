@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.mesh import WorkerLinks
+from lwpd_lightning.exchange.mesh import Missed, WorkerLinks
 from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
@@ -144,8 +144,12 @@ class Worker:
         """Take one message; False when the fit is over."""
         event = self._links.receive(timeout_s)
         if isinstance(event, LinkLost):
+            self._reduction.unlinked(event.worker)
             if event.worker in self._reduction.ranks.workers:
                 self._post(Op.UNLINKED, version=event.worker)
+            return True
+        if isinstance(event, Missed):
+            self._has_missed(event.worker)
             return True
         header, payload, rest = self._messages.read(event.frames)
         try:
@@ -164,12 +168,24 @@ class Worker:
             self._reduction.part_arrived(header, payload)
         elif header.op is Op.MEET:
             self._met(header.worker)
+        elif header.op is Op.MISSED:
+            self._reduction.heard(header.worker, header.decision)
+
+    def _has_missed(self, worker: int) -> None:
+        """Tell a worker that read nothing for long, and rank 0 where the worker lacks what it was to add up."""
+        header = Header(Op.MISSED, self._messages.run_id, self._worker, decision=self._reduction.sent)
+        self._links.send(worker, self._messages.pack(header))
+        if self._reduction.depends_on(worker):
+            self._post(Op.UNLINKED, version=worker)
 
     def _told(self, header: Header, payload: Tensor, rest: Tensor) -> bool:
         if header.op is Op.STOP:
             return False
         if header.op is Op.STATE:
             self._take_over(header, payload)
+        elif header.op is Op.MISSED:
+            self._resyncing = False  # the state that it asked for may be what is lost
+            self._ask_for_state()
         elif header.op is Op.PEERS:
             self._meet(words(payload))
         elif header.op is Op.VERSION:
@@ -187,9 +203,10 @@ class Worker:
     def _published(self, version: _Version) -> None:
         number = version.header.version
         self._versions[number] = version
-        self._newest = max(self._newest, number)
-        if self._codeword is not None and self._codeword.counted:
+        # Not where a version comes again behind a state: its update is open, and a codeword counts once.
+        if number > self._newest and self._codeword is not None and self._codeword.counted:
             self._withdraw()
+        self._newest = max(self._newest, number)
         self._forget_older(version.header.oldest)
 
     def _forget_older(self, oldest: int) -> None:
