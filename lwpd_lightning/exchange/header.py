@@ -26,7 +26,7 @@ class Op(enum.IntEnum):
 
     JOIN = 1  # worker -> coordinator: here I am [fingerprint and digest of its state, address of its inbox]
     STATE = 2  # coordinator -> worker: everything at a version [`state.whole_state`; nothing: you have it]
-    PEERS = 3  # coordinator -> worker: everybody has joined [addresses of all inboxes]
+    PEERS = 3  # coordinator -> worker: all that live have joined [addresses of all their inboxes]
     MEET = 4  # worker -> worker: the first message of a link
     MET = 5  # worker -> coordinator: a link from every other worker is there
     VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]

@@ -196,8 +196,7 @@ class Worker:
                 self._codeword.counted = True
             self._reduction.begin(decision)
         elif header.op is Op.LOST:
-            self._reduction.ranks.workers.discard(header.version)
-            self._met(header.version)
+            self._lost(header.version)
         return True
 
     def _published(self, version: _Version) -> None:
@@ -220,11 +219,18 @@ class Worker:
     # Among workers.
 
     def _meet(self, peers: str) -> None:
-        addresses = dict(line.split(" ", 1) for line in peers.splitlines())
-        self._links.connect({int(w): address for w, address in addresses.items() if int(w) in self._links.peers})
+        addresses = {int(worker): address for worker, address in (line.split(" ", 1) for line in peers.splitlines())}
+        ranks = self._reduction.ranks
+        for worker in ranks.workers - addresses.keys() - {ranks.coordinator}:
+            self._lost(worker)  # before there was a link to hear it on
+        self._links.connect({worker: addresses[worker] for worker in self._links.peers if worker in addresses})
         for worker in self._links.peers:
             self._links.send(worker, self._messages.pack(Header(Op.MEET, self._messages.run_id, self._worker)))
         self._say_met()
+
+    def _lost(self, worker: int) -> None:
+        self._reduction.ranks.workers.discard(worker)
+        self._met(worker)
 
     def _met(self, worker: int) -> None:
         if self._unmet is not None:

@@ -16,7 +16,7 @@ from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.header import COORDINATOR, HEADER_BYTES, Header, Op
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.mesh import CoordinatorLost, WorkerLinks
-from lwpd_lightning.exchange.message import EMPTY, Messages
+from lwpd_lightning.exchange.message import EMPTY, Messages, text
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Ranks, Reduction
 from lwpd_lightning.exchange.rendezvous import LOOPBACK
@@ -105,10 +105,12 @@ class FarWorker(threading.Thread):
 class Fit:
     """Rank 0, in the calling thread, and workers 1 to n - 1."""
 
-    def __init__(self, stack, n, *, before=lambda worker, version: None, width=20, timeout_s=DEADLINE_S, **rule):
-        run_key, code, others = RunKey.generate(), uncoded(n), range(1, n)
+    def __init__(
+        self, stack, n, *, before=lambda worker, version: None, width=20, timeout_s=DEADLINE_S, peers=True, **rule
+    ):
+        self.run_key, code, others = RunKey.generate(), uncoded(n), range(1, n)
         self.hub = Hub(
-            run_key, list(others), host=LOOPBACK, heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED
+            self.run_key, list(others), host=LOOPBACK, heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED
         )
         self.seat = Seat(0, code, self.hub.send, width)
         publication = Publication(
@@ -121,7 +123,8 @@ class Fit:
         )  # fmt: skip
         self.workers = {}
         for worker in others:
-            end = links(run_key, worker, self.hub, peers=[w for w in others if w != worker], queued=QUEUED,
+            end = links(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
+                        queued=QUEUED,
                         made=SlowReader)  # fmt: skip
             stack.enter_context(closing(end))
             self.workers[worker] = FarWorker(end, worker, code, before, width)
@@ -184,6 +187,35 @@ def test_workers_and_rank_0_train_as_one_process(stack):
     updates = fit.updates(5)
     fit.assert_trained_as_one(updates)
     assert [update.resyncs for update in updates] == [0] * 5
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["linked", "sharing memory"])
+def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, share):
+    """Nobody can tell the late one, which has no link yet."""
+    fit = Fit(stack, 4, peers=not share)
+    del fit.workers[1]
+    fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
+    with closing(links(fit.run_key, 1, fit.hub, peers=[2, 3])) as short_lived:
+        join = MESSAGES.pack(Header(Op.JOIN, MESSAGES.run_id, 1), fingerprint, text(short_lived.address))
+        short_lived.send(COORDINATOR, join)
+
+    def join_late():
+        deadline = time.monotonic() + DEADLINE_S
+        while not fit.coordinator.failures:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        fit.workers[3].start()
+
+    late = threading.Thread(target=join_late)
+    late.start()
+    fit.workers[2].start()
+    fit.coordinator.admit()
+    late.join()
+    assert [failure.worker for failure in fit.coordinator.failures] == [1]
+    for worker in (2, 3):
+        assert fit.workers[worker].seat.reduction.ranks.workers == {0, 2, 3}
+    if not share:
+        assert [sorted(a.worker for a in update.arrivals) for update in fit.updates(4)] == [[0, 2, 3]] * 4
 
 
 def test_a_slice_that_a_full_queue_refused_is_decided_again(stack):
