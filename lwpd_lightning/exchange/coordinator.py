@@ -165,7 +165,7 @@ class Coordinator:
             oldest=self._rule.oldest,
         )
         self._tell_who_missed()
-        self._publication.publish(self._others, position, step, moved=moved)
+        self._publication.publish(self._others, position, step, decided=self.decided, moved=moved)
         if checksum is not None:
             self.arrived(checksum)
         self._count_ready()

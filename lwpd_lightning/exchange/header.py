@@ -64,7 +64,8 @@ class Header(NamedTuple):
         wire: wire dtype of a codeword (`WireFormat.code`).
         elements: values in a slice or part, codewords in a decision.
         global_step: optimizer steps taken when the version was published.
-        decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none.
+        decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none; in STATE
+            the newest that no one at that version needs any more.
         oldest: codewords of older versions than this do not count any more.
         checksum: in READY, of the parameters that the codeword was computed at (`state.checksum`).
         offset: where the first payload lies in the arena that the peers share; INLINE: in its frames.

@@ -59,6 +59,7 @@ class Publication:
         self._sent_buffers = EMPTY
         self._sent_settings: object = None
         self._position: Header | None = None
+        self._decided = 0
         self._whole: dict[int, _Whole] = {}
         self._awaiting: list[int] = []  # workers that get the state of the version published last once it is there
 
@@ -73,16 +74,19 @@ class Publication:
         for worker in workers:
             self._hub.send(worker, frames)
 
-    def publish(self, workers: Sequence[int], position: Header, step: Step | None, *, moved: bool) -> None:
+    def publish(
+        self, workers: Sequence[int], position: Header, step: Step | None, *, decided: int, moved: bool
+    ) -> None:
         """Tell workers of a version; those that need the whole state get both from `arrived`.
 
         Args:
             workers: whom.
             position: the message's header: version, batch, decision.
             step: the optimizer step that leads to it.
+            decided: number of the newest decision that it is the outcome of, or that it has done without.
             moved: something else changed the model too, so that they need the whole state.
         """
-        self._position = position
+        self._position, self._decided = position, decided
         self._awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
         settings, buffers = self._changed_settings(step), self._changed_buffers()
         self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, settings)
@@ -112,7 +116,7 @@ class Publication:
     def _send_state(self, workers: Sequence[int], *, void: int) -> None:
         """The whole state and then the version; what was computed at versions below ``void`` counts nowhere."""
         assert self._position is not None
-        state = self.header(Op.STATE, self._position.version)._replace(oldest=void)
+        state = self.header(Op.STATE, self._position.version)._replace(oldest=void, decision=self._decided)
         self.send(workers, state, self.state())
         self.send(workers, self._position)
 

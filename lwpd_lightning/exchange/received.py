@@ -41,8 +41,10 @@ class Received:
 
     newest: int = field(init=False, default=0)
     decisions: dict[int, Decision] = field(init=False, default_factory=dict)
-    _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    # Of each worker the newest, with its decision's number: who sends one has heard that the decisions before are void.
+    _slices: dict[int, tuple[int, Tensor]] = field(init=False, default_factory=dict)
     _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    _forgotten: int = field(init=False, default=0)  # decisions up to this one are wanted no more
     _done: dict[int, int] = field(init=False, default_factory=dict)  # worker -> decision up to which it has sent all
     _unlinked: set[int] = field(init=False, default_factory=set)  # workers not heard of since their link ended
 
@@ -50,16 +52,20 @@ class Received:
         """What belongs to ``decision`` is wanted from now on; returns who sent what does not fit it, now forgotten."""
         number = self.newest = decision.number
         self.decisions[number] = decision
-        self._slices = {other: slices for other, slices in self._slices.items() if other >= number}
+        self._slices = {worker: kept for worker, kept in self._slices.items() if kept[0] >= number}
         misfits = []
-        for kept, check in ((self._slices, self._check_slice), (self._parts, self._check_part)):
-            here = kept.get(number, {})
-            for worker, packed in list(here.items()):
-                try:
-                    check(decision, worker, packed)
-                except BadPeer as misfit:
-                    misfits.append(misfit)
-                    del here[worker]
+        for worker, packed in self.slices(number).items():
+            try:
+                self._check_slice(decision, worker, packed)
+            except BadPeer as misfit:
+                misfits.append(misfit)
+                del self._slices[worker]
+        for worker, packed in list(self.parts(number).items()):
+            try:
+                self._check_part(decision, worker, packed)
+            except BadPeer as misfit:
+                misfits.append(misfit)
+                del self._parts[number][worker]
         return misfits
 
     def take_slice(self, header: Header, payload: Tensor) -> Decision | None:
@@ -74,7 +80,7 @@ class Received:
         decision = self.decisions.get(header.decision)
         if decision is not None:
             self._check_slice(decision, header.worker, payload)
-        self._slices.setdefault(header.decision, {})[header.worker] = payload
+        self._slices[header.worker] = header.decision, payload
         return decision
 
     def take_part(self, header: Header, payload: Tensor) -> None:
@@ -87,7 +93,8 @@ class Received:
 
     def keep_part(self, number: int, reducer: int, packed: Tensor) -> None:
         """A part that this rank has made itself."""
-        self._parts.setdefault(number, {})[reducer] = packed
+        if number > self._forgotten:
+            self._parts.setdefault(number, {})[reducer] = packed
 
     def heard(self, worker: int, number: int) -> None:
         """A worker's message says that it has sent all that it ever will for decisions up to this one."""
@@ -100,7 +107,7 @@ class Received:
 
     def slices(self, number: int) -> dict[int, Tensor]:
         """The slices that are here, by worker."""
-        return self._slices.get(number, {})
+        return {worker: packed for worker, (other, packed) in self._slices.items() if other == number}
 
     def parts(self, number: int) -> dict[int, Tensor]:
         """The parts that are here, by reducer."""
@@ -125,6 +132,8 @@ class Received:
 
     def forget(self, number: int) -> None:
         """A decision's step has been made: it and all before it are wanted no more."""
+        self._forgotten = max(number, self._forgotten)
+        self._slices = {worker: kept for worker, kept in self._slices.items() if kept[0] > number}
         self.decisions = {other: decision for other, decision in self.decisions.items() if other > number}
         self._parts = {other: parts for other, parts in self._parts.items() if other > number}
 

@@ -295,6 +295,7 @@ class Worker:
             self._load(state)
         self._buffers.pack(self._buffer_values)
         self._resyncing = False
+        self._reduction.commit(header.decision)
         self._reach(header.version)
         self._forget_older(header.oldest)
 

@@ -335,6 +335,27 @@ def test_parts_that_were_on_a_link_that_ended_are_not_waited_for():
     assert not late.hopeless(1)
 
 
+def test_what_comes_ahead_of_decisions_takes_the_room_of_one_slice_a_worker():
+    table = Table(uncoded(3), SHAPES[3])
+    received = table.reductions[1]._received
+    slices = {number: torch.full((40,), number, dtype=torch.uint8) for number in range(1, 200)}
+    for number, payload in slices.items():
+        for worker in (0, 2):
+            received.take_slice(Header(Op.SLICE, RUN, worker, decision=number), payload)
+    assert len(received._slices) == 2
+    assert list(received.slices(199)) == [0, 2]
+    assert received.slices(198) == {}
+
+
+def test_what_comes_when_its_step_has_been_made_is_not_kept():
+    table, late, kept = held_up()
+    late.commit(3)
+    for frames in kept.values():
+        table.take(2, frames)
+    assert not late._received._parts
+    assert not late._received.decisions
+
+
 def test_a_decision_that_one_never_heard_of_is_hopeless():
     table = Table(uncoded(3), SHAPES[0])
     assert table.reductions[2].hopeless(7)

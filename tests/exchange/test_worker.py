@@ -128,7 +128,7 @@ class Fit:
                         made=SlowReader)  # fmt: skip
             stack.enter_context(closing(end))
             self.workers[worker] = FarWorker(end, worker, code, before, width)
-        self._step = None
+        self._step, self._stopped = None, False
         stack.callback(self.stop)
 
     def start(self):
@@ -136,11 +136,12 @@ class Fit:
             thread.start()
         self.coordinator.admit()
 
-    def updates(self, count, meanwhile=lambda version: None):
-        """Train; ``meanwhile`` is called with each version while workers compute it. Returns records."""
+    def updates(self, count, meanwhile=lambda version: None, moved=False):
+        """Train; ``meanwhile`` is called with each version while workers compute it; ``moved``: by more than steps."""
         coordinator, optimizer, updates = self.coordinator, self.seat.optimizer, []
         for _ in range(count):
-            coordinator.publish(0, 0, 0, checksum=checksum(self.seat.model.parameters()), step=self._step)
+            step = None if moved else self._step
+            coordinator.publish(0, 0, 0, checksum=checksum(self.seat.model.parameters()), step=step, moved=moved)
             meanwhile(coordinator.version)
             coordinator.contribute(*self.seat.codeword(coordinator.version))
             updates.append(coordinator.collect())
@@ -150,6 +151,9 @@ class Fit:
         return updates
 
     def stop(self):
+        if self._stopped:
+            return
+        self._stopped = True
         for thread in self.workers.values():
             thread.links.gate.set()
         self.coordinator.stop(await_farewell=False)
@@ -304,6 +308,21 @@ def test_a_worker_that_missed_versions_does_not_wait_for_what_it_has_not_heard(s
     go_on.set()
     fit.updates(3)
     assert max(fit.workers[1].computed) > 5
+
+
+def test_a_worker_that_takes_over_states_keeps_nothing_of_older_decisions(stack):
+    """Where rank 0 changes its weights after every step, workers make none."""
+    fit = Fit(stack, 3)
+    fit.start()
+    updates = fit.updates(30, moved=True) + fit.updates(2) + fit.updates(30, moved=True)
+    fit.assert_trained_as_one(updates)
+    assert sum(update.resyncs for update in updates) == 0
+    fit.stop()
+    for seat in (fit.seat, *(thread.seat for thread in fit.workers.values())):
+        received = seat.reduction._received
+        assert len(received.decisions) <= 2
+        assert len(received._parts) <= 2
+        assert len(received._slices) <= 2
 
 
 def junk(worker):
