@@ -25,7 +25,7 @@ from experiments.peers.batches import share_of
 from experiments.peers.launcher import ForkedRanks
 from experiments.peers.powersgd import PowerSGD
 from lwpd_lightning.callbacks import CpuShare, StragglerInjector, WorkerCallback
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import training_loader
 from lwpd_lightning.rank_zero import seed_of_the_run
 
 GradientDtype = Literal["float32", "bfloat16"]
@@ -175,13 +175,8 @@ class DDPPeer(DDPStrategy):
             return dataloader
         if not trainer.training:
             return share_of(dataloader, self.global_rank, self.world_size)  # type: ignore[arg-type]
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return CodedLoader(
-            dataloader,  # type: ignore[arg-type]
-            data_parts=self.world_size,
-            parts=(self.global_rank,),
-            seed=self.seed,
-            position=lambda: progress.current.ready,
+        return training_loader(
+            trainer, dataloader, data_parts=self.world_size, parts=(self.global_rank,), seed=self.seed
         )
 
     # One update.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -114,16 +114,84 @@ def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
                     yield slots, name  # type: ignore[misc]
 
 
-def whole_state(everything: StateLayout, optimizer: object) -> Tensor:
-    """Parameters and buffers, then the optimizer's state (``state_dict()``), as one (nbytes,) uint8 tensor."""
+def whole_state(everything: StateLayout, optimizer: object, attributes: dict[str, object]) -> Tensor:
+    """A rank's state as one (nbytes,) uint8 tensor.
+
+    Args:
+        everything: parameters and buffers, which come first, as they are.
+        optimizer: the optimizer's ``state_dict()``, which follows as a file of torch's.
+        attributes: of the module that validation has changed, in the same file.
+    """
     buffer = everything.buffer()
     everything.pack(buffer)
-    return torch.cat([buffer, to_bytes(optimizer)])
+    return torch.cat([buffer, to_bytes({"optimizer": optimizer, "attributes": attributes})])
 
 
 def digest(state: Tensor) -> bytes:
     """32 bytes that tell states apart."""
     return hashlib.sha256(state.numpy().data).digest()
+
+
+class Structure:
+    """What a module consists of: which parameters, which of them are trained, and which buffers of what shape.
+
+    Codewords and states are laid out by it, so that an exchange ends where it changes and another begins.
+
+    Args:
+        module: as it is now.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._parameters = _flags(module)
+        self._dictionaries = [(slots, len(slots)) for m in module.modules() for slots in (m._parameters, m._buffers)]
+        self._buffers = [
+            (m._buffers, name, buffer.shape, buffer.dtype)
+            for m in module.modules()
+            for name, buffer in m._buffers.items()
+            if buffer is not None
+        ]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the module consists of something else by now."""
+        if _flags(self._module) != self._parameters or any(len(slots) != n for slots, n in self._dictionaries):
+            return True
+        for slots, name, shape, dtype in self._buffers:
+            buffer = slots.get(name)
+            if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
+                return True
+        return False
+
+
+def _flags(module: nn.Module) -> dict[int, bool]:
+    return {id(parameter): parameter.requires_grad for parameter in module.parameters()}
+
+
+class Checksum(NamedTuple):
+    """What a codeword was computed at: of the trainable parameters, and of the frozen ones and the buffers."""
+
+    trainable: int
+    rest: int
+
+
+class Checksums:
+    """Takes the checksum of a module again and again.
+
+    Args:
+        module: the module that is trained.
+        trainable: those of its parameters that codewords are of.
+    """
+
+    def __init__(self, module: nn.Module, trainable: Sequence[Tensor]) -> None:
+        self._trainable = trainable
+        of_codewords = {id(parameter) for parameter in trainable}
+        self._rest = list(_slots(module, lambda owner, name, tensor: id(tensor) not in of_codewords))
+
+    def take(self) -> Checksum:
+        """Of the values as they are now."""
+        rest = (owner[name] for owner, name in self._rest)
+        return Checksum(checksum(self._trainable), checksum(tensor for tensor in rest if tensor is not None))
 
 
 @torch.no_grad()

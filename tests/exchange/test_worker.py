@@ -21,7 +21,7 @@ from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Ranks, Reduction
 from lwpd_lightning.exchange.rendezvous import LOOPBACK
 from lwpd_lightning.exchange.rule import ArrivalRule
-from lwpd_lightning.exchange.state import checksum
+from lwpd_lightning.exchange.state import Checksums
 from lwpd_lightning.exchange.transport import Hub, _send
 from lwpd_lightning.exchange.update import Codeword, Contribution, Step
 from lwpd_lightning.exchange.worker import Worker
@@ -87,19 +87,31 @@ class FarWorker(threading.Thread):
         self.computed, self.error = [], None
         self._worker = Worker(
             links=links, reduction=self.seat.reduction, model=self.seat.model, optimizer=self.seat.optimizer,
-            step=self.seat.optimizer.step, messages=MESSAGES, fingerprint=FINGERPRINT, timeout_s=DEADLINE_S,
+            replica=self, messages=MESSAGES, fingerprint=FINGERPRINT, timeout_s=DEADLINE_S,
         )  # fmt: skip
 
     def run(self):
         try:
-            self._worker.run(self._compute)
+            self._worker.run()
         except CoordinatorLost as error:
             self.error = error
 
-    def _compute(self, assignment):
+    # A replica, which has no hooks.
+
+    def enter(self, assignment):
+        pass
+
+    def skip(self, at):
+        pass
+
+    def compute(self, assignment, settle):
+        settle()
         self.computed.append(assignment.version)
         self._before(self, assignment.version)
         return self.seat.codeword(assignment.version)
+
+    def step(self, at):
+        self.seat.optimizer.step()
 
 
 class Fit:
@@ -128,6 +140,7 @@ class Fit:
                         made=SlowReader)  # fmt: skip
             stack.enter_context(closing(end))
             self.workers[worker] = FarWorker(end, worker, code, before, width)
+        self.checksums = Checksums(self.seat.model, self.seat.blocks.parameters)
         self._step, self._stopped = None, False
         stack.callback(self.stop)
 
@@ -141,7 +154,8 @@ class Fit:
         coordinator, optimizer, updates = self.coordinator, self.seat.optimizer, []
         for _ in range(count):
             step = None if moved else self._step
-            coordinator.publish(0, 0, 0, checksum=checksum(self.seat.model.parameters()), step=step, moved=moved)
+            coordinator.publish(0, 0, 0, step=step, moved=moved)
+            coordinator.arrived(self.checksums.take())
             meanwhile(coordinator.version)
             coordinator.contribute(*self.seat.codeword(coordinator.version))
             updates.append(coordinator.collect())
@@ -156,7 +170,7 @@ class Fit:
         self._stopped = True
         for thread in self.workers.values():
             thread.links.gate.set()
-        self.coordinator.stop(await_farewell=False)
+        self.coordinator.stop(0, 0, await_farewell=False)
         for thread in self.workers.values():
             if thread.ident is not None:
                 thread.join(DEADLINE_S)

@@ -29,6 +29,8 @@ class Gate(WorkerCallback):
                 assert self._changed.wait_for(lambda: self._closed.value >= version, _GATE_S)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if not trainer.is_global_zero:
+            return
         with self._changed:
             self._closed.value = trainer.strategy.last_update.version
             self._changed.notify_all()
@@ -41,6 +43,8 @@ class Gate(WorkerCallback):
 
 class Comparison(pl.Callback):
     """The relative error of every decoded gradient against the full batch's, and who arrived."""
+
+    on_workers = False
 
     def __init__(self):
         self.errors, self.arrived = [], []
@@ -131,12 +135,15 @@ def test_a_stale_codeword_counts_up_to_max_staleness(limit, counted):
                     assert changed.wait_for(lambda: closed.value >= 1, _GATE_S)
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            with changed:
-                closed.value = trainer.strategy.last_update.version
-                changed.notify_all()
+            if trainer.is_global_zero:
+                with changed:
+                    closed.value = trainer.strategy.last_update.version
+                    changed.notify_all()
 
     class WaitForAll(pl.Callback):
         """After two updates the rule waits for all, so that the late codeword is there when update 2 closes."""
+
+        on_workers = False
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             if trainer.strategy.last_update.version == 1:

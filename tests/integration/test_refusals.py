@@ -7,7 +7,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, IterableDataset
 
 from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
@@ -22,11 +21,6 @@ def _no_process_starts(monkeypatch):
     yield
     assert multiprocessing.active_children() == before
     assert not forked
-
-
-class _Stream(IterableDataset):
-    def __iter__(self):
-        return iter([])
 
 
 class _Batches:
@@ -65,7 +59,6 @@ def fit(model=None, data=None, code=None, **settings):
         ({"callbacks": [GradientAccumulationScheduler({0: 1, 3: 2})]}, "callback GradientAccumulationScheduler accum"),
         ({"sync_batchnorm": True}, "sync_batchnorm=True is not supported"),
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2 is not supported"),
-        ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs=1 is not supported"),
         ({"precision": "16-true"}, "precision='16-true' is not supported.*use '32-true', '64-true' or 'bf16-mixed'"),
         ({"precision": "bf16-true"}, "precision='bf16-true' is not supported"),
     ],
@@ -79,7 +72,6 @@ def test_trainer_settings(arguments, sentence):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (DataLoader(_Stream(), batch_size=4), "training set _Stream is iterable"),
         (
             loader(batch_size=71),
             "batch_size=71 is the whole update's batch, which 2 data parts do not divide: use 70 or 72",

@@ -13,7 +13,6 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
-    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -24,6 +23,7 @@ from torch.utils.data import (
 )
 
 from lwpd_lightning.data import CodedLoader, derive_seed, isolated_rng, seed_everything_locally
+from lwpd_lightning.data.place import FixedPlace
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -144,12 +144,11 @@ def test_parts_partition_the_users_batches_in_order(data_parts, multiple, size, 
     """Same samples, same order, as the user's own loader under the sampler's seed; a short last batch is trimmed."""
     made = loader(size, data_parts * multiple, shuffle=shuffle, drop_last=drop_last)
     epoch = data.draw(st.integers(0, 3))
-    asked = coded(made, data_parts)
+    asked = coded(made, data_parts, place=FixedPlace(epoch))
     with isolated_rng():
         seed_everything_locally(derive_seed(5, epoch))
         users = list(made.batch_sampler)
     trimmed = [batch[: len(batch) - len(batch) % data_parts] for batch in users]
-    asked.set_epoch(epoch)
     assert len(asked) == sum(map(bool, trimmed))
     for index, expected in enumerate(batch for batch in trimmed if batch):
         batch = asked.batch(epoch, index)
@@ -195,7 +194,7 @@ def test_default_collation_and_subsets():
 
 def test_iterating_yields_the_first_own_part_and_keeps_all(table):
     asked = coded(loader(), parts=(1, 2))
-    asked.sampler.set_epoch(2)
+    asked.place.epoch = 2
     for index, first in enumerate(asked):
         assert (asked.current.epoch, asked.current.index) == (2, index)
         assert torch.equal(first[0], table[2, index].parts[1][0])
@@ -204,8 +203,7 @@ def test_iterating_yields_the_first_own_part_and_keeps_all(table):
 
 
 def test_a_resumed_epoch_goes_on_where_it_was(table):
-    asked = coded(loader(), position=lambda: 5)
-    asked.set_epoch(1)
+    asked = coded(loader(), place=FixedPlace(epoch=1, index=5))
     assert [samples(asked.current) for _ in asked] == [samples(table[1, 5]), samples(table[1, 6])]
 
 
@@ -349,9 +347,12 @@ def test_seeds_differ_and_suit_all_generators(keys):
 # Refusals.
 
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(range(10))
+class Resumable(DataLoader):
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
 
 
 class Overriding(DataLoader):
@@ -370,8 +371,8 @@ def refusal(made, data_parts=4):
 
 def test_what_cannot_be_cut_is_refused():
     assert "the training loader is a list:" in refusal([1, 2])
-    assert "the training set Stream is iterable:" in refusal(DataLoader(Stream(), batch_size=4))
     assert "Overriding overrides __iter__" in refusal(Overriding(range(8), batch_size=4))
+    assert "Resumable has a load_state_dict" in refusal(Resumable(range(8), batch_size=4))
     assert "batch_size=None" in refusal(DataLoader(range(8), batch_size=None))
     distributed = DistributedSampler(range(8), num_replicas=2, rank=0)
     assert "DistributedSampler" in refusal(DataLoader(range(8), batch_size=4, sampler=distributed))

@@ -1,0 +1,82 @@
+"""Seeds from keys, and code that draws from the global random generators without disturbing anybody else."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def derive_seed(*key: int) -> int:
+    """A 63-bit seed from a tuple of integers; different tuples give unrelated seeds.
+
+    >>> derive_seed(0, 1) == derive_seed(0, 1) != derive_seed(1, 0)
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def seed_everything_locally(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's CPU generators."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Put Python's, NumPy's and torch's CPU generators back as they were."""
+    state = _global_state()
+    try:
+        yield
+    finally:
+        _set_global_state(state)
+
+
+class Randomness:
+    """A random stream of its own for code that draws from the global generators, a piece at a time.
+
+    Args:
+        seed: of all generators, when the first piece runs.
+        generators: further ones that the code draws from.
+    """
+
+    def __init__(self, seed: int, generators: Sequence[torch.Generator] = ()) -> None:
+        self._seed, self._generators = seed, generators
+        self._state: tuple[Any, list[torch.Tensor]] | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Run a piece; what others draw goes on afterwards as if nothing had happened."""
+        others = _global_state(), [generator.get_state() for generator in self._generators]
+        if self._state is None:
+            seed_everything_locally(self._seed)
+            for generator in self._generators:
+                generator.manual_seed(self._seed)
+        else:
+            self._set(*self._state)
+        try:
+            yield
+        finally:
+            self._state = _global_state(), [generator.get_state() for generator in self._generators]
+            self._set(*others)
+
+    def _set(self, state: Any, states: list[torch.Tensor]) -> None:
+        _set_global_state(state)
+        for generator, own in zip(self._generators, states, strict=True):
+            generator.set_state(own)
+
+
+def _global_state() -> Any:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_global_state(state: Any) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
