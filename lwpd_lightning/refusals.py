@@ -73,12 +73,6 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
             "sync_batchnorm=True is not supported by coded exchange: use False; running statistics are averaged over "
             "the codewords that count."
         )
-    reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # set by a connector
-    if reload:
-        raise MisconfigurationException(
-            f"reload_dataloaders_every_n_epochs={reload} is not supported by coded exchange: use 0, since workers keep "
-            "the loader that they started with."
-        )
     if is_overridden("training_step", module) and is_param_in_hook_signature(
         module.training_step, "dataloader_iter", explicit=True
     ):

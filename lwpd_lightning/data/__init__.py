@@ -1,7 +1,7 @@
 """Batches that every rank can name: batch (epoch, index) and its data parts are pure functions of the seed."""
 
 from lwpd_lightning.data.batch import CodedBatch
-from lwpd_lightning.data.fit_loop import following, training_loader
+from lwpd_lightning.data.fit_loop import following, loader_of, training_loader
 from lwpd_lightning.data.indexed import fetching_like
 from lwpd_lightning.data.loader import CodedLoader
 from lwpd_lightning.data.randomness import derive_seed, isolated_rng, seed_everything_locally
@@ -13,6 +13,7 @@ __all__ = [
     "fetching_like",
     "following",
     "isolated_rng",
+    "loader_of",
     "seed_everything_locally",
     "training_loader",
 ]
