@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lwpd_lightning.coding import BlockMap, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import CodedLoader, loader_of
 from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.coordinator import Coordinator
@@ -75,7 +75,7 @@ class CodedFit:
         assert settings.code is not None and settings.wait_for is not None
         self._trainer, self._settings, self._environment = trainer, settings, environment
         self._local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
-        self._loader = loader
+        self._known_loader = loader
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
         # Whether there are workers that this process does not start.
         self._elsewhere = num_nodes > 1 or environment.creates_processes_externally
@@ -94,6 +94,13 @@ class CodedFit:
         self._store: rendezvous.Rendezvous | None = None
         self._stopped = False
         self.last_update: Update | None = None
+
+    @property
+    def _loader(self) -> CodedLoader:
+        """The training loader, which Lightning may have reloaded."""
+        if (loader := loader_of(self._trainer)) is not None:
+            self._known_loader = loader
+        return self._known_loader
 
     @property
     def failures(self) -> list[Failure]:
