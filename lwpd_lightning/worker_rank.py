@@ -14,7 +14,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 
 from lwpd_lightning.coding import BlockMap
-from lwpd_lightning.data import CodedLoader
+from lwpd_lightning.data import CodedLoader, following
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.update import Codeword, Contribution
@@ -74,8 +74,12 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
         raise
     module.log = _log_nothing  # type: ignore[method-assign]
 
-    def compute(assignment: Assignment) -> tuple[Codeword, Contribution]:
+    def compute(assignment: Assignment) -> tuple[Codeword, Contribution] | None:
+        nonlocal loader
+        loader = following(trainer, loader, assignment.epoch)
         _take_position(trainer, assignment)
+        if not loader.has(assignment.epoch, assignment.batch_index):
+            return None
         batch = loader.batch(assignment.epoch, assignment.batch_index)
         codewords.begin(assignment.version)
         touched = codewords.add_parts(batch, codewords.parts)

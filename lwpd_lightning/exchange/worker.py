@@ -97,11 +97,12 @@ class Worker:
         self._codeword: _Fate | None = None
         self._unmet: set[int] | None = None
 
-    def run(self, compute: Callable[[Assignment], tuple[Codeword, Contribution]]) -> None:
+    def run(self, compute: Callable[[Assignment], tuple[Codeword, Contribution] | None]) -> None:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
 
         Args:
-            compute: gives a version's codeword and what is told of it.
+            compute: gives a version's codeword and what is told of it; None: there is no such batch, so that another
+                version will come.
 
         Raises:
             CoordinatorLost: the link ended without a word.
@@ -122,8 +123,11 @@ class Worker:
                     if not self._receive(None):
                         return
                     continue
-                codeword, contribution = compute(self._assignment())
-                self._codeword = _Fate(self._at)
+                computed = compute(self._assignment())
+                self._codeword = _Fate(self._at, counted=computed is None)
+                if computed is None:
+                    continue
+                codeword, contribution = computed
                 self._reduction.offer(codeword)
                 # It may have come too late meanwhile: then it never leaves.
                 while self._links.waiting:
