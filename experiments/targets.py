@@ -28,6 +28,8 @@ class TargetTimer(Callback):
         ValueError: `mode` is neither "max" nor "min"; or, at validation, the model does not log `metric`.
     """
 
+    on_workers = False
+
     def __init__(self, metric: str, value: float, mode: Literal["min", "max"]) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"target.mode={mode} is unknown: use min or max.")

@@ -171,6 +171,8 @@ class ExchangeMonitor(pl.Callback):
     ``staleness/i`` (versions, NaN where it did not arrive) and ``inclusion/i`` (share of updates so far).
     """
 
+    on_workers = False
+
     def __init__(self) -> None:
         self._totals = _Totals()
 

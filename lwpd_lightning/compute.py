@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +72,17 @@ class CodewordComputation:
         return self._trainer.lightning_module
 
     @property
+    def _accumulated(self) -> int:
+        """Batches that an update is accumulated over."""
+        return int(self._trainer.accumulate_grad_batches)
+
+    @property
     def _precision(self) -> Precision:
         return self._trainer.precision_plugin
 
-    def begin(self, version: int) -> None:
-        """Start a codeword."""
-        self._version, self._started = version, time.monotonic()
+    def begin(self, version: int, spent_s: float = 0.0) -> None:
+        """Start a codeword, for which ``spent_s`` seconds have gone to the step before and to its batch."""
+        self._version, self._started = version, time.monotonic() - spent_s
         if self._feedback is None:
             self._codeword.zero_()
         self._losses = []
@@ -104,25 +109,46 @@ class CodewordComputation:
             parameter.grad = None
 
     def encode(self, part: int, loss: Tensor) -> None:
-        """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent."""
+        """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent.
+
+        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share.
+        """
         if self._feedback is None:
             self.blocks.encode(self._code.at(self._version).coefficients(self._worker)[part], self._codeword)
         else:
             self._feedback.add(part)
-        self._losses.append(float(loss.detach()))
+        self._losses.append(float(loss.detach()) * self._accumulated)
 
     def add_parts(self, batch: CodedBatch, parts: tuple[int, ...]) -> set[int]:
         """Compute and encode ``parts`` of the batch; returns which parameters (by position) got gradients."""
         touched: set[int] = set()
         for part in parts:
-            loss = self._loss(batch, part)
-            self.clear_gradients()
-            self._precision.backward(loss, self._module, None)
-            self.encode(part, loss)
-            touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
+            self.add_part(batch, part, self.transferred(batch, part), touched)
         return touched
 
-    def finish(self, batch: CodedBatch, touched: set[int]) -> tuple[Codeword, Contribution]:
+    def add_part(
+        self, batch: CodedBatch, part: int, data: Any, touched: set[int], computed: Callable[[Any], None] | None = None
+    ) -> None:
+        """Compute and encode one data part; adds to ``touched``, and hands on what training_step returned."""
+        output = self._training_step(batch, part, data)
+        loss = closure_loss(output) / self._accumulated
+        if computed is not None:
+            computed(output)
+        loss = self._precision.pre_backward(loss, self._module)
+        self.clear_gradients()
+        self._precision.backward(loss, self._module, None)
+        self.encode(part, loss)
+        touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
+
+    def transferred(self, batch: CodedBatch, part: int) -> Any:
+        """A data part on the device, through the module's transfer hooks."""
+        module = self._module
+        with self.randomness(batch, part, transfer=True):
+            data = self._precision.convert_input(batch.parts[part])
+            data = module._on_before_batch_transfer(data, dataloader_idx=0)
+            return module._apply_batch_transfer_handler(data, device=self.blocks.device, dataloader_idx=0)
+
+    def finish(self, samples: int, touched: set[int], logged: str) -> tuple[Codeword, Contribution]:
         """The finished codeword, as it is until the next `begin` or until it is settled, and what is told of it."""
         if self._feedback is None:
             codeword = self._codeword
@@ -138,9 +164,10 @@ class CodewordComputation:
             version=self._version,
             touched=[position in touched for position in range(len(self.blocks.parameters))],
             loss=sum(self._losses) / len(self._losses),
-            samples=batch.part_samples,
+            samples=samples,
             compute_s=time.monotonic() - self._started,
             statistics=statistics,
+            logged=logged,
         )
 
     def _packed(self, codeword: Tensor) -> Tensor:
@@ -151,17 +178,14 @@ class CodewordComputation:
             return packed if self._feedback is None or packed.data_ptr() != codeword.data_ptr() else packed.clone()
         return packed if packed.data_ptr() == self._slot.data_ptr() else self._slot.copy_(packed)
 
-    def _loss(self, batch: CodedBatch, part: int) -> Tensor:
+    def _training_step(self, batch: CodedBatch, part: int, data: Any) -> Any:
         module = self._module
-        module._current_fx_name = "training_step"
-        with self.randomness(batch, part, transfer=True):
-            data = self._precision.convert_input(batch.parts[part])
-            data = module._on_before_batch_transfer(data, dataloader_idx=0)
-            data = module._apply_batch_transfer_handler(data, device=self.blocks.device, dataloader_idx=0)
+        hook, module._current_fx_name = module._current_fx_name, "training_step"
         arguments = self._trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), data, batch.index)
         with self.randomness(batch, part), self._precision.train_step_context():
             output = module.training_step(*arguments.values())
-        return closure_loss(output)
+        module._current_fx_name = hook
+        return output
 
 
 def closure_loss(output: Any) -> Tensor:

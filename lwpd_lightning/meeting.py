@@ -43,6 +43,7 @@ class Meeting:
         host: address of the store.
         port: its port.
         generation: which fit of the run it is.
+        segment: which exchange of the fit: what is trained may change.
         arena: memory shared with forked workers.
         memory: what of it codewords and decoded gradients lie in.
     """
@@ -51,13 +52,14 @@ class Meeting:
     host: str
     port: int
     generation: int
+    segment: int = 0
     arena: Arena | None = None
     memory: SharedMemory | None = None
 
     @property
     def messages(self) -> Messages:
         """Packs and reads the messages of the fit."""
-        return Messages(self.run_key.run_id(self.generation), self.arena)
+        return Messages(self.run_key.run_id(self.generation, self.segment), self.arena)
 
     def with_memory(self, settings: ExchangeSettings, blocks: BlockMap) -> Meeting:
         """The meeting with memory for all that travels between rank 0 and its forks."""

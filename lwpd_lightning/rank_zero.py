@@ -6,24 +6,29 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lwpd_lightning.coding import BlockMap, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, loader_of
+from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange import rendezvous
 from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.coordinator import Coordinator
+from lwpd_lightning.exchange.header import NO_BATCH
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.rule import ArrivalRule
-from lwpd_lightning.exchange.state import checksum
+from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
@@ -37,9 +42,10 @@ from lwpd_lightning.meeting import (
     queued,
     reduction,
 )
-from lwpd_lightning.refusals import refuse_accumulation
 from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_rank import serve
+from lwpd_lightning.steering import Steering
+from lwpd_lightning.step_log import StepLog, combined, from_json, relog, to_json
+from lwpd_lightning.worker_rank import serve_forked
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -58,7 +64,6 @@ class CodedFit:
         local_ranks: processes on this machine.
         num_nodes: machines.
         generation: which fit of this process it is, from 0.
-        loader: the training loader.
     """
 
     def __init__(
@@ -70,42 +75,44 @@ class CodedFit:
         local_ranks: int,
         num_nodes: int,
         generation: int,
-        loader: CodedLoader,
     ) -> None:
         assert settings.code is not None and settings.wait_for is not None
         self._trainer, self._settings, self._environment = trainer, settings, environment
         self._local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
-        self._known_loader = loader
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
         # Whether there are workers that this process does not start.
         self._elsewhere = num_nodes > 1 or environment.creates_processes_externally
         self._own = None if settings.dedicated_coordinator else 0
-        self._blocks = BlockMap(trainer.lightning_module.parameters(), settings.code.blocks)
-        self._computation: CodewordComputation | None = None
         self._threads = torch.get_num_threads()
         self._workers = Workers({})
+        self._entries = entries()
+        module = trainer.lightning_module
+        self._step_log = StepLog(module, everything=False, keep=True)
+        # Whether the module itself may leave a step out: workers ask it as rank 0 does.
+        self._may_not_step = is_overridden("optimizer_step", module)
+        self._meeting: Meeting | None = None
+        self._failures: list[Failure] = []  # of earlier exchanges
         self._coordinator: Coordinator | None = None
-        self._published: tuple[int, int] | None = None
-        self._ahead = True
-        self._settings_used: list[dict[str, object]] = []
-        self._step: Step | None = None  # that was made since the last gradient
+        self._steering: Steering | None = None
+        self._published: tuple[int, int] | None = None  # the batch of the version that was published last
         self._stepping = False  # whether workers may have made a step that is still to come here
-        self._checksum = 0  # of the parameters after it, or as workers were given them last
-        self._store: rendezvous.Rendezvous | None = None
+        self._accumulating = False  # whether the open update still waits for batches of its own
+        self._touched: set[int] = set()  # parameters, by position, that got a gradient of it
+        self._samples = 0  # in each of its data parts
+        self._step_s, self._delivered = 0.0, 0.0
         self._stopped = False
         self.last_update: Update | None = None
 
     @property
     def _loader(self) -> CodedLoader:
-        """The training loader, which Lightning may have reloaded."""
-        if (loader := loader_of(self._trainer)) is not None:
-            self._known_loader = loader
-        return self._known_loader
+        loader = loader_of(self._trainer)  # another one after each reload
+        assert loader is not None
+        return loader
 
     @property
     def failures(self) -> list[Failure]:
         """The workers that became erasures, in the order in which they were lost."""
-        return self._coordinator.failures if self._coordinator is not None else []
+        return self._failures + (self._coordinator.failures if self._coordinator is not None else [])
 
     def start(self) -> None:
         """Start the workers of this machine and wait until all workers of the run have joined.
@@ -114,7 +121,6 @@ class CodedFit:
             WorkerFailed: a worker ended before it joined.
             TimeoutError: a worker did not join in ``timeout_s``.
         """
-        environment, external = self._environment, self._environment.creates_processes_externally
         assert self._settings.code is not None
         ternary = "ternary" in (self._settings.wire_dtype, self._settings.update_dtype)
         if self._settings.code.direction is not None or ternary:
@@ -123,41 +129,92 @@ class CodedFit:
             log.warning(
                 "numpy packs the ternary values; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
             )
-        host = rendezvous.resolve(environment.main_address) if self._elsewhere else rendezvous.LOOPBACK
-        port = environment.main_port if self._elsewhere else 0
-        listener = None if _agent_serves_store() else rendezvous.listen(host, port)
-        if listener is not None:
-            port = listener.getsockname()[1]
-        meeting = Meeting(run_key_for(environment, self._num_nodes), host, port, self._generation)
         torch.set_num_threads(suggested_threads(self._local_ranks))
-        local = [] if external else range(1, self._local_ranks)
-        if self._settings.start_method == "rerun":
-            self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
-        else:
-            # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
-            meeting = meeting.with_memory(self._settings, self._blocks)
-            self._workers = fork_workers(local, self._forked_work(meeting, listener))
+        self._begin(None)
+
+    def _begin(self, at: tuple[int, int] | None) -> None:
+        """Begin an exchange of what is trainable now, ``at`` an epoch and batch, or before the first one."""
+        code, module = self._settings.code, self._trainer.lightning_module
+        assert code is not None
+        self._structure = Structure(module)
+        self._blocks = BlockMap(module.parameters(), code.blocks)
+        self._checksums = Checksums(module, self._blocks.parameters)
+        meeting, listener = self._meet(at)
         feedback = error_feedback(self._settings, self._own, self._blocks)
+        self._computation: CodewordComputation | None = None
         if self._own is not None:
             self._computation = computation(
                 self._trainer, self._settings, meeting, self._own, self._blocks, feedback, self._loader.seed
             )
-        self._coordinator = self._coordinate(meeting, listener, feedback)
-        self._checksum = checksum(self._blocks.parameters)  # of what those who join get
+        lost = [] if self._settings.start_method == "fork" else [failure.worker for failure in self._failures]
+        self._coordinator = self._coordinate(meeting, listener, feedback, lost)
+        self._steering = Steering(self._trainer, StateLayout.buffers(module, self._blocks.device))
         self._coordinator.admit()
+
+    def _meet(self, at: tuple[int, int] | None) -> tuple[Meeting, socket.socket | None]:
+        """Start the workers of this machine, or let those that run meet for another exchange."""
+        environment, local = self._environment, range(1, self._local_ranks)
+        if self._meeting is None and self._elsewhere:
+            host, port = rendezvous.resolve(environment.main_address), environment.main_port
+            self._meeting = Meeting(run_key_for(environment, self._num_nodes), host, port, self._generation)
+            if not environment.creates_processes_externally:
+                meeting = self._meeting
+                self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
+            return self._meeting, None
+        if self._meeting is not None and self._settings.start_method == "rerun":
+            self._meeting = replace(self._meeting, segment=self._meeting.segment + 1)
+            return self._meeting, None
+        listener = rendezvous.listen(rendezvous.LOOPBACK, 0)
+        key, port = run_key_for(environment, self._num_nodes), listener.getsockname()[1]
+        self._meeting = Meeting(key, rendezvous.LOOPBACK, port, self._generation)
+        if self._settings.start_method == "rerun":
+            meeting = self._meeting
+            self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
+        else:
+            # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
+            self._meeting = self._meeting.with_memory(self._settings, self._blocks)
+            self._workers = fork_workers(local, self._forked_work(self._meeting, listener, at))
+        return self._meeting, listener
+
+    def _begin_again(self, at: tuple[int, int]) -> None:
+        """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
+        assert self._coordinator is not None
+        log.info("What is trained has changed: another exchange begins at epoch %d, batch %d", *at)
+        self._failures = self.failures
+        forked = self._settings.start_method == "fork"
+        self._end(*at, await_farewell=not forked)
+        if forked:
+            self._entries.detach()
+            self._workers.end()
+            self._loader.close()
+        self._published, self._stepping = None, False
+        self._begin(at)
+
+    def _end(self, epoch: int, batch_index: int = NO_BATCH, *, await_farewell: bool) -> None:
+        if self._steering is not None:
+            self._steering.close()
+        if self._coordinator is not None:
+            self._coordinator.stop(epoch, self._trainer.global_step, batch_index, await_farewell=await_farewell)
 
     def training_step(self, step: Callable[..., Any], arguments: tuple[Any, ...], batch_index: int) -> Any:
         """Publish the version if that has not been done, then run rank 0's first data part."""
-        epoch = self._trainer.current_epoch
-        self._publish_if_needed(epoch, batch_index)
+        loop = self._trainer.fit_loop
+        if loop._skip_backward:  # the last epoch of StochasticWeightAveraging, for statistics of rank 0's model alone
+            return step(*arguments)
+        if not self._accumulating:
+            self._publish_if_needed(self._trainer.current_epoch, batch_index)
         if self._computation is None:
-            assert self._coordinator is not None
-            self.last_update = self._coordinator.collect()
+            if loop._should_accumulate():
+                return torch.zeros((), device=self._blocks.device)
+            self._collect()
+            assert self.last_update is not None
             return torch.tensor(self.last_update.loss, device=self._blocks.device)
         batch = self._loader.current
         assert batch is not None and self._coordinator is not None
-        self._computation.begin(self._coordinator.version)
-        with self._computation.randomness(batch, self._computation.parts[0]):
+        if not self._accumulating:
+            self._computation.begin(self._coordinator.version, self._step_s + batch.fetch_s)
+            self._touched, self._samples = set(), 0
+        with self._computation.randomness(batch, self._computation.parts[0]), self._step_log.listening():
             return step(*arguments)
 
     def transfer(self, to_device: Callable[[], Any]) -> Any:
@@ -176,29 +233,31 @@ class CodedFit:
             backward()
             first, *rest = computation.parts
             computation.encode(first, loss)
-            touched = {position for position, has in enumerate(self._blocks.touched()) if has}
-            touched |= computation.add_parts(batch, tuple(rest))
-            coordinator.contribute(*computation.finish(batch, touched))
-            self.last_update = coordinator.collect()
+            self._touched.update(position for position, has in enumerate(self._blocks.touched()) if has)
+            with self._step_log.listening():
+                self._touched |= computation.add_parts(batch, tuple(rest))
+            self._samples += batch.part_samples
+        self._accumulating = self._trainer.fit_loop._should_accumulate()
+        if self._accumulating:
+            return
+        if computation is not None:
+            logged = to_json(self._step_log.take())
+            coordinator.contribute(*computation.finish(self._samples, self._touched, logged))
+            self._collect()
         self._publish_ahead(batch.index)
         coordinator.deliver()
+        self._delivered = time.monotonic()
 
-    def about_to_step(self, optimizer: Optimizer) -> None:
-        """Note by what settings the optimizer steps: schedulers and users may change them right after."""
-        self._settings_used = [
-            {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
-            for group in optimizer.param_groups
-        ]
-        for group in self._settings_used:
-            del group["params"]
+    def _collect(self) -> None:
+        assert self._coordinator is not None
+        self.last_update = self._coordinator.collect()
+        if any(self.last_update.logged):
+            relog(self._trainer.lightning_module, combined([from_json(told) for told in self.last_update.logged]))
 
     def stepped(self) -> None:
-        """Note what the optimizer step has led to: codewords that were computed elsewhere do not count."""
-        assert self._coordinator is not None
-        self._step, self._stepping = Step(self._coordinator.decided, self._settings_used), False
-        self._checksum = checksum(self._blocks.parameters)
-        if self._published is not None:
-            self._coordinator.arrived(self._checksum)
+        """Note that the optimizer has stepped."""
+        self._stepping = False
+        self._step_s = time.monotonic() - self._delivered
 
     def stop(self, *, completed: bool = False) -> None:
         """End the workers and put torch's thread count back; does nothing the second time.
@@ -208,11 +267,12 @@ class CodedFit:
         if self._stopped:
             return
         self._stopped = True
+        epochs = self._trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         try:
-            if self._coordinator is not None:
-                self._coordinator.stop(await_farewell=completed and self._elsewhere)
+            self._end(epochs, await_farewell=completed and self._elsewhere)
         finally:
-            self._store = None
+            if not self._elsewhere:
+                self._entries.detach()
             self._workers.end()
             self._loader.close()
             torch.set_num_threads(self._threads)
@@ -220,47 +280,60 @@ class CodedFit:
     def _publish_ahead(self, batch_index: int) -> None:
         """Before rank 0's own step: send the version that it leads to with the batch that comes next.
 
-        Workers then step while rank 0 does, and compute while it logs and validates. Where a callback was seen to
-        change the weights after a step, the version waits for the next training_step.
+        Workers then step while rank 0 does, and compute while it logs and validates.
         """
         assert self._coordinator is not None
-        self._step, self._stepping, self._published = None, self._ahead, None
-        if not self._ahead:
+        if self._structure.changed:
+            self._published = None  # the next batch begins another exchange
             return
-        epoch, following = self._trainer.current_epoch, batch_index + 1
-        if following >= self._trainer.num_training_batches or not self._loader.has(epoch, following):
+        self._stepping = True
+        step = Step(self._coordinator.decided, self._optimizer_settings())
+        epoch, following = self._following(batch_index)
+        self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step)
+
+    def _following(self, batch_index: int) -> tuple[int, int]:
+        """Epoch and index of the batch that comes after one of this epoch; NO_BATCH where training ends with it."""
+        trainer, loop = self._trainer, self._trainer.fit_loop
+        epoch, following = trainer.current_epoch, batch_index + 1
+        if following >= trainer.num_training_batches or not self._loader.has(epoch, following):
             epoch, following = epoch + 1, 0
-        step = Step(self._coordinator.decided, self._settings_used)
-        self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step, ahead=True)
+        over = _reached(loop.max_steps, trainer.global_step + 1) or (not following and _reached(loop.max_epochs, epoch))
+        return epoch, NO_BATCH if over else following
+
+    def _optimizer_settings(self) -> list[dict[str, object]]:
+        """By what the optimizer is about to step: schedulers and users may change it right after."""
+        settings = [
+            {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
+            for group in self._trainer.optimizers[0].param_groups
+        ]
+        for group in settings:
+            del group["params"]
+        return settings
 
     def _publish_if_needed(self, epoch: int, batch_index: int) -> None:
-        """Publish unless this very batch and model were published after the last step.
+        """Publish unless this very batch and model were published before the last step.
 
-        A callback may have changed the weights since (clipping, averaging), or the loop may have gone elsewhere.
+        Validation may have changed something since, or the loop may have gone elsewhere. What hooks did to the model
+        they did on every rank, as the checksums of codewords show.
         """
-        refuse_accumulation(self._trainer)
-        trainable = [parameter.requires_grad for parameter in self._trainer.lightning_module.parameters()]
-        if sum(trainable) != len(self._blocks.parameters) or not all(p.requires_grad for p in self._blocks.parameters):
-            raise RuntimeError(
-                "The set of trainable parameters changed during the fit: coded exchange fixes the layout of codewords "
-                "at its start, so freeze or unfreeze between two fits instead."
-            )
-        now = checksum(self._blocks.parameters)
-        moved = now != self._checksum or self._stepping  # a step that was not made has been made by workers
-        self._checksum, self._ahead, self._stepping = now, not moved, False
+        if self._structure.changed:
+            self._begin_again((epoch, batch_index))
+        assert self._coordinator is not None and self._steering is not None
+        steered, attributes = self._steering.take()
+        moved = self._stepping and not self._may_not_step  # a step that was not made has been made by workers
+        self._stepping = False
         ahead = self._published
-        if ahead is None or moved or ahead != (epoch, batch_index):
+        if ahead != (epoch, batch_index) or steered or moved:
             # What was published ahead of a change must not count.
-            void_older = ahead is not None
-            step = None if moved or void_older else self._step
             self._publish(
                 epoch,
                 batch_index,
                 global_step=self._trainer.global_step,
-                step=step,
+                attributes=attributes,
                 moved=moved,
-                void_older=void_older,
+                void_older=ahead is not None,
             )
+        self._coordinator.arrived(self._checksums.take())
 
     def _publish(
         self,
@@ -268,8 +341,8 @@ class CodedFit:
         batch_index: int,
         *,
         global_step: int,
-        step: Step | None,
-        ahead: bool = False,
+        step: Step | None = None,
+        attributes: dict[str, object] | None = None,
         moved: bool = False,
         void_older: bool = False,
     ) -> None:
@@ -278,14 +351,16 @@ class CodedFit:
             epoch,
             batch_index,
             global_step,
-            checksum=None if ahead else self._checksum,
             step=step,
+            attributes=attributes,
             moved=moved,
             void_older=void_older,
         )
         self._published = epoch, batch_index
 
-    def _coordinate(self, meeting: Meeting, listener: Any, feedback: ErrorFeedback | None) -> Coordinator:
+    def _coordinate(
+        self, meeting: Meeting, listener: socket.socket | None, feedback: ErrorFeedback | None, lost: list[int]
+    ) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module
         assert settings.code is not None and settings.wait_for is not None
         workers = [worker for worker in range(settings.code.n) if worker != self._own]
@@ -299,11 +374,13 @@ class CodedFit:
             queued=queued(self._blocks, settings),
         )
         if listener is None:
-            store = rendezvous.Rendezvous.join(meeting.host, meeting.port, self._generation, settings.timeout_s)
+            store = self._entries.store
+            assert store is not None
+            store = store.of(self._generation)
         else:
-            store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s)
-        store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed)
-        self._store = store  # served as long as the fit lasts
+            store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s, meeting.run_key)
+            self._entries.attach(store, [])
+        store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed, meeting.segment)
         least, most = settings.waits
         adaptive = None
         if settings.wait_for == "adaptive":
@@ -326,12 +403,16 @@ class CodedFit:
             feedback=settings.error_feedback,
             adaptive=adaptive,
         )
+        reducing = reduction(self._blocks, settings, meeting, self._own, hub.send, feedback, self._loader.seed)
+        for worker in lost:
+            rule.lose(worker)
+            reducing.ranks.workers.discard(worker)
         optimizer_state = self._trainer.strategy.optimizers[0].state_dict
         return Coordinator(
             hub=hub,
             publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer_state),
             rule=rule,
-            reduction=reduction(self._blocks, settings, meeting, self._own, hub.send, feedback, self._loader.seed),
+            reduction=reducing,
             model=module,
             messages=meeting.messages,
             fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
@@ -341,14 +422,20 @@ class CodedFit:
             exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
         )
 
-    def _forked_work(self, meeting: Meeting, listener: Any) -> Callable[[int], None]:
+    def _forked_work(
+        self, meeting: Meeting, listener: socket.socket, at: tuple[int, int] | None
+    ) -> Callable[[int], None]:
         def work(rank: int) -> None:
-            if listener is not None:
-                listener.close()  # rank 0's alone
+            listener.close()  # rank 0's alone
             self._environment.set_global_rank(rank)
-            serve(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader)
+            self._trainer.strategy._fit = None  # type: ignore[attr-defined]  # whose links and processes are rank 0's
+            serve_forked(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader, at)
 
         return work
+
+
+def _reached(limit: int | None, count: int) -> bool:
+    return limit is not None and limit != -1 and count >= limit
 
 
 def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:
@@ -372,5 +459,13 @@ def seed_of_the_run() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
 
 
-def _agent_serves_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+def meet_elsewhere(environment: ClusterEnvironment, num_nodes: int, timeout_s: float) -> rendezvous.Rendezvous:
+    """Open the store at the main address, on which processes that this one does not start meet for all calls of a job.
+
+    Under torchrun its agent has one there.
+    """
+    host, port = rendezvous.resolve(environment.main_address), environment.main_port
+    key = run_key_for(environment, num_nodes)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        return rendezvous.Rendezvous.join(host, port, 0, timeout_s, key)
+    return rendezvous.Rendezvous.host(rendezvous.listen(host, port), 0, timeout_s, key)

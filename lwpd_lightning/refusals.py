@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -61,13 +60,6 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
             "automatic_optimization=False is not supported by coded exchange: one coded batch is one optimizer step, so"
             " let Lightning step the optimizer."
         )
-    refuse_accumulation(trainer)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
-        if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)):
-            raise MisconfigurationException(
-                f"The callback {type(callback).__name__} accumulates gradients over batches, which coded exchange does "
-                "not support: leave it out (WeightAveraging averages weights without)."
-            )
     if trainer._accelerator_connector._layer_sync is not None:
         raise MisconfigurationException(
             "sync_batchnorm=True is not supported by coded exchange: use False; running statistics are averaged over "
@@ -78,19 +70,6 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
     ):
         raise MisconfigurationException(
             "training_step(dataloader_iter) is not supported by coded exchange: use training_step(batch, batch_idx)."
-        )
-
-
-def refuse_accumulation(trainer: pl.Trainer) -> None:
-    """One batch is one update; also asked at every update, since a callback may change the setting.
-
-    Raises:
-        MisconfigurationException: where gradients are accumulated.
-    """
-    if trainer.accumulate_grad_batches != 1:
-        raise MisconfigurationException(
-            f"accumulate_grad_batches={trainer.accumulate_grad_batches} is not supported by coded exchange: use 1 and "
-            "a larger batch_size, which is the whole update's batch."
         )
 
 

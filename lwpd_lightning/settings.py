@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
+import numbers
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, SupportsIndex, get_args
 
+import numpy as np
 import torch
 
 from lwpd_lightning.coding import Code, lwpd_code
@@ -18,6 +21,8 @@ StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]
 WireDtype = Literal["float64", "float32", "bfloat16", "int8", "ternary"]
 _LOSSY = ("bfloat16", "int8", "ternary")
+# Seconds that ZeroMQ's heartbeats and torch's store can be told: milliseconds in 32 bits, and a timedelta.
+_HEARTBEATS, _TIMEOUTS = (0.01, 1e6), (0.001, 1e9)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class ExchangeSettings:
     start_method: StartMethod = "auto"
 
     def __post_init__(self) -> None:
+        self._read()
         for name, value, choices in (
             ("decoder", self.decoder, get_args(Decoder)),
             ("stale", self.stale, get_args(Stale)),
@@ -47,13 +53,8 @@ class ExchangeSettings:
             ("update_dtype", self.update_dtype, (None, *get_args(WireDtype))),
             ("start_method", self.start_method, get_args(StartMethod)),
         ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}.")
-        for name, seconds in (("heartbeat_s", self.heartbeat_s), ("timeout_s", self.timeout_s)):
-            if not 0 < seconds < math.inf:
-                raise ValueError(f"{name}={seconds} is no duration: use a positive number of seconds.")
-        if isinstance(self.wait_for, str) and self.wait_for != "adaptive":
-            raise ValueError(f"wait_for={self.wait_for!r} is no number of codewords: use an integer, or 'adaptive'.")
+            if not isinstance(value, str | None) or value not in choices:
+                raise ValueError(f"{name}={shown(value)} is unknown: use one of {', '.join(map(repr, choices))}.")
         if self.wait_for_bounds is not None and self.wait_for != "adaptive":
             raise ValueError(
                 f"wait_for_bounds={self.wait_for_bounds} with wait_for={self.wait_for!r}: only wait_for='adaptive' "
@@ -77,6 +78,31 @@ class ExchangeSettings:
             )
         if self.code is not None:
             self._check_counts(self.code)
+
+    def _read(self) -> None:
+        """Numbers of any library become Python's; what only looks like one (True, 6.0, "5") is refused."""
+        if self.code is not None and not isinstance(self.code, Code):
+            raise ValueError(
+                f"code={shown(self.code)} is no code: use what lwpd_code, local_code, gradient_code or uncoded gives, "
+                "or None."
+            )
+        read: dict[str, object] = {}
+        if not isinstance(self.wait_for, str) or self.wait_for != "adaptive":
+            read["wait_for"] = _whole("wait_for", self.wait_for, "number of codewords", "an integer, or 'adaptive'")
+        read["min_workers"] = _whole("min_workers", self.min_workers, "number of workers", "an integer")
+        read["max_staleness"] = _whole("max_staleness", self.max_staleness, "number of versions", "an integer >= 0")
+        read["wait_for_bounds"] = _bounds(self.wait_for_bounds)
+        for name, seconds, limits in (
+            ("heartbeat_s", self.heartbeat_s, _HEARTBEATS),
+            ("timeout_s", self.timeout_s, _TIMEOUTS),
+        ):
+            read[name] = _seconds(name, seconds, *limits)
+        for name in ("error_feedback", "dedicated_coordinator"):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name}={shown(value)} is neither true nor false: use True or False.")
+            read[name] = bool(value)
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
 
     def _check_counts(self, code: Code) -> None:
         for setting, count in self._counts:
@@ -235,6 +261,45 @@ class ExchangeSettings:
         """How decoded gradients travel; int8 is rounded without bias unless what it loses can be fed back."""
         fed_back = self.error_feedback and self.rows == 1
         return _wire(self.update_dtype, dtype, torch.device("cpu"), fed_back, seed)
+
+
+def shown(value: object) -> str:
+    """A refused value on one short line."""
+    words = " ".join(repr(value).split())
+    return words if len(words) <= 60 else f"{words[:57]}..."
+
+
+def _index(value: SupportsIndex) -> int:
+    if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+        raise TypeError("a truth value counts nothing")
+    return operator.index(value)
+
+
+def _whole(name: str, value: SupportsIndex | None, meaning: str, works: str) -> int | None:
+    try:
+        return None if value is None else _index(value)
+    except TypeError:
+        raise ValueError(f"{name}={shown(value)} is no {meaning}: use {works}.") from None
+
+
+def _bounds(bounds: Iterable[SupportsIndex] | None) -> tuple[int, int] | None:
+    if bounds is None:
+        return None
+    try:
+        least, most = map(_index, bounds)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"wait_for_bounds={shown(bounds)} are no two numbers of codewords: use two integers (least, most)."
+        ) from None
+    return least, most
+
+
+def _seconds(name: str, seconds: object, least: float, most: float) -> float:
+    if isinstance(seconds, numbers.Real) and not isinstance(seconds, bool) and least <= float(seconds) <= most:
+        return float(seconds)
+    raise ValueError(
+        f"{name}={shown(seconds)} is no duration: use a positive number of seconds, {least:g} to {most:.0f}."
+    )
 
 
 def _along_direction(code: Code, stale: Stale) -> bool:

@@ -19,12 +19,14 @@ from torch.optim import Optimizer
 
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
-from lwpd_lightning.data import training_loader
+from lwpd_lightning.data import CodedLoader, training_loader
+from lwpd_lightning.entries import entries
+from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.rule import Stale
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
 from lwpd_lightning.meeting import Meeting
-from lwpd_lightning.rank_zero import CodedFit, run_key_for, seed_of_the_run
+from lwpd_lightning.rank_zero import CodedFit, meet_elsewhere, run_key_for, seed_of_the_run
 from lwpd_lightning.refusals import (
     SEVERAL_OPTIMIZERS,
     refuse_optimizers,
@@ -33,7 +35,7 @@ from lwpd_lightning.refusals import (
     refuse_trainer,
 )
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor, WireDtype
-from lwpd_lightning.worker_rank import WorkerRankLauncher, next_generation
+from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher, serve
 
 _Object = TypeVar("_Object")
 
@@ -112,7 +114,7 @@ class LWPDStrategy(ParallelStrategy):
         self.settings = ExchangeSettings(
             code=code,
             wait_for=wait_for,
-            wait_for_bounds=None if wait_for_bounds is None else (int(wait_for_bounds[0]), int(wait_for_bounds[1])),
+            wait_for_bounds=wait_for_bounds,
             decoder=decoder,
             stale=stale,
             max_staleness=max_staleness,
@@ -127,7 +129,10 @@ class LWPDStrategy(ParallelStrategy):
         )
         self.num_nodes = 1
         self._fit: CodedFit | None = None
-        self._generation = 0
+        self._generation = self._seed = 0
+        # On a worker whose fit is over: batches in an epoch, and the callbacks that did not act there too.
+        self._batches: int | float | None = None
+        self._callbacks: list[pl.Callback] | None = None
 
     # What the fit has done so far.
 
@@ -183,34 +188,61 @@ class LWPDStrategy(ParallelStrategy):
         external = self.cluster_environment.creates_processes_externally
         self.settings = self.settings.started_on(self.root_device, self.num_nodes, external)
         refuse_precision(self.precision_plugin)
-        if not self.is_global_zero:
-            self._launcher = WorkerRankLauncher(self._begin_worker, self._start_siblings)
+        if self.is_global_zero:
+            elsewhere = external or self.num_nodes > 1
+            # Processes that are started for a fit end with it: the first of each other machine goes on.
+            step = 1 if external else self.num_processes
+            readers = list(range(step, self.world_size, step))
+            self._launcher = RankZeroLauncher(self._meet if elsewhere else None, readers if elsewhere else [])
+        else:
+            self._launcher = WorkerRankLauncher(self._outcome)
 
-    def _meeting(self, generation: int) -> Meeting:
+    def _meet(self) -> Rendezvous:
+        assert self.cluster_environment is not None
+        return meet_elsewhere(self.cluster_environment, self.num_nodes, self.settings.timeout_s)
+
+    def _join(self) -> Rendezvous:
+        meeting = self._meeting()
+        return Rendezvous.join(meeting.host, meeting.port, meeting.generation, self.settings.timeout_s, meeting.run_key)
+
+    def _outcome(self, entry: int) -> str:
+        if self._callbacks is not None:
+            self._trainer.callbacks, self._callbacks = self._callbacks, None  # type: ignore[attr-defined]
+        return self._join().told(entry, self.global_rank)
+
+    def _meeting(self) -> Meeting:
         environment = self.cluster_environment
         assert environment is not None
         key = run_key_for(environment, self.num_nodes)
-        return Meeting(key, environment.main_address, environment.main_port, generation)
+        return Meeting(key, environment.main_address, environment.main_port, self._generation)
 
-    def _begin_worker(self, generation: int) -> tuple[ExchangeSettings, Meeting, int]:
-        torch.set_num_threads(suggested_threads(self.num_processes))
-        return self.settings, self._meeting(generation), self.global_rank - self.settings.dedicated_coordinator
+    @property
+    def _worker(self) -> int:
+        """This rank's row of the code; -1 for a dedicated coordinator."""
+        return self.global_rank - self.settings.dedicated_coordinator
 
-    def _start_siblings(self, generation: int) -> Workers:
+    def _start_siblings(self, meeting: Meeting) -> Workers:
         assert self.cluster_environment is not None
         if self.local_rank or self.cluster_environment.creates_processes_externally:
             return Workers({})
-        meeting = self._meeting(generation)
         return rerun_workers(range(1, self.num_processes), lambda rank: meeting.environment(self.node_rank, rank))
 
     # Setting up.
 
     def setup_environment(self) -> None:
-        """Refuse what would synchronise behind the strategy's back."""
+        """Refuse what would synchronise behind the strategy's back; a worker waits until rank 0 is ready to train."""
         refuse_process_group()
-        if self._trainer.state.fn is TrainerFn.FITTING and self.is_global_zero:
-            self._generation = next_generation()
+        if self._trainer.state.fn is TrainerFn.FITTING:
+            self._generation = entries().fits - 1
+            if self.is_global_zero:
+                self._seed = seed_of_the_run()
+            else:
+                self._await_rank_zero()
         super().setup_environment()
+
+    def _await_rank_zero(self) -> None:
+        _, self._seed = self._join().coordinator()
+        self._trainer.num_sanity_val_steps = 0  # rank 0 has done it
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Refuse what coded exchange cannot do, then set model and optimizer up as on one device."""
@@ -244,20 +276,23 @@ class LWPDStrategy(ParallelStrategy):
             trainer,
             dataloader,
             data_parts=self.code.data_parts,
-            parts=(0,) if self.settings.dedicated_coordinator else self.code.parts(0),
-            seed=seed_of_the_run(),
+            parts=(0,) if self._worker < 0 else self.code.parts(self._worker),
+            seed=self._seed,
         )
 
     # One fit.
 
     def on_train_start(self) -> None:
-        """Start the workers: everything that rank 0 could refuse has been checked."""
+        """Rank 0 starts the workers: all that it could refuse has been checked. A worker serves until the fit ends."""
         refuse_process_group()
         assert self.cluster_environment is not None
         trainer = self._trainer
         loaders = trainer.fit_loop._combined_loader.flattened  # type: ignore[union-attr]
         if len(loaders) != 1:
             raise ValueError(f"train_dataloader() gave {len(loaders)} loaders: coded exchange takes one.")
+        if not self.is_global_zero:
+            self._serve(loaders[0])
+            return
         self._fit = CodedFit(
             trainer,
             self.settings,
@@ -265,9 +300,21 @@ class LWPDStrategy(ParallelStrategy):
             local_ranks=self.num_processes,
             num_nodes=self.num_nodes,
             generation=self._generation,
-            loader=loaders[0],
         )
         self._fit.start()
+
+    def _serve(self, loader: CodedLoader) -> None:
+        threads, meeting = torch.get_num_threads(), self._meeting()
+        torch.set_num_threads(suggested_threads(self.num_processes))
+        siblings = self._start_siblings(meeting)
+        self._callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+        try:
+            serve(self._trainer, self.settings, meeting, self._worker, loader)
+        finally:
+            siblings.end()
+            torch.set_num_threads(threads)
+        # Lightning's loop finds nothing left to train, and ends the fit as it does everywhere.
+        self._batches, self._trainer.fit_loop.max_batches = self._trainer.fit_loop.max_batches, 0
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Move a batch; a training batch's transfer hooks draw the same random numbers on every rank."""
@@ -297,10 +344,10 @@ class LWPDStrategy(ParallelStrategy):
         model: pl.LightningModule | torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Step as the workers do, who have heard of the new version in the backward."""
-        self._running.about_to_step(optimizer)
+        """Step as all ranks do: the workers have heard of the new version in rank 0's backward."""
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
-        self._running.stepped()
+        if self._fit is not None:
+            self._fit.stepped()
         return result
 
     def on_train_end(self) -> None:
@@ -314,6 +361,8 @@ class LWPDStrategy(ParallelStrategy):
     def teardown(self) -> None:
         """End what is left of a fit."""
         self._end_fit()
+        if self._batches is not None:
+            self._trainer.fit_loop.max_batches, self._batches = self._batches, None
         super().teardown()
 
     def _end_fit(self, *, completed: bool = False) -> None:

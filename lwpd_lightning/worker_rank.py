@@ -1,25 +1,32 @@
-"""A worker process' side of a fit: find rank 0, then answer every version with a codeword until told to stop."""
+"""A worker's side of a fit: find rank 0, then answer every version with a codeword until told to stop."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lwpd_lightning.coding import BlockMap
+from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, following
+from lwpd_lightning.entries import adopt, entries, outcome_of
+from lwpd_lightning.exchange.header import NO_BATCH
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.rendezvous import Rendezvous
+from lwpd_lightning.exchange.state import Structure
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
-from lwpd_lightning.launcher import Workers, job_command, watch_parent
+from lwpd_lightning.hooks import TrainingHooks
+from lwpd_lightning.launcher import watch_parent
 from lwpd_lightning.meeting import (
     ENV_FIT,
     ENV_PARENT,
@@ -32,109 +39,190 @@ from lwpd_lightning.meeting import (
     reduction,
 )
 from lwpd_lightning.settings import ExchangeSettings
+from lwpd_lightning.steering import steer
+from lwpd_lightning.step_log import StepLog, to_json
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-_fits: Counter[tuple[str, ...]] = Counter()
+class TrainedReplica:
+    """The trainer's model on a worker: Lightning's hooks, its data parts, its optimizer.
 
-
-def next_generation() -> int:
-    """Count the fits of this job in this process, whatever trainer they belong to: every rank counts the same."""
-    job = tuple(job_command()[0])
-    _fits[job] += 1
-    return _fits[job] - 1
-
-
-def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader) -> None:
-    """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
-    code = settings.code
-    assert code is not None
-    module, optimizer = trainer.lightning_module, trainer.strategy.optimizers[0]
-    try:
-        store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s)
-        address, seed = store.coordinator()
-        blocks = BlockMap(module.parameters(), code.blocks)
-        loader = loader.for_worker(code.parts(worker), seed)
-        feedback = error_feedback(settings, worker, blocks)
-        codewords = computation(trainer, settings, meeting, worker, blocks, feedback, seed)
-        known = {worker, 0} if not settings.dedicated_coordinator else {worker}
-        links = WorkerLinks(
-            meeting.run_key,
-            worker,
-            address,
-            peers=[other for other in range(code.n) if other not in known and meeting.memory is None],
-            heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, blocks),
-            queued=queued(blocks, settings),
-        )
-    except BaseException:
-        traceback.print_exc()  # there is no link yet that could carry it to rank 0
-        raise
-    module.log = _log_nothing  # type: ignore[method-assign]
-
-    def compute(assignment: Assignment) -> tuple[Codeword, Contribution] | None:
-        nonlocal loader
-        loader = following(trainer, loader, assignment.epoch)
-        _take_position(trainer, assignment)
-        if not loader.has(assignment.epoch, assignment.batch_index):
-            return None
-        batch = loader.batch(assignment.epoch, assignment.batch_index)
-        codewords.begin(assignment.version)
-        touched = codewords.add_parts(batch, codewords.parts)
-        return codewords.finish(batch, touched)
-
-    def step() -> None:
-        trainer.precision_plugin._clip_gradients(
-            module, optimizer, trainer.gradient_clip_val, gradient_clip_algorithm=trainer.gradient_clip_algorithm
-        )
-        optimizer.step()
-
-    try:
-        Worker(
-            links=links,
-            reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
-            model=module,
-            optimizer=optimizer,
-            step=step,
-            messages=meeting.messages,
-            fingerprint=fingerprint(module, blocks, code, loader),
-            timeout_s=settings.timeout_s,
-        ).run(compute)
-    finally:
-        loader.close()
-        links.close()
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Metrics of the training step are logged on rank 0 only."""
-
-
-def _take_position(trainer: pl.Trainer, assignment: Assignment) -> None:
-    """Let ``current_epoch`` and ``global_step`` in the user's training_step be those of the version."""
-    loop = trainer.fit_loop
-    loop.epoch_progress.current.completed = assignment.epoch
-    loop.epoch_loop.batch_progress.current.ready = assignment.batch_index + 1
-    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = assignment.global_step
-
-
-class WorkerRankLauncher(_Launcher):
-    """Turns a process that was started as a worker off the script's path: into the worker loop at its fit, past
-    everything else.
-
-    The script of a worker process runs as rank 0's does until it reaches the fit that the worker was started for;
-    there it serves, and the process ends. Earlier fits, and validate, test and predict, do nothing here. A worker that
-    this package did not start (the first process of another machine, or all of them under torchrun or SLURM) serves
-    every fit in turn and goes on; the first process of a machine starts the others there.
+    Args:
+        trainer: the trainer.
+        loader: its training loader, with this worker's data parts.
+        codewords: computes them.
+        hooks: the training hooks.
+        step_log: takes what training_step logs.
     """
 
     def __init__(
         self,
-        begin: Callable[[int], tuple[ExchangeSettings, Meeting, int]],
-        start_siblings: Callable[[int], Workers],
+        trainer: pl.Trainer,
+        loader: CodedLoader,
+        codewords: CodewordComputation,
+        hooks: TrainingHooks,
+        step_log: StepLog,
     ) -> None:
-        self._begin, self._start_siblings = begin, start_siblings
+        self._trainer, self._loader, self._codewords = trainer, loader, codewords
+        self._structure = Structure(trainer.lightning_module)
+        hooks.reload = self._reload
+        self._hooks, self._step_log = hooks, step_log
+        self._step_s = 0.0  # since the last codeword
+
+    def enter(self, assignment: Assignment) -> None:
+        """Run the hooks between two batches."""
+        self._hooks.enter(assignment)
+
+    def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
+        """Fetch the batches of an update, one where none are accumulated, and compute its codeword.
+
+        None where a hook leaves a batch out, or where what is trained has changed: rank 0 will find the same, and end
+        the exchange.
+        """
+        started, touched, samples = time.monotonic(), set[int](), 0
+        first, *rest = self._codewords.parts
+        for index in self._hooks.batches(assignment):
+            if index != assignment.batch_index:
+                if not self._loader.has(assignment.epoch, index):
+                    break
+                self._hooks.accumulate(index)
+            batch = self._loader.batch(assignment.epoch, index)
+            data = self._codewords.transferred(batch, first)
+            if not self._hooks.start_batch(data, assignment.epoch, index) or self._structure.changed:
+                return None
+            if index == assignment.batch_index:
+                settle()
+                self._codewords.begin(assignment.version, time.monotonic() - started + self._step_s)
+            self._codewords.add_part(batch, first, data, touched, partial(self._hooks.computed, data, index))
+            touched |= self._codewords.add_parts(batch, tuple(rest))
+            samples += batch.part_samples
+        self._step_s = 0.0
+        return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+
+    def close(self) -> None:
+        """End what fetches ahead."""
+        self._loader.close()
+
+    def _reload(self, epoch: int) -> None:
+        self._loader = following(self._trainer, self._loader, epoch)
+
+    def skip(self, at: Assignment) -> None:
+        """The batch has been computed by others alone."""
+        self._hooks.before_zero_grad()
+
+    def step(self, at: Assignment) -> None:
+        """Step as rank 0 does, with the hooks around it."""
+        started = time.monotonic()
+        self._hooks.step(at)
+        self._step_s += time.monotonic() - started
+
+    def steer(self, attributes: dict[str, object]) -> None:
+        """Set what validation on rank 0 has changed."""
+        steer(self._trainer.lightning_module, attributes)
+
+
+def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, worker: int, loader: CodedLoader) -> None:
+    """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
+    step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
+    hooks = TrainingHooks(trainer, step_log)
+    while (end := _serve(trainer, settings, meeting, worker, loader, hooks, step_log)).batch_index != NO_BATCH:
+        hooks.enter(end)
+        meeting = replace(meeting, segment=meeting.segment + 1)
+    hooks.finish(end)
+
+
+def _serve(
+    trainer: pl.Trainer,
+    settings: ExchangeSettings,
+    meeting: Meeting,
+    worker: int,
+    loader: CodedLoader,
+    hooks: TrainingHooks,
+    step_log: StepLog,
+) -> Assignment:
+    """Be a worker until the exchange ends; returns where the next one begins."""
+    code = settings.code
+    assert code is not None
+    module = trainer.lightning_module
+    store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
+    address, seed = store.coordinator(meeting.segment)
+    blocks = BlockMap(module.parameters(), code.blocks)
+    loader = loader.for_worker(code.parts(worker), seed)
+    feedback = error_feedback(settings, worker, blocks)
+    codewords = computation(trainer, settings, meeting, worker, blocks, feedback, seed)
+    known = {worker, 0} if not settings.dedicated_coordinator else {worker}
+    links = WorkerLinks(
+        meeting.run_key,
+        worker,
+        address,
+        peers=[other for other in range(code.n) if other not in known and meeting.memory is None],
+        heartbeat_s=settings.heartbeat_s,
+        max_message_bytes=max_message_bytes(module, blocks),
+        queued=queued(blocks, settings),
+    )
+    step_log.listen()
+    replica = TrainedReplica(trainer, loader, codewords, hooks, step_log)
+    try:
+        return Worker(
+            links=links,
+            reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
+            model=module,
+            optimizer=trainer.optimizers[0],
+            replica=replica,
+            messages=meeting.messages,
+            fingerprint=fingerprint(module, blocks, code, loader),
+            timeout_s=settings.timeout_s,
+        ).run()
+    finally:
+        replica.close()
+        links.close()
+
+
+def serve_forked(
+    trainer: pl.Trainer,
+    settings: ExchangeSettings,
+    meeting: Meeting,
+    worker: int,
+    loader: CodedLoader,
+    at: tuple[int, int] | None,
+) -> None:
+    """Be a worker in a process that was forked for an exchange, and end the fit as Lightning does.
+
+    ``at``: epoch and batch that rank 0 had started when it forked; None: training was still to begin.
+    """
+    try:
+        step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
+        hooks = TrainingHooks(trainer, step_log, at)
+        end = _serve(trainer, settings, meeting, worker, loader, hooks, step_log)
+        if end.batch_index != NO_BATCH:
+            return  # others are forked for the next exchange
+        hooks.finish(end)
+        trainer.fit_loop.on_run_end()
+        call._call_callback_hooks(trainer, "on_fit_end")
+        call._call_lightning_module_hook(trainer, "on_fit_end")
+        call._call_callback_hooks(trainer, "teardown", stage=TrainerFn.FITTING)
+        call._call_lightning_module_hook(trainer, "teardown", stage=TrainerFn.FITTING)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+class WorkerRankLauncher(_Launcher):
+    """Takes a process that was started as a worker along Lightning's own road, as far as its fit and past it.
+
+    The script of a worker process runs as rank 0's does. The fit that it was started for ends the process; earlier ones
+    are over. A worker that this package did not start (the first process of another machine, or all of them under
+    torchrun or SLURM) serves every fit in turn and goes on. Only rank 0 validates, tests and predicts: of these calls,
+    and of fits that are over, a worker is told what they led to.
+
+    Args:
+        outcome: waits for what a call of rank 0's, by its number, led to.
+    """
+
+    def __init__(self, outcome: Callable[[int], str]) -> None:
+        self._outcome = outcome
         if ENV_PARENT in os.environ:
             watch_parent(int(os.environ[ENV_PARENT]))
 
@@ -144,18 +232,22 @@ class WorkerRankLauncher(_Launcher):
         return False
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer, **kwargs: Any) -> Any:
-        """Serve when ``function`` is the fit that this process was started for."""
-        if trainer.state.fn is not TrainerFn.FITTING:
-            return None
-        generation = next_generation()
-        if ENV_FIT not in os.environ:
-            return self._serve(generation, trainer, *args, **kwargs)
-        if generation != int(os.environ[ENV_FIT]):
-            return None
+        """Run ``function`` when it is a fit that this process takes part in."""
+        fit = trainer.state.fn is TrainerFn.FITTING
+        entry = entries().enter(fit=fit)
+        if fit and ENV_FIT not in os.environ:
+            function(*args, **kwargs)
+        elif fit and entries().fits - 1 == int(os.environ[ENV_FIT]):
+            self._end_with(function, *args, **kwargs)
+        returned = adopt(trainer, self._outcome(entry))
+        return None if fit else returned
+
+    def _end_with(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         code = 0
         try:
-            self._serve(generation, trainer, *args, **kwargs)
+            function(*args, **kwargs)
         except BaseException:
+            traceback.print_exc()
             code = 1
         sys.stdout.flush()
         sys.stderr.flush()
@@ -164,41 +256,32 @@ class WorkerRankLauncher(_Launcher):
     def kill(self, signum: Any) -> None:
         """A worker started no processes."""
 
-    def _serve(
-        self,
-        generation: int,
-        trainer: pl.Trainer,
-        model: pl.LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        datamodule: Any = None,
-        ckpt_path: Any = None,
-        weights_only: bool | None = None,
-    ) -> None:
-        """What Lightning does between ``fit`` and the first batch, as far as a worker needs it."""
-        settings, meeting, worker = self._begin(generation)
-        strategy = trainer.strategy
-        trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
-        trainer.state.stage = RunningStage.TRAINING
-        Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s).coordinator()
-        strategy._lightning_module = model
-        trainer._data_connector.attach_data(
-            model, train_dataloaders=train_dataloaders, val_dataloaders=val_dataloaders, datamodule=datamodule
-        )
-        strategy.connect(model)
-        strategy.setup_environment()
-        trainer._data_connector.prepare_data()
-        call._call_setup_hook(trainer)
-        call._call_configure_model(trainer)
-        strategy.model = strategy.precision_plugin.convert_module(model)
-        strategy.model_to_device()
-        strategy.setup_optimizers(trainer)
-        call._call_lightning_module_hook(trainer, "on_fit_start")
-        trainer.fit_loop.setup_data()
-        call._call_lightning_module_hook(trainer, "on_train_start")
-        loader = trainer.fit_loop._combined_loader.flattened[0]  # type: ignore[union-attr]
-        siblings = self._start_siblings(generation)
-        try:
-            serve(trainer, settings, meeting, worker, loader)
-        finally:
-            siblings.end()
+
+class RankZeroLauncher(_Launcher):
+    """Counts rank 0's calls, and tells ranks that were started elsewhere what they led to.
+
+    Args:
+        meet: opens the place where those ranks are told; None: there are none.
+        ranks: those ranks.
+    """
+
+    def __init__(self, meet: Callable[[], Rendezvous] | None, ranks: list[int]) -> None:
+        self._meet, self._ranks = meet, ranks
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        """Rank 0 is the user's own process."""
+        return True
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer, **kwargs: Any) -> Any:
+        """Run ``function``."""
+        job = entries()
+        entry = job.enter(fit=trainer.state.fn is TrainerFn.FITTING)
+        if self._meet is not None and job.store is None:
+            job.attach(self._meet(), self._ranks)
+        returned = function(*args, **kwargs)
+        job.ended(entry, outcome_of(trainer, returned))
+        return returned
+
+    def kill(self, signum: Any) -> None:
+        """Lightning asks on SIGTERM; workers are ended with the fit."""

@@ -1,7 +1,17 @@
+import os
+import signal
+import sys
+import threading
+import time
 import warnings
 
 import pytest
+import pytest_timeout
 import torch
+
+from lwpd_lightning.testing.job import _processes
+
+_STACKS_BEFORE_S, _STUCK_AFTER_S, _LOST_AFTER_S = 2.0, 30.0, 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +22,50 @@ def _quiet_and_seeded():
         warnings.filterwarnings("ignore", module="lightning")
         yield
     assert torch.get_num_threads() == threads
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item, settings):
+    """A fit that hangs fails alone, and says where its ranks are: the alarm interrupts rank 0 where it runs Python.
+
+    Where it waits in C++ for ranks, they are killed; only what still hangs then ends the run (or, with pytest-xdist,
+    the one of its processes that runs this test).
+    """
+    set_timer = yield
+    over, deadline = threading.Event(), time.monotonic() + settings.timeout
+    watch = threading.Thread(target=_watch, args=(item, settings, deadline, over), name="timeout", daemon=True)
+    watch.start()
+    cancel = item.cancel_timeout
+
+    def cancel_both():
+        over.set()
+        watch.join()
+        cancel()
+        if time.monotonic() > deadline:
+            _signal_ranks(signal.SIGKILL)  # at its end, the run would wait for them
+
+    item.cancel_timeout = cancel_both
+    return set_timer
+
+
+def _watch(item, settings, deadline, over):
+    for after_s, act in (
+        (-_STACKS_BEFORE_S, lambda: _signal_ranks(signal.SIGUSR1)),  # each prints its stack
+        (_STUCK_AFTER_S, lambda: _signal_ranks(signal.SIGKILL)),
+        (_LOST_AFTER_S, lambda: pytest_timeout.timeout_timer(item, settings)),
+    ):
+        if over.wait(max(0.0, deadline + after_s - time.monotonic())):
+            return
+        act()
+
+
+def _signal_ranks(signum):
+    for pid, name, _ in _processes():
+        if name.startswith("lwpd-rank-") and _parent(pid) == os.getpid():
+            print(f"{name} ({pid}) is there: {signum.name}", file=sys.stderr, flush=True)
+            os.kill(pid, signum)
+
+
+def _parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rsplit(") ", 1)[1].split()[1])

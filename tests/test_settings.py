@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,9 +43,72 @@ def test_unknown_words_are_refused_with_the_known_ones(name, choices):
 
 
 @pytest.mark.parametrize("name", ["heartbeat_s", "timeout_s"])
-@pytest.mark.parametrize("seconds", [0, -1.5, math.nan, math.inf])
+@pytest.mark.parametrize("seconds", [0, -1.5, math.nan, math.inf, 1e-4, 1e10, True, None, [5]])
 def test_what_is_no_duration_is_refused(name, seconds):
     assert refusal(ExchangeSettings, **{name: seconds}).startswith(f"{name}={seconds} is no duration: use a positive")
+
+
+@pytest.mark.parametrize("name", ["heartbeat_s", "timeout_s"])
+def test_words_are_no_durations_and_any_librarys_number_is(name):
+    assert refusal(ExchangeSettings, **{name: "5"}) == (
+        f"{name}='5' is no duration: use a positive number of seconds, "
+        + ("0.01 to 1000000." if name == "heartbeat_s" else "0.001 to 1000000000.")
+    )
+    for seconds in (7, np.float32(7), np.int64(7)):
+        assert getattr(ExchangeSettings(**{name: seconds}), name) == 7.0
+
+
+WHOLE = ["wait_for", "min_workers", "max_staleness"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("integer", [np.int64(6), np.uint8(6), np.array(6), torch.tensor(6)], ids=repr)
+def test_an_integer_of_any_library_counts(name, integer):
+    settings = ExchangeSettings(code=CODE, **{name: integer})
+    assert type(getattr(settings, name)) is int
+    assert getattr(settings, name) == 6
+    assert settings.resolved(8).waits == ((6, 6) if name == "wait_for" else (8, 8))
+    assert ExchangeSettings(wait_for="adaptive", wait_for_bounds=np.array([2, 6])).wait_for_bounds == (2, 6)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "value", [6.0, np.float64(6), True, False, np.True_, torch.tensor(True), "6", [6], torch.tensor([1.5, 2.5])],
+    ids=repr,
+)  # fmt: skip
+def test_what_only_looks_like_an_integer_is_refused(name, value):
+    said = refusal(ExchangeSettings, code=CODE, **{name: value})
+    assert said.startswith(f"{name}={value!r} is no number of ")
+    assert ": use an integer" in said
+
+
+@pytest.mark.parametrize("bounds", [(2.0, 6.0), (True, 6), (2, None), (2,), (2, 4, 6), 6, "26", 2.5], ids=repr)
+def test_bounds_that_are_no_two_integers_are_refused(bounds):
+    sentence = refusal(ExchangeSettings, code=CODE, wait_for="adaptive", wait_for_bounds=bounds)
+    assert sentence == f"wait_for_bounds={bounds!r} are no two numbers of codewords: use two integers (least, most)."
+    assert ExchangeSettings(wait_for="adaptive", wait_for_bounds=[2, 6]).wait_for_bounds == (2, 6)
+
+
+@pytest.mark.parametrize("name", ["error_feedback", "dedicated_coordinator"])
+@pytest.mark.parametrize("value", ["false", 1, 0, None, "True"])
+def test_only_true_and_false_are_true_or_false(name, value):
+    sentence = refusal(ExchangeSettings, wire_dtype="int8", **{name: value})
+    assert sentence == f"{name}={value!r} is neither true nor false: use True or False."
+    assert getattr(ExchangeSettings(wire_dtype="int8", **{name: np.True_}), name) is True
+
+
+@pytest.mark.parametrize("value", ["lwpd", lwpd_code, CODE.generator, {"n": 8}, 8])
+def test_what_is_no_code_is_refused(value):
+    sentence = refusal(ExchangeSettings, code=value)
+    assert sentence.startswith("code=")
+    assert len(sentence) < 200
+    assert sentence.endswith(" is no code: use what lwpd_code, local_code, gradient_code or uncoded gives, or None.")
+
+
+@pytest.mark.parametrize("value", [torch.bfloat16, ["int8"], np.array(["int8", "int8"]), 8, True])
+def test_what_is_no_word_is_refused_as_an_unknown_one(value):
+    for name in ("decoder", "stale", "wire_dtype", "update_dtype", "start_method"):
+        assert refusal(ExchangeSettings, **{name: value}).startswith(f"{name}={value!r} is unknown: use one of ")
 
 
 @pytest.mark.parametrize("given", [{"max_staleness": 3, "stale": "drop"}, {"max_staleness": -1}])

@@ -38,6 +38,8 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int) -> No
     warm_up = 20
 
     class Clock(pl.Callback):
+        on_workers = False
+
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
             if trainer.global_step == warm_up:
                 self.started = time.perf_counter()

@@ -69,6 +69,8 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
             timed("inside", super().stepped)()
 
     class Clock(pl.Callback):
+        on_workers = False
+
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
             if trainer.global_step == 10:
                 _have_own_core()

@@ -79,6 +79,8 @@ class FixedRun(Race):
 class Cable(pl.Callback):
     """Lets the interface of each rank's host count what a cable would carry."""
 
+    on_workers = False
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Before the first connection to another host, which would keep the size of its segments."""
         command = ["ip", "link", "set", "dev", Host.interface, "gso_max_segs", "1"]

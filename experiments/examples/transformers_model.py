@@ -51,6 +51,8 @@ class ByteModel(LightningModule):
 class Losses(Callback):
     """Prints the mean loss of every `every` updates."""
 
+    on_workers = False
+
     def __init__(self, every: int) -> None:
         self.every = every
         self.losses: list[float] = []

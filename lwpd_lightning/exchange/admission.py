@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lwpd_lightning.exchange.header import Header, Op
+from lwpd_lightning.exchange.header import NO_BATCH, Header, Op
 from lwpd_lightning.exchange.message import EMPTY, text, words
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import digest
@@ -73,4 +73,5 @@ class Admission:
             )
         # Ranks of one seed have built the same model already.
         needed = EMPTY if joined[-_DIGEST_BYTES:] == self._digest else self._state
-        self._publication.send([worker], self._publication.header(Op.STATE, self._version), needed)
+        state = self._publication.header(Op.STATE, self._version)._replace(batch_index=NO_BATCH)
+        self._publication.send([worker], state, needed)

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import HEADER_BYTES, Header, Op, ProtocolError
+from lwpd_lightning.exchange.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
 from lwpd_lightning.exchange.message import EMPTY, Messages, words
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
-from lwpd_lightning.exchange.state import StateLayout
+from lwpd_lightning.exchange.state import Checksum, StateLayout
 from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 
@@ -42,6 +42,8 @@ _EXIT_S = 0.5
 _REMEMBERED = 4096
 # Decisions that one update may have because links between workers broke and came back, before a worker is given up.
 _RETRIES = 3
+# Bytes of logged values that one codeword may bring.
+_MOST_LOGGED = 1 << 16
 
 
 @dataclass
@@ -102,7 +104,7 @@ class Coordinator:
         self._decisions = 0
         self._open: _Open | None = None
         self.decided = 0  # the decision of the update that was closed last
-        self._checksums: dict[int, int] = {}  # of the parameters at versions whose codewords may still come
+        self._checksums: dict[int, Checksum] = {}  # of the model at versions whose codewords may still come
         self._bytes_up = self._bytes_told = 0
 
     @property
@@ -137,19 +139,21 @@ class Coordinator:
         batch_index: int,
         global_step: int,
         *,
-        checksum: int | None,
         step: Step | None,
+        attributes: dict[str, object] | None = None,
         moved: bool = False,
         void_older: bool = False,
     ) -> None:
         """Open the next update: tell every worker how to reach the next state and which batch comes next.
 
+        `arrived` tells when the model is there.
+
         Args:
             epoch: epoch of the update's batch.
-            batch_index: its index in the epoch.
+            batch_index: its index in the epoch; NO_BATCH: training ends here.
             global_step: optimizer steps taken so far.
-            checksum: of the parameters as they are now; None: the step is still to be made, and `arrived` will tell.
             step: the optimizer step that leads here from the version before; None: there was none.
+            attributes: of the module that validation has changed.
             moved: something else changed the model too, so that workers need the whole state.
             void_older: nothing computed on older versions may count (the model changed outside the optimizer step).
         """
@@ -163,16 +167,14 @@ class Coordinator:
             decision=step.decision if step is not None else 0,
             oldest=self._rule.oldest,
         )
-        self._publication.publish(self._others, position, step, moved=moved)
-        if checksum is not None:
-            self.arrived(checksum)
-        self._count_ready()
+        self._publication.publish(self._others, position, step, attributes, moved=moved)
 
-    def arrived(self, checksum: int) -> None:
-        """The model is at the version that was published last, with parameters of this checksum."""
+    def arrived(self, checksum: Checksum) -> None:
+        """The model is at the version that was published last: what it is computed at has this checksum."""
         self._checksums[self.version] = checksum
         self._checksums.pop(self.version - _REMEMBERED, None)
         self._publication.arrived()
+        self._count_ready()
 
     def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
         """Count the coordinator's own codeword, which stays as it is until the update is closed."""
@@ -213,15 +215,20 @@ class Coordinator:
         self._reduction.scatter(self.decided)
         self._reduction.commit(self.decided)
 
-    def stop(self, *, await_farewell: bool) -> None:
-        """Tell every worker that the fit is over and close the links.
+    def stop(self, epoch: int, global_step: int, batch_index: int = NO_BATCH, *, await_farewell: bool) -> None:
+        """Tell every worker that the exchange is over and close the links.
 
         Args:
+            epoch: epochs that are over.
+            global_step: optimizer steps taken.
+            batch_index: with which batch another exchange begins; NO_BATCH: none does, the fit is over.
             await_farewell: first read on until the workers have hung up, but not for ever. A socket that is closed with
                 codewords unread takes back what it has sent, and a worker behind a slow link would not hear the end.
         """
         staying = set(self._others)
-        self._tell(Op.STOP)
+        end = self._publication.header(Op.STOP, self.version)
+        end = end._replace(epoch=epoch, batch_index=batch_index, global_step=global_step)
+        self._publication.send(self._others, end)
         deadline = time.monotonic() + _FAREWELL_S
         while await_farewell and staying and time.monotonic() < deadline:
             staying -= {event.worker for event in self._hub.events(_LOOK_S) if isinstance(event, LinkLost)}
@@ -254,8 +261,7 @@ class Coordinator:
         if header.op is Op.READY:
             contribution = self._contribution(header, payload, rest)
             self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
-            if header.version >= self._rule.oldest and self._checksums.get(header.version) != header.checksum:
-                self._take_over(header.worker, diverged_at=header.version)
+            if header.version >= self._rule.oldest and not self._agrees(header):
                 return
             self._ready[header.worker] = contribution
             self._count(header.worker, contribution)
@@ -273,6 +279,19 @@ class Coordinator:
         else:
             raise ProtocolError(f"{header.op.name} from a worker")
 
+    def _agrees(self, header: Header) -> bool:
+        """Whether a codeword was computed where rank 0 was; if not, its worker takes over rank 0's state."""
+        mine = self._checksums.get(header.version)
+        skipped = header.batch_index > 0
+        if mine is not None and mine.trainable == header.checksum:
+            if mine.rest == header.rest:
+                return True
+            if skipped:  # what its hooks would have done then (a moving average) it has missed, and no weight
+                self._take_over(header.worker)
+                return True
+        self._take_over(header.worker, diverged_at=header.version)
+        return False
+
     def _take_over(self, worker: int, *, diverged_at: int | None = None) -> None:
         assert self._open is not None
         self._open.resyncs += 1
@@ -284,15 +303,16 @@ class Coordinator:
         self._rule.observe(header.worker, header.compute_s)
 
     def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
-        if payload.numel() != self._statistics.nbytes or rest.numel() != self._tensors:
+        if payload.numel() != self._statistics.nbytes or not 0 <= rest.numel() - self._tensors <= _MOST_LOGGED:
             raise ProtocolError(f"READY with {payload.numel()} and {rest.numel()} bytes")
         return Contribution(
             version=header.version,
-            touched=[has != 0 for has in rest.tolist()],
+            touched=[has != 0 for has in rest[: self._tensors].tolist()],
             loss=header.loss,
             samples=header.samples,
             compute_s=header.compute_s,
             statistics=payload,
+            logged=words(rest[self._tensors :]),
         )
 
     def _count(self, worker: int, contribution: Contribution) -> None:
@@ -371,6 +391,7 @@ class Coordinator:
             resyncs=update.resyncs,
             live=len(rule.live),
             inclusion=[rule.inclusion_rate(worker) for worker in range(rule.code.n)],
+            logged=[contribution.logged for contribution in counted],
         )
         self._bytes_up, self._bytes_told = 0, self._publication.bytes_sent
         return closed

@@ -7,13 +7,15 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
+NO_BATCH = 0xFFFF_FFFF
 
-# magic, protocol, op, wire dtype, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
-# elements, global step, decision, oldest version, checksum, the payload's offset in the arena, bytes of both payloads.
-_LAYOUT = struct.Struct("<4sHBB16sIqIIddIQqQqqqQQ")
+# magic, protocol, op, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
+# elements, global step, decision, oldest version, two checksums, the payload's offset in the arena, bytes of both
+# payloads.
+_LAYOUT = struct.Struct("<4sHH16sIqIIddIQqQqqqqQQ")
 HEADER_BYTES = _LAYOUT.size
 
 
@@ -54,16 +56,17 @@ class Header(NamedTuple):
         worker: the sending worker (its row of the code); COORDINATOR for the coordinator.
         version: version of the parameters that are meant, or that a codeword was computed at.
         epoch: epoch of the batch.
-        batch_index: index of the batch in its epoch.
+        batch_index: index of the batch in its epoch; NO_BATCH: there is none to compute. In READY and LATE, how many
+            batches the worker has skipped since it took over rank 0's state.
         loss: mean loss over the worker's data parts.
         compute_s: seconds that the worker computed.
         samples: samples in one of its data parts.
-        wire: wire dtype of a codeword (`WireFormat.code`).
         elements: values in a slice or part, codewords in a decision.
         global_step: optimizer steps taken when the version was published.
         decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none.
         oldest: codewords of older versions than this do not count any more.
-        checksum: in READY, of the parameters that the codeword was computed at (`state.checksum`).
+        checksum: in READY, of the trainable parameters that the codeword was computed at (`state.checksum`).
+        rest: in READY, of the frozen parameters and the buffers that it was computed at.
         offset: where the first payload lies in the arena that the peers share; INLINE: in its frames.
         sizes: bytes of the two payloads.
     """
@@ -77,12 +80,12 @@ class Header(NamedTuple):
     loss: float = 0.0
     compute_s: float = 0.0
     samples: int = 0
-    wire: int = 0
     elements: int = 0
     global_step: int = 0
     decision: int = 0
     oldest: int = 0
     checksum: int = 0
+    rest: int = 0
     offset: int = INLINE
     sizes: tuple[int, int] = (0, 0)
 
@@ -94,9 +97,9 @@ class Header(NamedTuple):
         True
         """
         return _LAYOUT.pack(
-            MAGIC, PROTOCOL_VERSION, self.op, self.wire, self.run_id, self.worker, self.version, self.epoch,
+            MAGIC, PROTOCOL_VERSION, self.op, self.run_id, self.worker, self.version, self.epoch,
             self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.global_step, self.decision,
-            self.oldest, self.checksum, self.offset, *self.sizes,
+            self.oldest, self.checksum, self.rest, self.offset, *self.sizes,
         )  # fmt: skip
 
     @classmethod
@@ -104,7 +107,7 @@ class Header(NamedTuple):
         """Read a header back; raises ProtocolError for another magic, protocol, run, op or length."""
         if len(frame) != _LAYOUT.size:
             raise ProtocolError(f"a header has {_LAYOUT.size} bytes, this one {len(frame)}")
-        magic, protocol, op, wire, run, *fields, first, second = _LAYOUT.unpack(frame)
+        magic, protocol, op, run, *fields, first, second = _LAYOUT.unpack(frame)
         if magic != MAGIC or protocol != PROTOCOL_VERSION:
             raise ProtocolError(f"magic {magic!r} protocol {protocol}, expected {MAGIC!r} {PROTOCOL_VERSION}")
         if run != run_id:
@@ -114,6 +117,6 @@ class Header(NamedTuple):
             raise ProtocolError(f"unknown op {op}")
         worker, version, epoch, batch_index, loss, compute_s, samples, elements, step, decision, oldest, *rest = fields
         return cls(
-            known, run, worker, version, epoch, batch_index, loss, compute_s, samples, wire, elements, step, decision,
-            oldest, checksum=rest[0], offset=rest[1], sizes=(first, second),
+            known, run, worker, version, epoch, batch_index, loss, compute_s, samples, elements, step, decision,
+            oldest, checksum=rest[0], rest=rest[1], offset=rest[2], sizes=(first, second),
         )  # fmt: skip

@@ -56,9 +56,9 @@ class RunKey:
         """The key as 64 hexadecimal digits, for a child process' environment."""
         return self._secret.hex()
 
-    def run_id(self, generation: int) -> bytes:
-        """16 bytes that name one fit of the run in every header; they reveal nothing of the key."""
-        return self._derive(f"run-{generation}")[:16]
+    def run_id(self, generation: int, segment: int = 0) -> bytes:
+        """16 bytes that name one exchange of one fit of the run in every header; they reveal nothing of the key."""
+        return self._derive(f"run-{generation}-{segment}")[:16]
 
     def coordinator(self) -> KeyPair:
         """The coordinator's CURVE key pair."""
@@ -67,6 +67,10 @@ class RunKey:
     def worker(self, worker: int) -> KeyPair:
         """The CURVE key pair of one worker, by its row of the code."""
         return self._pair(f"worker-{worker}")
+
+    def sign(self, words: str) -> str:
+        """Hexadecimal digits that only who knows the key can give to ``words``."""
+        return hmac.new(self._derive("words"), words.encode(), hashlib.sha256).hexdigest()
 
     def _derive(self, purpose: str) -> bytes:
         return hmac.new(self._secret, purpose.encode(), hashlib.sha256).digest()

@@ -58,6 +58,7 @@ class Publication:
         self._now = self._buffers.buffer()
         self._sent_buffers = EMPTY
         self._sent_settings: object = None
+        self._attributes: dict[str, object] = {}  # all that validation has changed so far
         self._position: Header | None = None
         self._whole: dict[int, _Whole] = {}
         self._awaiting: list[int] = []  # workers that get the state of the version published last once it is there
@@ -73,22 +74,32 @@ class Publication:
         for worker in workers:
             self._hub.send(worker, frames)
 
-    def publish(self, workers: Sequence[int], position: Header, step: Step | None, *, moved: bool) -> None:
+    def publish(
+        self,
+        workers: Sequence[int],
+        position: Header,
+        step: Step | None,
+        attributes: dict[str, object] | None = None,
+        *,
+        moved: bool = False,
+    ) -> None:
         """Tell workers of a version; those that need the whole state get both from `arrived`.
 
         Args:
             workers: whom.
             position: the message's header: version, batch, decision.
             step: the optimizer step that leads to it.
+            attributes: of the module that validation has changed.
             moved: something else changed the model too, so that they need the whole state.
         """
         self._position = position
         self._awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
-        settings, buffers = self._changed_settings(step), self._changed_buffers()
-        self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, settings)
+        told, buffers = self._told(step, attributes), self._changed_buffers()
+        self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, told)
 
     def arrived(self) -> None:
         """The model is at the version that was published last."""
+        self._buffers.pack(self._now)
         if self._awaiting:
             self._send_state(self._awaiting, void=0)
             self._awaiting = []
@@ -112,13 +123,13 @@ class Publication:
     def _send_state(self, workers: Sequence[int], *, void: int) -> None:
         """The whole state and then the version; what was computed at versions below ``void`` counts nowhere."""
         assert self._position is not None
-        state = self.header(Op.STATE, self._position.version)._replace(oldest=void)
-        self.send(workers, state, self.state())
-        self.send(workers, self._position)
+        self.send(workers, self._position._replace(op=Op.STATE, oldest=void), self.state())
+        # Rank 0's training step may have moved buffers since.
+        self.send(workers, self._position, self._now.clone())
 
     def state(self) -> Tensor:
-        """Parameters and buffers, then the optimizer's state, as bytes."""
-        return whole_state(self._everything, self._optimizer_state())
+        """Parameters and buffers, then the optimizer's state and what validation has changed, as bytes."""
+        return whole_state(self._everything, self._optimizer_state(), self._attributes)
 
     def _needs_whole(self, worker: int) -> bool:
         whole = self._whole.get(worker)
@@ -127,11 +138,14 @@ class Publication:
         whole.left -= 1
         return True
 
-    def _changed_settings(self, step: Step | None) -> Tensor:
-        if step is None or step.settings == self._sent_settings:
-            return EMPTY
-        self._sent_settings = step.settings
-        return to_bytes(step.settings)
+    def _told(self, step: Step | None, attributes: dict[str, object] | None) -> Tensor:
+        told: dict[str, object] = {}
+        if step is not None and step.settings != self._sent_settings:
+            told["settings"] = self._sent_settings = step.settings
+        if attributes:
+            told["attributes"] = attributes
+            self._attributes |= attributes
+        return to_bytes(told) if told else EMPTY
 
     def _changed_buffers(self) -> Tensor:
         self._buffers.pack(self._now)

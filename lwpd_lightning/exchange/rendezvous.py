@@ -6,10 +6,15 @@ stand in for either, since both prove the run's key on the link itself.
 
 from __future__ import annotations
 
+import contextlib
+import hmac
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 
 from torch.distributed import DistNetworkError, DistStoreError, TCPStore  # type: ignore[attr-defined]
+
+from lwpd_lightning.exchange.keys import RunKey
 
 LOOPBACK = "127.0.0.1"
 
@@ -45,50 +50,86 @@ class Rendezvous:
         store: a connected TCPStore.
         generation: which fit of the run this is; the keys of one fit are never read by another.
         timeout_s: how long to wait for the coordinator.
+        key: signs what calls led to.
     """
 
-    def __init__(self, store: TCPStore, generation: int, timeout_s: float) -> None:
-        self._store = store
+    def __init__(self, store: TCPStore, generation: int, timeout_s: float, key: RunKey) -> None:
+        self._store, self._key = store, key
         self._prefix = f"lwpd/{generation}"
         self._timeout = timedelta(seconds=timeout_s)
 
     @classmethod
-    def host(cls, listener: socket.socket, generation: int, timeout_s: float) -> Rendezvous:
+    def host(cls, listener: socket.socket, generation: int, timeout_s: float, key: RunKey) -> Rendezvous:
         """Serve the store on ``listener``, which it takes over."""
         host, port = listener.getsockname()[:2]
         store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
         )
-        return cls(store, generation, timeout_s)
+        return cls(store, generation, timeout_s, key)
 
     @classmethod
-    def join(cls, host: str, port: int, generation: int, timeout_s: float) -> Rendezvous:
+    def join(cls, host: str, port: int, generation: int, timeout_s: float, key: RunKey) -> Rendezvous:
         """Connect to the store that rank 0 (or the launcher's agent) serves; raises TimeoutError where none is."""
         timeout = timedelta(seconds=timeout_s)
         try:
             store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         except DistNetworkError as error:
             raise TimeoutError(f"rank 0 did not open its store at {host} port {port} within {timeout_s:g} s") from error
-        return cls(store, generation, timeout_s)
+        return cls(store, generation, timeout_s, key)
 
-    def announce(self, address: str, seed: int) -> None:
-        """Tell the workers where the coordinator listens and which seed keys the batches."""
-        self._store.set(f"{self._prefix}/coordinator", f"{seed} {address}")
+    def of(self, generation: int) -> Rendezvous:
+        """The same store, for another fit."""
+        return Rendezvous(self._store, generation, self._timeout.total_seconds(), self._key)
 
-    def coordinator(self) -> tuple[str, int]:
-        """Wait for the coordinator's (address, seed).
+    def announce(self, address: str, seed: int, segment: int = 0) -> None:
+        """Tell the workers where the coordinator of the fit's exchange number ``segment`` listens.
+
+        Args:
+            address: "tcp://host:port".
+            seed: keys the batches.
+            segment: a fit begins another exchange whenever what it trains changes.
+        """
+        self._store.set(f"{self._prefix}/coordinator/{segment}", f"{seed} {address}")
+
+    def tell(self, entry: int, outcome: str) -> None:
+        """Tell the other ranks what call number ``entry`` of the job led to."""
+        self._store.set(f"lwpd/entry/{entry}", self._key.sign(f"{entry} {outcome}") + outcome)
+
+    def told(self, entry: int, rank: int) -> str:
+        """Wait until rank 0's call number ``entry`` is over, and give what it led to.
+
+        Raises:
+            TimeoutError: it was not over in time.
+            ConnectionError: rank 0 ended before it was, or somebody else answered.
+        """
+        signed = self._wait_for(f"lwpd/entry/{entry}", f"end its call number {entry}")
+        signature, outcome = signed[:64], signed[64:]
+        if not hmac.compare_digest(signature, self._key.sign(f"{entry} {outcome}")):
+            raise ConnectionError("what the store says of rank 0 is not signed by the run's key")
+        self._store.set(f"lwpd/read/{entry}/{rank}", "")
+        return outcome
+
+    def await_readers(self, entry: int, ranks: Sequence[int], timeout_s: float) -> None:
+        """Wait until ``ranks`` have read what call number ``entry`` led to, or for ``timeout_s`` seconds."""
+        with contextlib.suppress(DistStoreError, DistNetworkError):
+            self._store.wait([f"lwpd/read/{entry}/{rank}" for rank in ranks], timedelta(seconds=timeout_s))
+
+    def coordinator(self, segment: int = 0) -> tuple[str, int]:
+        """Wait for the (address, seed) of the coordinator of an exchange.
 
         Raises:
             TimeoutError: rank 0 announced nothing in time.
             ConnectionError: rank 0's store is gone.
         """
-        key = f"{self._prefix}/coordinator"
+        seed, address = self._wait_for(f"{self._prefix}/coordinator/{segment}", "start its fit").split(" ", 1)
+        return address, int(seed)
+
+    def _wait_for(self, key: str, deed: str) -> str:
         try:
             self._store.wait([key], self._timeout)
         except DistStoreError as error:
             waited = self._timeout.total_seconds()
-            raise TimeoutError(f"rank 0 did not start its fit within {waited:g} s") from error
+            raise TimeoutError(f"rank 0 did not {deed} within {waited:g} s") from error
         except DistNetworkError as error:
-            raise ConnectionError("rank 0 ended before it started its fit") from error
-        seed, address = self._store.get(key).decode().split(" ", 1)
-        return address, int(seed)
+            raise ConnectionError(f"rank 0 ended before it could {deed}") from error
+        return str(self._store.get(key).decode())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
+import xxhash
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lwpd_lightning.exchange.header import ProtocolError
 
 _ALIGNMENT = 16
+# What a GPU hashes at a time: its second-level cache holds that and what it becomes.
+_PIECE_BYTES = 1 << 22
 
 # Where a tensor lives: the dictionary of its module and its name there. A tensor is looked up anew each time, because
 # a module may replace a buffer (``self.count = self.count + 1``).
@@ -110,11 +114,17 @@ def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
                     yield slots, name  # type: ignore[misc]
 
 
-def whole_state(everything: StateLayout, optimizer: object) -> Tensor:
-    """Parameters and buffers, then the optimizer's state (``state_dict()``), as one (nbytes,) uint8 tensor."""
+def whole_state(everything: StateLayout, optimizer: object, attributes: dict[str, object]) -> Tensor:
+    """A rank's state as one (nbytes,) uint8 tensor.
+
+    Args:
+        everything: parameters and buffers, which come first, as they are.
+        optimizer: the optimizer's ``state_dict()``, which follows as a file of torch's.
+        attributes: of the module that validation has changed, in the same file.
+    """
     buffer = everything.buffer()
     everything.pack(buffer)
-    return torch.cat([buffer, to_bytes(optimizer)])
+    return torch.cat([buffer, to_bytes({"optimizer": optimizer, "attributes": attributes})])
 
 
 def digest(state: Tensor) -> bytes:
@@ -122,25 +132,133 @@ def digest(state: Tensor) -> bytes:
     return hashlib.sha256(state.numpy().data).digest()
 
 
+class Structure:
+    """What a module consists of: which parameters, which of them are trained, and which buffers of what shape.
+
+    Codewords and states are laid out by it, so that an exchange ends where it changes and another begins.
+
+    Args:
+        module: as it is now.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._parameters = _flags(module)
+        self._dictionaries = [(slots, len(slots)) for m in module.modules() for slots in (m._parameters, m._buffers)]
+        self._buffers = [
+            (m._buffers, name, buffer.shape, buffer.dtype)
+            for m in module.modules()
+            for name, buffer in m._buffers.items()
+            if buffer is not None
+        ]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the module consists of something else by now."""
+        if _flags(self._module) != self._parameters or any(len(slots) != n for slots, n in self._dictionaries):
+            return True
+        for slots, name, shape, dtype in self._buffers:
+            buffer = slots.get(name)
+            if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
+                return True
+        return False
+
+
+def _flags(module: nn.Module) -> dict[int, bool]:
+    return {id(parameter): parameter.requires_grad for parameter in module.parameters()}
+
+
+class Checksum(NamedTuple):
+    """What a codeword was computed at: of the trainable parameters, and of the frozen ones and the buffers."""
+
+    trainable: int
+    rest: int
+
+
+class Checksums:
+    """Takes the checksum of a module again and again.
+
+    Args:
+        module: the module that is trained.
+        trainable: those of its parameters that codewords are of.
+    """
+
+    def __init__(self, module: nn.Module, trainable: Sequence[Tensor]) -> None:
+        self._trainable = trainable
+        of_codewords = {id(parameter) for parameter in trainable}
+        self._rest = list(_slots(module, lambda owner, name, tensor: id(tensor) not in of_codewords))
+
+    def take(self) -> Checksum:
+        """Of the values as they are now."""
+        rest = (owner[name] for owner, name in self._rest)
+        return Checksum(checksum(self._trainable), checksum(tensor for tensor in rest if tensor is not None))
+
+
 @torch.no_grad()
 def checksum(parameters: Iterable[Tensor]) -> int:
-    """A 64-bit sum over the parameters' bits: whoever steps differently, by however little, gets another one.
+    """A 64-bit hash of the parameters' shapes, dtypes and bits: whoever steps otherwise gets another one.
 
-    Asked of the values: autograd's version counters do not see what is done to a parameter's ``data``.
+    Equal values give equal hashes whatever their layout in memory, on devices of one type. Asked of the values:
+    autograd's version counters do not see what is done to a parameter's ``data``.
     """
-    sums = []
+    hashed, elsewhere = xxhash.xxh3_64(), []
     for parameter in parameters:
-        flat = parameter.detach().reshape(-1).view(torch.uint8)
-        if flat.storage_offset() % 8:
-            flat = flat.clone()  # a view into a larger buffer: words must be aligned
-        even = flat.numel() - flat.numel() % 8
-        sums.append(flat[:even].view(torch.int64).sum())
-        if even < flat.numel():
-            sums.append(flat[even:].sum(dtype=torch.int64))
-    total = 0
-    for place, words in enumerate(torch.stack(sums).tolist()):
-        total += (2 * place + 1) * words  # so that tensors do not change places unnoticed
-    return (total + 2**63) % 2**64 - 2**63
+        tensor = parameter.detach()
+        hashed.update(_kind(tensor.dtype, tensor.shape))
+        if tensor.device.type == "cpu":
+            hashed.update(_bytes(tensor).numpy().data)
+        else:
+            elsewhere.append(tensor)
+    if elsewhere:
+        hashed.update(device_hash(elsewhere).cpu().numpy().tobytes())
+    return int.from_bytes(hashed.digest(), "little", signed=True)
+
+
+@torch.no_grad()
+def device_hash(tensors: Iterable[Tensor]) -> Tensor:
+    """Hashes of all that lies in ``tensors``, in order, (pieces, 2) int64, computed on their device and left there.
+
+    Each hash is ``sum_i (x_i + r_i) (y_i + s_i)`` mod 2^64 over a piece's 32-bit words, with a random number for each
+    place (NH of UMAC, Black et al., CRYPTO 1999): pieces that differ anywhere agree in both with a chance of 2^-64.
+    What a piece is follows from the tensors' sizes alone.
+    """
+    hashes = []
+    for piece in _pieces(tensors):
+        words = piece.view(torch.int32).view(2, -1)
+        first, second = (words + _places(piece.device)[..., : words.shape[1]]).unbind(dim=1)
+        hashes.append((first * second).sum(dim=-1))
+    return torch.stack(hashes)
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """All bytes, in order, in aligned pieces of _PIECE_BYTES at most: few, since starting a kernel costs most."""
+    gathered: list[Tensor] = []
+    room = _PIECE_BYTES
+    for tensor in tensors:
+        rest = _bytes(tensor)
+        while rest.numel() > room:
+            yield torch.cat([*gathered, rest[:room]])
+            gathered, rest, room = [], rest[room:], _PIECE_BYTES
+        gathered.append(rest)
+        room -= rest.numel()
+    whole = torch.cat(gathered)
+    yield torch.nn.functional.pad(whole, (0, -whole.numel() % 8))
+
+
+@lru_cache
+def _places(device: torch.device) -> Tensor:
+    """The numbers of all places of a piece: (hash, half of the piece, place), less than 2^31 in size."""
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randint(-(2**31), 2**31, (2, 2, _PIECE_BYTES // 8), generator=drawn).to(device)
+
+
+@lru_cache(maxsize=4096)
+def _kind(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return f"{dtype}{tuple(shape)};".encode()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def to_bytes(value: object) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -46,6 +46,7 @@ class Contribution:
         samples: samples in one data part.
         compute_s: seconds from receiving the version to the finished codeword.
         statistics: packed normalisation statistics (`StateLayout.statistics`).
+        logged: what the training step logged for all, in words (`step_log.to_json`).
     """
 
     version: int
@@ -54,6 +55,7 @@ class Contribution:
     samples: int
     compute_s: float
     statistics: Tensor
+    logged: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Update:
         resyncs: workers that took over rank 0's state because they could not step as it did.
         live: workers that live.
         inclusion: for each worker, the share of updates so far in which it counted.
+        logged: what the contributors' training steps logged for all, in words (`step_log.to_json`).
     """
 
     version: int
@@ -110,3 +113,4 @@ class Update:
     resyncs: int
     live: int
     inclusion: list[float]
+    logged: list[str] = field(default_factory=list)

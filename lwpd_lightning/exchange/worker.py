@@ -11,17 +11,18 @@ import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
+from lwpd_lightning.exchange.header import COORDINATOR, NO_BATCH, Header, Op
 from lwpd_lightning.exchange.mesh import WorkerLinks
 from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.state import StateLayout, checksum, digest, from_bytes, whole_state
+from lwpd_lightning.exchange.state import Checksum, Checksums, StateLayout, digest, from_bytes, whole_state
 from lwpd_lightning.exchange.transport import LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution
 
@@ -39,13 +40,42 @@ class Assignment:
     global_step: int
 
 
+class Replica(Protocol):
+    """The model on a worker, as it is trained there."""
+
+    def enter(self, assignment: Assignment) -> None:
+        """Training has come to this epoch, batch and step."""
+
+    def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
+        """The codeword of the assignment; None where the batch is left out.
+
+        Args:
+            assignment: what to compute, which `enter` was told of.
+            settle: called when only the training step itself is still to come: the model is what it is computed at.
+        """
+
+    def skip(self, at: Assignment) -> None:
+        """A step comes from ``at``, whose batch this worker has not computed."""
+
+    def step(self, at: Assignment) -> None:
+        """Make the optimizer's step from ``at`` with the gradients that lie in ``.grad``, as rank 0 makes it."""
+
+    def steer(self, attributes: dict[str, object]) -> None:
+        """Set what validation on rank 0 has changed."""
+
+
 @dataclass(frozen=True)
 class _Version:
     """A published version that the worker has not reached yet, or is at."""
 
     header: Header
-    settings: Tensor
+    told: Tensor  # `to_bytes` of a dictionary: the optimizer's "settings", "attributes" that validation changed
     buffers: Tensor
+
+    @property
+    def assignment(self) -> Assignment:
+        header = self.header
+        return Assignment(header.version, header.epoch, header.batch_index, header.global_step)
 
 
 @dataclass
@@ -64,7 +94,7 @@ class Worker:
         reduction: this rank's share in adding up.
         model: the module that is trained.
         optimizer: its optimizer.
-        step: makes an optimizer step with the gradients that lie in ``.grad``, as rank 0 makes it.
+        replica: computes codewords and makes optimizer steps.
         messages: packs and reads this fit's messages.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         timeout_s: longest wait for the coordinator's answer when joining; later only the link's heartbeat ends it.
@@ -77,12 +107,12 @@ class Worker:
         reduction: Reduction,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        step: Callable[[], None],
+        replica: Replica,
         messages: Messages,
         fingerprint: bytes,
         timeout_s: float,
     ) -> None:
-        self._links, self._reduction, self._optimizer, self._make_step = links, reduction, optimizer, step
+        self._links, self._reduction, self._optimizer, self._replica = links, reduction, optimizer, replica
         self._messages, self._fingerprint, self._timeout_s = messages, fingerprint, timeout_s
         assert reduction.ranks.me is not None
         self._worker = reduction.ranks.me
@@ -90,76 +120,91 @@ class Worker:
         self._everything = StateLayout.everything(model, self._device)
         self._buffers = StateLayout.buffers(model, self._device)
         self._buffer_values = self._buffers.buffer()
+        self._checksums = Checksums(model, reduction.blocks.parameters)
+        self._skipped = 0  # batches that other workers computed since this one had rank 0's state
+        self._taken_over: tuple[int, Tensor] | None = None  # the state that came last, and of which version
         self._at = -1  # the version that the model is at
         self._newest = -1  # the newest version that was published
         self._versions: dict[int, _Version] = {}
         self._resyncing = False
         self._codeword: _Fate | None = None
+        self._done = -1  # the version whose batch has been computed or left out
+        self._computed_at = Checksum(0, 0)
+        self._end: Assignment | None = None
         self._unmet: set[int] | None = None
 
-    def run(self, compute: Callable[[Assignment], tuple[Codeword, Contribution] | None]) -> None:
+    def run(self) -> Assignment:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
 
-        Args:
-            compute: gives a version's codeword and what is told of it; None: there is no such batch, so that another
-                version will come.
+        Returns where training ended.
 
         Raises:
             CoordinatorLost: the link ended without a word.
         """
         self._unmet = set(self._links.peers)
         join = Header(Op.JOIN, self._messages.run_id, self._worker)
-        state = digest(whole_state(self._everything, self._optimizer.state_dict()))
+        state = digest(whole_state(self._everything, self._optimizer.state_dict(), {}))
         fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
         try:
             self._receive(self._timeout_s)
             self._buffers.pack(self._buffer_values)
-            while True:
+            while self._end is None:
                 caught_up = self._catch_up()
-                if not caught_up or self._codeword is not None or self._at not in self._versions:
+                if not caught_up or self._codeword is not None or not self._has_batch:
                     if caught_up:
                         self._reduction.prepare()
-                    if not self._receive(None):
-                        return
+                    self._receive(None)
                     continue
-                computed = compute(self._assignment())
-                self._codeword = _Fate(self._at, counted=computed is None)
-                if computed is None:
-                    continue
-                codeword, contribution = computed
-                self._reduction.offer(codeword)
-                # It may have come too late meanwhile: then it never leaves.
-                while self._links.waiting:
-                    if not self._receive(None):
-                        return
-                self._say(Op.LATE if self._codeword is None else Op.READY, contribution)
+                self._compute()
+            return self._end
         except BaseException:
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
 
-    def _assignment(self) -> Assignment:
-        header = self._versions[self._at].header
-        return Assignment(header.version, header.epoch, header.batch_index, header.global_step)
+    @property
+    def _has_batch(self) -> bool:
+        version = self._versions.get(self._at)
+        return version is not None and self._at != self._done and version.header.batch_index != NO_BATCH
+
+    def _compute(self) -> None:
+        computed = self._replica.compute(self._versions[self._at].assignment, self._settle)
+        self._done = self._at
+        if computed is None:
+            return
+        codeword, contribution = computed
+        self._codeword = _Fate(self._at)
+        self._reduction.offer(codeword)
+        # It may have come too late meanwhile: then it never leaves.
+        while self._links.waiting and self._end is None:
+            self._receive(None)
+        self._say(Op.LATE if self._codeword is None else Op.READY, contribution)
+
+    def _settle(self) -> None:
+        if self._taken_over is not None and self._taken_over[0] == self._at:
+            # Rank 0's state is that of after its hooks, which this rank has run on top of it.
+            self._load(self._taken_over[1])
+            self._buffers.unpack(self._buffer_values)
+        self._taken_over = None
+        self._computed_at = self._checksums.take()
 
     # What comes in.
 
-    def _receive(self, timeout_s: float | None) -> bool:
-        """Take one message; False when the fit is over."""
+    def _receive(self, timeout_s: float | None) -> None:
+        """Take one message."""
         event = self._links.receive(timeout_s)
         if isinstance(event, LinkLost):
             if event.worker in self._reduction.ranks.workers:
                 self._post(Op.UNLINKED, version=event.worker)
-            return True
+            return
         header, payload, rest = self._messages.read(event.frames)
         try:
             if event.worker == COORDINATOR and header.worker == COORDINATOR:
-                return self._told(header, payload, rest)
-            if event.worker in (header.worker, COORDINATOR):  # rank 0 may be a worker too
+                self._told(header, payload, rest)
+            elif event.worker in (header.worker, COORDINATOR):  # rank 0 may be a worker too
                 self._asked(header, payload)
         except BadPeer as error:
             self._post(Op.UNLINKED, text(str(error)), version=error.worker)
-        return True
 
     def _asked(self, header: Header, payload: Tensor) -> None:
         if header.op is Op.SLICE:
@@ -169,15 +214,15 @@ class Worker:
         elif header.op is Op.MEET:
             self._met(header.worker)
 
-    def _told(self, header: Header, payload: Tensor, rest: Tensor) -> bool:
+    def _told(self, header: Header, payload: Tensor, rest: Tensor) -> None:
         if header.op is Op.STOP:
-            return False
-        if header.op is Op.STATE:
+            self._end = Assignment(self._at, header.epoch, header.batch_index, header.global_step)
+        elif header.op is Op.STATE:
             self._take_over(header, payload)
         elif header.op is Op.PEERS:
             self._meet(words(payload))
         elif header.op is Op.VERSION:
-            self._published(_Version(header, settings=rest, buffers=payload))
+            self._published(_Version(header, told=rest, buffers=payload))
         elif header.op is Op.DECISION:
             decision = Decision.unpack(header, payload, rest, self._reduction.rows)
             if self._worker in decision.workers and self._codeword is not None:
@@ -186,12 +231,13 @@ class Worker:
         elif header.op is Op.LOST:
             self._reduction.ranks.workers.discard(header.version)
             self._met(header.version)
-        return True
 
     def _published(self, version: _Version) -> None:
         number = version.header.version
         self._versions[number] = version
         self._newest = max(self._newest, number)
+        if number == self._at:  # the state of it came before
+            self._listen(version)
         if self._codeword is not None and self._codeword.counted:
             self._withdraw()
         self._forget_older(version.header.oldest)
@@ -247,20 +293,42 @@ class Worker:
         if not reduction.scatter(number):
             self._ask_for_state()
             return False
-        if version.settings.numel():
-            for group, settings in zip(
-                self._optimizer.param_groups, from_bytes(version.settings, self._device), strict=True
-            ):
-                group.update(settings)
-        self._make_step()
+        at = self._versions[self._at]
+        if self._done != self._at:
+            self._skipped += 1
+            self._replica.skip(at.assignment)
+        # Rank 0 tells of a version before it steps to it: buffers are those of before the hooks around the step.
+        self._listen(version)
+        self._replica.step(at.assignment)
         reduction.commit(number)
         return True
 
-    def _arrive(self, version: _Version) -> None:
+    def _listen(self, version: _Version) -> None:
+        """Take over what is told beside the step to a version."""
         if version.buffers.numel():
             self._buffer_values = version.buffers
         self._buffers.unpack(self._buffer_values)
+        if not version.told.numel():
+            return
+        told = from_bytes(version.told, self._device)
+        if (settings := told.get("settings")) is not None:
+            groups = self._optimizer.param_groups
+            if len(groups) != len(settings):
+                raise RuntimeError(
+                    f"rank 0's optimizer has {len(settings)} parameter groups, worker {self._worker}'s has "
+                    f"{len(groups)}: add groups where every rank does, in a hook of the module or in "
+                    "configure_optimizers."
+                )
+            for group, values in zip(groups, settings, strict=True):
+                group.update(values)
+        if attributes := told.get("attributes"):
+            self._replica.steer(attributes)
+
+    def _arrive(self, version: _Version) -> None:
+        if not version.header.decision:
+            self._listen(version)
         self._reach(version.header.version)
+        self._replica.enter(version.assignment)
 
     def _reach(self, version: int) -> None:
         self._at = version
@@ -272,34 +340,46 @@ class Worker:
             self._post(Op.RESYNC)
 
     def _take_over(self, header: Header, state: Tensor) -> None:
+        if header.batch_index != NO_BATCH:
+            # Hooks first, whose work on rank 0 is in its state.
+            self._replica.enter(Assignment(header.version, header.epoch, header.batch_index, header.global_step))
         if state.numel():
             self._load(state)
+            self._taken_over = header.version, state
+        self._buffer_values = self._buffers.buffer()
         self._buffers.pack(self._buffer_values)
-        self._resyncing = False
+        self._resyncing, self._skipped, self._done = False, 0, -1
         self._reach(header.version)
+        self._versions.pop(header.version, None)  # it comes again, with the buffers that its batch is computed on
         self._forget_older(header.oldest)
+        if header.decision:
+            self._reduction.commit(header.decision)
 
     def _load(self, state: Tensor) -> None:
-        values, optimizer = state[: self._everything.nbytes], state[self._everything.nbytes :]
+        values, rest = state[: self._everything.nbytes], state[self._everything.nbytes :]
         self._everything.unpack(values)
         try:
-            self._optimizer.load_state_dict(from_bytes(optimizer, self._device))
+            told = from_bytes(rest, self._device)
+            self._optimizer.load_state_dict(told["optimizer"])
         except pickle.UnpicklingError as error:
             raise RuntimeError(
                 f"the state of {type(self._optimizer).__name__} holds more than tensors, numbers and plain containers, "
                 "which is all that may travel: coded exchange needs an optimizer that workers can hold too."
             ) from error
+        if attributes := told["attributes"]:
+            self._replica.steer(attributes)
 
     # What goes out.
 
     def _say(self, op: Op, contribution: Contribution) -> None:
         header = Header(
             op, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
-            compute_s=contribution.compute_s, samples=contribution.samples,
-            checksum=checksum(self._reduction.blocks.parameters) if op is Op.READY else 0,
+            compute_s=contribution.compute_s, samples=contribution.samples, batch_index=self._skipped,
+            checksum=self._computed_at.trainable, rest=self._computed_at.rest,
         )  # fmt: skip
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
-        self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, touched))
+        told = torch.cat([touched, text(contribution.logged)]) if contribution.logged else touched
+        self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, told))
 
     def _post(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0) -> None:
         header = Header(op, self._messages.run_id, self._worker, version)

@@ -20,6 +20,7 @@ from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Ranks, Reduction
 from lwpd_lightning.exchange.rendezvous import LOOPBACK
 from lwpd_lightning.exchange.rule import ArrivalRule
+from lwpd_lightning.exchange.state import Checksum
 from lwpd_lightning.exchange.transport import Hub, LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure
 from tests.exchange.links import DEADLINE_S, MAX_BYTES, QUEUED, links
@@ -126,13 +127,14 @@ def closed():
             for thread in threads:
                 thread.start()
             coordinator.admit()
-            coordinator.publish(0, 0, 0, checksum=0, step=None)
+            coordinator.publish(0, 0, 0, step=None)
+            coordinator.arrived(Checksum(0, 0))
             coordinator.contribute(
                 codeword(0, own.blocks.block_size), Contribution(0, [True, True], 0.0, 4, 0.0, EMPTY)
             )
             update = coordinator.collect()
             coordinator.deliver()
-            coordinator.stop(await_farewell=False)
+            coordinator.stop(0, 0, await_farewell=False)
             for thread in threads:
                 thread.join(DEADLINE_S)
                 assert not thread.is_alive()

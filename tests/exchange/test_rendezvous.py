@@ -4,9 +4,11 @@ import threading
 
 import pytest
 
+from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.rendezvous import LOOPBACK, Rendezvous, listen
 
 SOON_S = 0.3
+KEY = RunKey.generate()
 
 
 @pytest.fixture
@@ -16,12 +18,12 @@ def listener():
 
 
 def join(port, generation=0, timeout_s=20.0):
-    return Rendezvous.join(LOOPBACK, port, generation, timeout_s)
+    return Rendezvous.join(LOOPBACK, port, generation, timeout_s, KEY)
 
 
 def test_workers_find_the_announced_coordinator_and_seed(listener):
     port = listener.getsockname()[1]
-    host = Rendezvous.host(listener, 0, SOON_S)
+    host = Rendezvous.host(listener, 0, SOON_S, KEY)
     host.announce("tcp://10.0.0.1:4711", 2**63 - 1)
     assert [join(port).coordinator() for _ in range(3)] == [("tcp://10.0.0.1:4711", 2**63 - 1)] * 3
 
@@ -31,7 +33,7 @@ def test_a_worker_that_came_first_waits(listener):
     port, found = listener.getsockname()[1], []
     worker = threading.Thread(target=lambda: found.append(join(port).coordinator()))
     worker.start()
-    host = Rendezvous.host(listener, 0, SOON_S)
+    host = Rendezvous.host(listener, 0, SOON_S, KEY)
     host.announce("tcp://127.0.0.1:1", 5)
     worker.join(30)
     assert found == [("tcp://127.0.0.1:1", 5)]
@@ -39,7 +41,7 @@ def test_a_worker_that_came_first_waits(listener):
 
 def test_generations_do_not_mix(listener):
     port = listener.getsockname()[1]
-    first = Rendezvous.host(listener, 0, SOON_S)
+    first = Rendezvous.host(listener, 0, SOON_S, KEY)
     first.announce("tcp://127.0.0.1:1", 1)
     with pytest.raises(TimeoutError):
         join(port, generation=1, timeout_s=SOON_S).coordinator()
@@ -50,7 +52,7 @@ def test_generations_do_not_mix(listener):
 
 def test_a_timeout_says_what_was_waited_for(listener):
     port = listener.getsockname()[1]
-    store = Rendezvous.host(listener, 0, SOON_S)
+    store = Rendezvous.host(listener, 0, SOON_S, KEY)
     with pytest.raises(TimeoutError, match=r"^rank 0 did not start its fit within 0\.3 s$"):
         join(port, timeout_s=SOON_S).coordinator()
     del store
@@ -67,7 +69,7 @@ def test_a_store_that_nobody_opened_is_named():
 
 def test_a_store_that_is_gone_is_no_timeout(listener):
     port = listener.getsockname()[1]
-    stores = [Rendezvous.host(listener, 0, SOON_S)]
+    stores = [Rendezvous.host(listener, 0, SOON_S, KEY)]
     worker = join(port, timeout_s=60.0)
     stores.clear()
     with pytest.raises(ConnectionError, match="rank 0 ended"):

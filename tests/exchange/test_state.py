@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lwpd_lightning.exchange.header import ProtocolError
-from lwpd_lightning.exchange.state import StateLayout, checksum, from_bytes, to_bytes
+from lwpd_lightning.exchange.state import (
+    _PIECE_BYTES,
+    StateLayout,
+    checksum,
+    device_hash,
+    from_bytes,
+    to_bytes,
+)
 
 CPU = torch.device("cpu")
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -224,29 +231,129 @@ def parameters_of(drawn, seed):
     return [torch.randn(shape, generator=random).to(dtype) for shape, dtype in drawn]
 
 
+def seen_by_device(parameters):
+    """What a GPU would compute, on the CPU."""
+    return device_hash(parameters).tolist()
+
+
+hashes = pytest.mark.parametrize("hashed", [checksum, seen_by_device], ids=["host", "device"])
+
+
+@hashes
 @quick
-@given(tensors_of_any_layout, st.integers(0, 99), st.data())
-def test_the_checksum_follows_from_the_values_alone_and_sees_one_flipped_bit(drawn, seed, data):
+@given(drawn=tensors_of_any_layout, seed=st.integers(0, 99), data=st.data())
+def test_the_checksum_follows_from_the_values_alone_and_sees_one_flipped_bit(hashed, drawn, seed, data):
     parameters = parameters_of(drawn, seed)
-    known = checksum(parameters)
-    assert -(2**63) <= known < 2**63
+    known = hashed(parameters)
     elsewhere = [torch.cat([torch.zeros(3, dtype=p.dtype), p.flatten()])[3:].view(p.shape) for p in parameters]
-    assert checksum(elsewhere) == known  # unaligned views of larger buffers
+    assert hashed(elsewhere) == known  # unaligned views of larger buffers
     transposed = [p.T.contiguous().T if p.dim() == 2 else p for p in parameters]
-    assert checksum(transposed) == known
+    assert hashed(transposed) == known
     filled = [p for p in parameters if p.numel()]
     if filled:
         changed = data.draw(st.sampled_from(range(len(filled))))
         bits = filled[changed].view(-1).view(torch.uint8)
         position, bit = data.draw(st.integers(0, bits.numel() - 1)), data.draw(st.integers(0, 7))
         bits[position] ^= 1 << bit
-        assert checksum(parameters) != known
+        assert hashed(parameters) != known
 
 
-def test_the_checksum_tells_which_parameter_holds_what():
+def test_the_checksum_is_a_signed_number_of_64_bits():
+    seen = [checksum([torch.tensor([value])]) for value in range(64)]
+    assert all(-(2**63) <= number < 2**63 for number in seen)
+    assert min(seen) < 0 < max(seen)
+    assert len(set(seen)) == 64
+
+
+@hashes
+@quick
+@given(rows=st.integers(2, 40), columns=st.integers(1, 9), dtype=st.sampled_from(FLOATS), data=st.data())
+def test_rows_that_change_places_are_seen(hashed, rows, columns, dtype, data):
+    weight = torch.arange(rows * columns).view(rows, columns).to(dtype)
+    order = data.draw(st.permutations(range(rows)))
+    known = hashed([weight])
+    assert (hashed([weight[order]]) == known) == torch.equal(weight[order], weight)
+    assert (hashed([weight.roll(1, dims=0)]) == known) == torch.equal(weight.roll(1, dims=0), weight)
+    assert (hashed([weight.flip(1)]) == known) == (columns == 1)
+
+
+@hashes
+@pytest.mark.parametrize("entries", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_changes_by_the_least_there_is_are_seen_however_many(hashed, dtype, entries):
+    generator = torch.Generator().manual_seed(entries)
+    weight = torch.randn(60, 50, generator=generator).to(dtype)
+    bits = weight.view(-1).view({8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize])
+    known, seen, changes = hashed([weight]), set(), set()
+    for _ in range(300):
+        where = torch.randperm(bits.numel(), generator=generator)[:entries]
+        by = 2 * torch.randint(0, 2, (entries,), generator=generator, dtype=bits.dtype) - 1
+        changes.add(frozenset(zip(where.tolist(), by.tolist(), strict=True)))
+        bits[where] += by
+        seen.add(str(hashed([weight])))
+        bits[where] -= by
+    assert hashed([weight]) == known
+    assert str(known) not in seen
+    assert len(seen) == len(changes) > 250
+
+
+@hashes
+@pytest.mark.parametrize("entries", [1, 2, 3, 4, 64])
+def test_signs_of_zeros_are_seen_wherever_they_are(hashed, entries):
+    """Bits that a sum loses: two of them add up to 2^64."""
+    generator = torch.Generator().manual_seed(entries)
+    known = str(hashed([torch.zeros(4000)]))
+    for _ in range(200):
+        weight = torch.zeros(4000)
+        weight[torch.randperm(4000, generator=generator)[:entries]] = -0.0
+        assert str(hashed([weight])) != known
+
+
+@hashes
+def test_the_checksum_tells_which_parameter_holds_what(hashed):
     first, second = torch.randn(4), torch.randn(4)
-    assert checksum([first, second]) != checksum([second, first])
-    assert checksum([torch.tensor([0.0])]) != checksum([torch.tensor([-0.0])])
+    assert hashed([first, second]) != hashed([second, first])
+    assert hashed([torch.tensor([0.0])]) != hashed([torch.tensor([-0.0])])
+    assert hashed([first, torch.zeros(0), second]) == hashed([first, torch.zeros(0), second])
+
+
+def test_the_checksum_knows_where_a_tensor_ends_and_how_it_is_read():
+    zeros = [
+        [torch.zeros(4)], [torch.zeros(5)], [torch.zeros(2), torch.zeros(2)], [torch.zeros(2, 2)], [torch.zeros(4, 1)],
+        [torch.zeros(8, dtype=torch.bfloat16)], [torch.zeros(4), torch.zeros(0)], [torch.zeros(0), torch.zeros(4)],
+    ]  # fmt: skip
+    assert len({checksum(parameters) for parameters in zeros}) == len(zeros)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_hashes_as_the_cpu_would_and_its_checksum_sees_as_much():
+    parameters = [torch.randn(7), torch.randn(3000, 1000), torch.randn(5, dtype=torch.float64)]
+    there = [p.cuda() for p in parameters]
+    assert device_hash(there).tolist() == seen_by_device(parameters)
+    known = checksum(there)
+    assert checksum([p.T.contiguous().T if p.dim() == 2 else p for p in there]) == known
+    for p in there:
+        bits = p.view(-1).view(torch.uint8)
+        bits[-1] ^= 1
+        assert checksum(there) != known
+        bits[-1] ^= 1
+    assert checksum(there[::-1]) != known
+    assert checksum([p.view(-1) for p in there]) != known
+
+
+def test_pieces_of_a_gpu_end_nowhere_in_particular():
+    """Tensors far longer and far shorter than a piece, and what changes at the borders."""
+    words = _PIECE_BYTES // 4
+    parameters = [torch.randn(5), torch.randn(2 * words + 3), torch.randn(words - 8), torch.ones(3, dtype=torch.uint8)]
+    known = seen_by_device(parameters)
+    assert len(known) == 4
+    for tensor in parameters:
+        flat = tensor.view(torch.uint8)
+        for position in {0, flat.numel() - 1, *(p for p in (_PIECE_BYTES - 21, _PIECE_BYTES - 20) if p < flat.numel())}:
+            flat[position] ^= 1
+            assert seen_by_device(parameters) != known
+            flat[position] ^= 1
+    assert seen_by_device(parameters) == known
 
 
 def test_the_checksum_sees_what_is_done_to_data():

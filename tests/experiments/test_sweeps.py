@@ -1,7 +1,6 @@
 """Sweeps as a user starts them: real launchers, real jobs with real workers, real signals."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from lwpd_lightning.testing import Job
+from tests.commands import ENDING_S, PATIENCE_S, ForkedJob, run
 from tests.experiments.offline_runs import records
 
 ROOT = Path(__file__).parents[2]
@@ -21,15 +21,12 @@ SUBMITIT = ("hydra/launcher=submitit_local",)
 # Slurm's words for a job of one task, which starts its workers itself.
 SLURM = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7",
          "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}  # fmt: skip
-# A job takes seconds to import torch and Lightning, several times that where the machine is busy.
-PATIENCE_S = 120
-pytestmark = pytest.mark.timeout(260)
 
 
-def sweep(directory: Path, *overrides: str, **environment: str) -> Job:
+def sweep(directory: Path, *overrides: str, kind: type[Job] = ForkedJob, **environment: str) -> Job:
     placed = any(word.startswith(("hydra.sweep.dir=", "sweep.resume=")) for word in overrides)
     command = [sys.executable, "-m", "experiments.train", *overrides, *(() if placed else ("hydra.sweep.dir=sweep",))]
-    return Job(command, cwd=directory, env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment})
+    return kind(command, cwd=directory, env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment})
 
 
 def documents(directory: Path, name: str) -> dict[int, dict[str, Any]]:
@@ -44,12 +41,15 @@ def failures(directory: Path) -> dict[int, str]:
     return {number: failure["sentence"] for number, failure in documents(directory, "failure.json").items()}
 
 
-@pytest.mark.parametrize(("launcher", "schemes"), [((), ["k_async"]), (JOBLIB, ["lwpd"])])
-def test_the_number_of_processes_changes_between_jobs(tmp_path, launcher, schemes):
+@pytest.mark.parametrize(
+    ("launcher", "schemes", "kind"),
+    [((), ["k_async"], ForkedJob), pytest.param(JOBLIB, ["lwpd"], Job, marks=pytest.mark.real_start)],
+)
+def test_the_number_of_processes_changes_between_jobs(tmp_path, launcher, schemes, kind):
     grid = ("code=lwpd_4_2_2,lwpd_8_4_2", f"scheme={','.join(schemes)}", "straggler=none", "seed=0", "logger=csv")
-    with sweep(tmp_path, "sweep=schemes_under_stragglers", *SHORT, *grid, *launcher) as running:
+    with sweep(tmp_path, "sweep=schemes_under_stragglers", *SHORT, *grid, *launcher, kind=kind) as running:
         result = running.wait(PATIENCE_S)
-        running.wait_until_nothing_is_left(10)
+        running.wait_until_nothing_is_left(ENDING_S)
 
     assert result.exit_code == 0, result.output
     assert f"{2 * len(schemes)} of {2 * len(schemes)} jobs finished" in result.output
@@ -66,7 +66,7 @@ def test_refused_jobs_fail_alone_and_are_told_at_the_end(tmp_path):
     sizes = ("code=lwpd_4_2_2,lwpd_8_4_2", "code.t=2,3", "logger=csv")
     with sweep(tmp_path, "-m", *SHORT, *sizes, *SUBMITIT, **SLURM) as running:
         result = running.wait(PATIENCE_S)
-        running.wait_until_nothing_is_left(10)
+        running.wait_until_nothing_is_left(ENDING_S)
 
     assert result.exit_code == 1, result.output
     assert {number: summary["world_size"] for number, summary in summaries(tmp_path).items()} == {0: 4, 2: 8}
@@ -83,7 +83,7 @@ def test_losing_all_workers_of_a_job_leaves_the_others_right(tmp_path):
         tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=100", deaths, *JOBLIB
     ) as running:
         result = running.wait(PATIENCE_S)
-        running.wait_until_nothing_is_left(10)
+        running.wait_until_nothing_is_left(ENDING_S)
 
     assert result.exit_code == 1, result.output
     assert "TooFewWorkers" in failures(tmp_path).pop(0)
@@ -112,7 +112,7 @@ def test_what_has_not_finished_is_repeated_on_request(tmp_path):
     with sweep(tmp_path, *words, f"hydra.sweep.dir={sweeps}/sweep") as running:
         running.kill(parent(rank(running, 1)))
         result = running.wait(PATIENCE_S)
-        running.wait_until_nothing_is_left(10)
+        running.wait_until_nothing_is_left(ENDING_S)
     assert result.exit_code == 1
     assert failures(tmp_path / sweeps) == {0: "rank 0 was killed by SIGKILL"}
     assert {number: summary["updates"] for number, summary in summaries(tmp_path / sweeps).items()} == {1: 11}
@@ -142,7 +142,7 @@ def test_a_sweep_that_is_ended_leaves_nothing(tmp_path, launcher, end):
         rank(running, 3)
         getattr(running, end)()
         assert running.wait(PATIENCE_S).exit_code != 0
-        running.wait_until_nothing_is_left(30)
+        running.wait_until_nothing_is_left(ENDING_S)
 
     assert summaries(tmp_path) == {}
 
@@ -159,8 +159,7 @@ def test_a_resume_without_a_sweep_to_resume_is_one_sentence(tmp_path):
 
 def train(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "experiments.train", *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+    return run(command, cwd=directory, env={"PYTHONPATH": str(ROOT)})
 
 
 def rank(running: Job, number: int) -> int:

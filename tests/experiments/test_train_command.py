@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import PATIENCE_S, run
+
 ROOT = Path(__file__).parents[2]
 PROMISED = {
     "scheme", "code", "wait_for", "seed", "world_size", "parameters", "updates", "samples", "wall_s", "startup_s",
@@ -18,15 +20,13 @@ SHORT = ["trainer.max_steps=2", "code=lwpd_4_2_2"]
 
 
 def train(directory: Path, *overrides: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    places = [str(place) for place in (path, ROOT) if place is not None]
+    """The command's end; started for real where modules in ``path`` hide others."""
+    command = [sys.executable, "-m", "experiments.train", *overrides]
+    if path is None:
+        return run(command, cwd=directory, env={"PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
     return subprocess.run(
-        [sys.executable, "-m", "experiments.train", *overrides],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 
@@ -39,6 +39,7 @@ def without_wandb(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.real_start
 def test_two_updates_end_in_a_summary_without_wandb(tmp_path, without_wandb):
     done = train(
         tmp_path, *SHORT, "model.hidden=[16]", "logger=csv", "hydra.run.dir=here", "seed=3", path=without_wandb
@@ -75,6 +76,7 @@ def test_the_default_logger_keeps_an_offline_wandb_run(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {"outputs"}
 
 
+@pytest.mark.real_start
 def test_a_missing_wandb_is_one_sentence(tmp_path, without_wandb):
     done = train(tmp_path, *SHORT, path=without_wandb)
 

@@ -1,5 +1,6 @@
 """What an offline W&B run holds, read back with W&B's own tool."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ EXCHANGE = (
 PER_WORKER = ("arrived", "staleness", "inclusion")
 
 
+@functools.cache
 def only_record_of(directory: Path) -> dict[str, list]:
     (run,) = directory.glob("wandb/offline-run-*")
     return records(run)

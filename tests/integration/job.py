@@ -14,6 +14,8 @@ from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
 
 class Narrator(pl.Callback):
+    on_workers = False
+
     def on_train_batch_end(self, trainer, *args):
         print(f"ARRIVED {len(trainer.strategy.last_update.arrivals)}", flush=True)
         print(f"UPDATE {trainer.global_step}", flush=True)

@@ -21,7 +21,7 @@ from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.update import WorkerFailed
 from lwpd_lightning.exchange.worker import Worker
-from lwpd_lightning.testing import Job
+from tests.commands import PATIENCE_S, ForkedJob
 from tests.integration.models import Classifier, adam, loader, quiet_trainer, sgd
 from tests.integration.test_replicas import HalveGradients, Seen
 
@@ -165,8 +165,8 @@ def test_ranks_that_share_no_memory_go_on_too():
     norms = []
     for arguments in (["--start=fork"], ["--start=rerun", "--die-when-asked", "before"]):
         command = [*JOB, "--updates=12", "--workers=3", "--exact", "--wide", *arguments]
-        with Job(command, env={"PYTHONPATH": str(ROOT)}) as job:
-            result = job.wait(55)
+        with ForkedJob(command, env={"PYTHONPATH": str(ROOT)}) as job:
+            result = job.wait(PATIENCE_S)
             assert result.exit_code == 0, result.output
             assert ("is lost after update 5 (was killed by SIGKILL)" in result.output) == (len(arguments) > 1)
             assert result.output.count("UPDATE ") == 12

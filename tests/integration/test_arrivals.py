@@ -42,6 +42,8 @@ class Gate(WorkerCallback):
 class Comparison(pl.Callback):
     """The relative error of every decoded gradient against the full batch's, and who arrived."""
 
+    on_workers = False
+
     def __init__(self):
         self.errors, self.arrived = [], []
 
@@ -131,12 +133,15 @@ def test_a_stale_codeword_counts_up_to_max_staleness(limit, counted):
                     assert changed.wait_for(lambda: closed.value >= 1, _GATE_S)
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            with changed:
-                closed.value = trainer.strategy.last_update.version
-                changed.notify_all()
+            if trainer.is_global_zero:
+                with changed:
+                    closed.value = trainer.strategy.last_update.version
+                    changed.notify_all()
 
     class WaitForAll(pl.Callback):
         """After two updates the rule waits for all, so that the late codeword is there when update 2 closes."""
+
+        on_workers = False
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             if trainer.strategy.last_update.version == 1:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lwpd_lightning.testing import Job
+from tests.commands import PATIENCE_S
 
 JOB = [sys.executable, str(Path(__file__).parent / "job.py"), "--updates", "10", "--wait-for", "4"]
 ROOT = Path(__file__).parents[2]
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def final_norm(*arguments):
     with Job([*JOB, *arguments], env={"PYTHONPATH": str(ROOT)}) as job:
-        result = job.wait(110)
+        result = job.wait(PATIENCE_S)
         assert result.exit_code == 0, result.output
         return float(result.output.rsplit("DONE ", 1)[1])
 

@@ -18,6 +18,7 @@ from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, WorkerCallb
 from lwpd_lightning.exchange.update import TooFewWorkers, WorkerFailed
 from lwpd_lightning.launcher import fork_workers
 from lwpd_lightning.testing import Job
+from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
@@ -119,58 +120,59 @@ def test_a_training_step_without_a_loss_is_refused():
         trainer.fit(_NoLoss(sgd), loader())
 
 
-# Workers that import torch for themselves take seconds to start; two of them show what four do.
+# Two reruns show what four do.
 STARTS = pytest.mark.parametrize("start", [("--start=fork",), ("--start=rerun", "--workers=2")], ids=["fork", "rerun"])
 
 
-def job(*arguments):
-    return Job([*JOB, *arguments], env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
+def job(*arguments, kind=ForkedJob):
+    return kind([*JOB, *arguments], env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
 
 
+@pytest.mark.real_start
 @STARTS
 def test_nothing_is_left_after_success(start):
-    with job(*start, "--updates", "5", "--loader-workers", "1") as running:
-        result = running.wait(90)
+    with job(*start, "--updates", "5", "--loader-workers", "1", kind=Job) as running:
+        result = running.wait(PATIENCE_S)
         assert result.exit_code == 0, result.output
         assert "DONE" in result.output
-        running.wait_until_nothing_is_left(10)
+        running.wait_until_nothing_is_left(ENDING_S)
 
 
 @STARTS
 def test_nothing_is_left_after_a_workers_exception(start):
     with job(*start, "--fail-at", "3") as running:
-        result = running.wait(90)
+        result = running.wait(PATIENCE_S)
         assert result.exit_code not in (0, None)
         assert "injected failure" in result.output
         assert "Traceback" in result.output
-        running.wait_until_nothing_is_left(10)
+        running.wait_until_nothing_is_left(ENDING_S)
 
 
 @STARTS
 def test_ctrl_c_leaves_nothing(start):
     with job(*start) as running:
-        running.wait_for_output("UPDATE 3", 90)
+        running.wait_for_output("UPDATE 3", PATIENCE_S)
         running.interrupt()
-        assert running.wait(30).exit_code != 0
-        running.wait_until_nothing_is_left(10)
+        assert running.wait(ENDING_S).exit_code != 0
+        running.wait_until_nothing_is_left(ENDING_S)
 
 
 @STARTS
 def test_workers_end_when_rank_0_is_killed(start):
     with job(*start) as running:
-        running.wait_for_output("UPDATE 3", 90)
+        running.wait_for_output("UPDATE 3", PATIENCE_S)
         running.kill()
-        running.wait(10)
-        running.wait_until_nothing_is_left(10)
+        running.wait(ENDING_S)
+        running.wait_until_nothing_is_left(ENDING_S)
 
 
 def test_a_rank_killed_from_outside_is_named():
     with job("--updates", "100000") as running:
-        running.wait_for_output("UPDATE 3", 60)
+        running.wait_for_output("UPDATE 3", PATIENCE_S)
         running.kill(running.rank(2))
-        running.wait_for_output("Worker 2 is lost", 20)
+        running.wait_for_output("Worker 2 is lost", ENDING_S)
         running.interrupt()
-        running.wait(30)
+        running.wait(ENDING_S)
 
 
 def test_a_worker_that_dies_before_it_joins_fails_the_start():

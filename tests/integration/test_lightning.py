@@ -29,6 +29,8 @@ def weights(model):
 
 
 class Recorder(pl.Callback):
+    on_workers = False
+
     def __init__(self):
         self.train_batches, self.validations, self.clipped = [], [], []
 

@@ -30,7 +30,8 @@ class Seen(WorkerCallback):
                 self.buffers[version, worker] = torch.cat([b.flatten().float() for b in module.buffers()])
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.resyncs.append(trainer.strategy.last_update.resyncs)
+        if trainer.is_global_zero:
+            self.resyncs.append(trainer.strategy.last_update.resyncs)
 
     def check(self):
         """All that computed a version that rank 0 computed too were at its state; returns how many computed each.
@@ -151,12 +152,12 @@ def test_whatever_changes_the_model_reaches_the_workers(callback, asked, optimiz
 class _SkipsSteps(Classifier):
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
         if (epoch + batch_idx) % 3 == 1:
-            optimizer_closure()  # workers have made this step already
+            optimizer_closure()
         else:
             optimizer.step(closure=optimizer_closure)
 
 
-def test_a_step_that_rank_0_does_not_make_is_undone_on_the_workers():
+def test_a_step_that_the_module_leaves_out_is_left_out_everywhere():
     model, alone = _SkipsSteps(adam), _SkipsSteps(adam)
     seen = Seen(model, 4, versions=4 * UPDATES)
     settings = {"max_epochs": 3}
@@ -167,4 +168,4 @@ def test_a_step_that_rank_0_does_not_make_is_undone_on_the_workers():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
     computed = seen.check()
     assert set(computed) == {4}
-    assert int(seen.there[:, 0].nonzero().max()) >= len(computed)  # some versions were published in vain
+    assert sum(seen.resyncs) == 0

@@ -10,6 +10,7 @@ import pytest
 
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.testing import Job
+from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
 ROOT = Path(__file__).parents[2]
@@ -28,26 +29,28 @@ def common(port, **environment):
     }  # fmt: skip
 
 
+@pytest.mark.real_start
 def test_two_nodes_with_two_ranks_each():
     environment = common(free_port())
     command = [*JOB, "--nodes", "2", "--updates", "5", "--fits", "2"]
     with ExitStack() as stack:
         nodes = [stack.enter_context(Job(command, env={**environment, "NODE_RANK": str(rank)})) for rank in range(2)]
-        results = [node.wait(110) for node in nodes]
+        results = [node.wait(PATIENCE_S) for node in nodes]
         assert [result.exit_code for result in results] == [0, 0], results[0].output + results[1].output
         assert results[0].output.count("ARRIVED 4") >= 1  # all four, over both nodes
         assert results[0].output.count("UPDATE 5\n") == 2
         assert "UPDATE" not in results[1].output
         for node in nodes:
-            node.wait_until_nothing_is_left(10)
+            node.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.real_start
 def test_ranks_that_a_launcher_started():
     environment = common(free_port(), NODE_RANK="0")
     command = [*JOB, "--updates", "5"]
     with ExitStack() as stack:
         ranks = [stack.enter_context(Job(command, env={**environment, "LOCAL_RANK": str(rank)})) for rank in range(4)]
-        results = [rank.wait(110) for rank in ranks]
+        results = [rank.wait(PATIENCE_S) for rank in ranks]
         assert [result.exit_code for result in results] == [0] * 4, "".join(result.output for result in results)
         assert "ARRIVED" in results[0].output
 
@@ -56,8 +59,8 @@ def test_rerun_and_forked_ranks_end_with_the_same_weights():
     norms = []
     for start in ("rerun", "fork"):
         command = [*JOB, "--start", start, "--updates", "10", "--workers", "2"]
-        with Job(command, env={"PYTHONPATH": str(ROOT)}) as job:
-            result = job.wait(110)
+        with ForkedJob(command, env={"PYTHONPATH": str(ROOT)}) as job:
+            result = job.wait(PATIENCE_S)
             assert result.exit_code == 0, result.output
             norms.append(float(result.output.rsplit("DONE ", 1)[1]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)

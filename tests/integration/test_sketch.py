@@ -14,6 +14,8 @@ from tests.integration.models import Classifier, classification, loader, quiet_t
 class Decoded(pl.Callback):
     """The decoded gradient of every update."""
 
+    on_workers = False
+
     def __init__(self):
         self.gradients = []
 

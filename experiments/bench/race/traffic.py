@@ -32,6 +32,8 @@ def of_process(pid: int, interface: str) -> Traffic:
 class FirstUpdate(pl.Callback):
     """Leaves a mark in the run's directory when rank 0 has made its first update."""
 
+    on_workers = False
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

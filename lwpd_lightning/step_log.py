@@ -1,0 +1,131 @@
+"""What training_step logs on ranks that keep no log: combined over those that count, where DDP would combine it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+_REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": lambda values: sum(values) / len(values),
+    "sum": sum,
+    "min": min,
+    "max": max,
+}
+_TORCH = {
+    torch.mean: "mean",
+    torch.sum: "sum",
+    torch.min: "min",
+    torch.max: "max",
+    torch.amin: "min",
+    torch.amax: "max",
+}
+_OPTIONS = ("prog_bar", "logger", "on_step", "on_epoch", "batch_size")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One value that a training_step logged, and how.
+
+    Attributes:
+        value: the number.
+        reduce_fx: "mean", "sum", "min" or "max", over workers and over steps.
+        options: what else `LightningModule.log` was told.
+    """
+
+    value: float
+    reduce_fx: str
+    options: dict[str, Any]
+
+
+class StepLog:
+    """Stands in for ``LightningModule.log`` while a training_step runs.
+
+    Values that are logged with ``sync_dist=True`` are kept for `combined`; so are all, where rank 0 computes nothing
+    and would have none. A torchmetrics object stays on its rank, and is reset when an epoch ends.
+
+    Args:
+        module: whose log it is.
+        everything: keep every value.
+        keep: hand other values on to the module's own log: on rank 0.
+    """
+
+    def __init__(self, module: pl.LightningModule, *, everything: bool, keep: bool) -> None:
+        self._module, self._everything, self._keep = module, everything, keep
+        self._logged: list[dict[str, Logged]] = []
+        self._metrics: list[Any] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch what is logged inside."""
+        own = self._module.log
+        self._module.log = lambda name, value, **options: self._log(own, name, value, options)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self._module.log
+
+    def listen(self) -> None:
+        """Catch what is logged from now on, for as long as the process lives."""
+        self._module.log = lambda name, value, **options: self._log(None, name, value, options)  # type: ignore[method-assign]
+
+    def take(self) -> dict[str, Logged]:
+        """What was logged since the last time, over the data parts."""
+        logged, self._logged = self._logged, []
+        return combined(logged)
+
+    def end_epoch(self) -> None:
+        """Reset the metrics, as Lightning does on a rank that logs; otherwise their states would grow for ever."""
+        for metric in self._metrics:
+            metric.reset()
+        self._metrics = []
+
+    def _log(self, own: Callable[..., None] | None, name: str, value: Any, options: dict[str, Any]) -> None:
+        reduce_fx = options.get("reduce_fx", "mean")
+        reduce_fx = reduce_fx if isinstance(reduce_fx, str) else _TORCH.get(reduce_fx, "")
+        in_step = self._module._current_fx_name == "training_step"
+        if hasattr(value, "reset") and hasattr(value, "compute"):
+            if not any(metric is value for metric in self._metrics):
+                self._metrics.append(value)
+        elif in_step and reduce_fx in _REDUCTIONS and (self._everything or options.get("sync_dist")):
+            told = {option: options[option] for option in _OPTIONS if option in options}
+            self._logged.append({name: Logged(float(value), reduce_fx, told)})
+            return
+        if own is not None and self._keep:
+            own(name, value, **options)
+
+
+def combined(contributions: Sequence[dict[str, Logged]]) -> dict[str, Logged]:
+    """Each value over those who logged it, as its ``reduce_fx`` says."""
+    names = {name: None for logged in contributions for name in logged}
+    result = {}
+    for name in names:
+        those = [logged[name] for logged in contributions if name in logged]
+        value = _REDUCTIONS[those[0].reduce_fx]([logged.value for logged in those])
+        result[name] = Logged(value, those[0].reduce_fx, those[0].options)
+    return result
+
+
+def relog(module: pl.LightningModule, logged: dict[str, Logged]) -> None:
+    """Log combined values as training_step would have."""
+    hook, module._current_fx_name = module._current_fx_name, "training_step"
+    for name, entry in logged.items():
+        module.log(name, entry.value, reduce_fx=entry.reduce_fx, **entry.options)
+    module._current_fx_name = hook
+
+
+def to_json(logged: dict[str, Logged]) -> str:
+    """As it travels."""
+    return json.dumps({name: asdict(entry) for name, entry in logged.items()}) if logged else ""
+
+
+def from_json(told: str) -> dict[str, Logged]:
+    """What `to_json` made."""
+    return {name: Logged(**entry) for name, entry in json.loads(told).items()} if told else {}
