@@ -2,9 +2,12 @@
 
 import copy
 import itertools
+import os
 import pickle
 import random
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -14,6 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     DataLoader,
+    Dataset,
     IterableDataset,
     Sampler,
     SequentialSampler,
@@ -196,6 +200,31 @@ def test_a_stream_trains_as_in_one_process(make_data, batches, code):
     assert_same(partial(Classifier, sgd), make_data, code, make_callbacks=lambda: [next(making)], max_epochs=3)
     assert seen[0].trained == seen[1].trained == [(e, i) for e in range(3) for i in range(batches)]
     assert seen[0].last == seen[1].last == [(e, batches - 1) for e in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("make_data", "batches"),
+    [(stream, [5, 5, 5]), (lambda: loader(sampler=_Shrinking([360, 144, 216])), [5, 2, 3])],
+    ids=["stream", "shorter_epochs"],
+)
+def test_accumulating_to_the_end_of_an_epoch(make_data, batches):
+    trainers = assert_same(partial(Classifier, sgd), make_data, max_epochs=3, accumulate_grad_batches=2)
+    assert trainers[0].global_step == sum((count + 1) // 2 for count in batches)
+
+
+class _Overstated(_Stream):
+    """Says that it is longer than it is."""
+
+    def __len__(self):
+        return self.samples + 120
+
+
+def test_a_stream_that_is_shorter_than_it_says():
+    """Lightning alone does not notice the last batch of an epoch."""
+    seen = _LastBatches()
+    coded(Classifier(sgd), stream(360, _Overstated), max_epochs=2, callbacks=[seen])
+    assert seen.trained == [(e, i) for e in range(2) for i in range(5)]
+    assert seen.last == [(0, 4), (1, 4)]
 
 
 class _Validations(pl.Callback):
@@ -417,6 +446,28 @@ def test_a_combined_loader_may_be_fitted_again():
         for _ in range(2):
             run(model, combined, max_epochs=1)
     torch.testing.assert_close(*map(weights, models), rtol=1e-4, atol=1e-6)
+
+
+class _OpenFile(Dataset):
+    """Reads each sample from a file that was opened before there were ranks."""
+
+    def __init__(self, directory):
+        self.y = classification().tensors[1]
+        path = Path(tempfile.mkdtemp(dir=directory)) / "samples"
+        path.write_bytes(classification().tensors[0].numpy().tobytes())
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115  # open as long as the dataset lives
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        self.file.seek(48 * index)
+        os.sched_yield()
+        return torch.frombuffer(bytearray(self.file.read(48)), dtype=torch.float32), self.y[index]
+
+
+def test_a_dataset_that_keeps_a_file_open(tmp_path):
+    assert_same(partial(Classifier, sgd), lambda: loader(_OpenFile(tmp_path)), "exact", max_epochs=1)
 
 
 class _Copying(pl.Callback):
