@@ -448,6 +448,61 @@ def test_a_combined_loader_may_be_fitted_again():
     torch.testing.assert_close(*map(weights, models), rtol=1e-4, atol=1e-6)
 
 
+class _Scaled(Dataset):
+    """Changes with an attribute that a hook sets."""
+
+    def __init__(self):
+        self.data, self.scale = classification(), 1.0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        x, y = self.data[index]
+        return self.scale * x, y
+
+
+class _Curriculum(Classifier):
+    def on_train_epoch_start(self):
+        self.trainer.train_dataloader.dataset.scale = 1.0 + self.current_epoch
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_hooks_may_change_the_dataset_for_an_epoch(num_workers):
+    make_data = partial(unshuffled, num_workers=num_workers)
+    assert_same(partial(_Curriculum, sgd), lambda: make_data(_Scaled()), "exact", max_epochs=3)
+
+
+class _Epochs(_Stream):
+    """Shuffles by an epoch that it must be told, as streamed text does."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        yield from random.Random(self.epoch).sample(list(super().__iter__()), self.samples)
+
+
+class _TellsTheEpoch(Classifier):
+    def on_train_epoch_start(self):
+        self.trainer.train_dataloader.dataset.set_epoch(self.current_epoch)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stream_that_is_told_the_epoch(num_workers):
+    make_data = partial(stream, dataset=_Epochs, num_workers=num_workers)
+    assert_same(partial(_TellsTheEpoch, sgd), make_data, "exact", max_epochs=3)
+
+
+@pytest.mark.parametrize("data", [stream, unshuffled])
+def test_lightning_may_seed_the_fetching_processes(data, monkeypatch):
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert_same(partial(Classifier, sgd), partial(data, num_workers=1), max_epochs=2)
+
+
 class _OpenFile(Dataset):
     """Reads each sample from a file that was opened before there were ranks."""
 
