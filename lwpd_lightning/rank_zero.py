@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lwpd_lightning.coding import BlockMap, kernels
+from lwpd_lightning.coding import BlockMap, Code, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, loader_of
@@ -130,6 +131,7 @@ class CodedFit:
                 "numpy packs the ternary values; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
             )
         torch.set_num_threads(suggested_threads(self._local_ranks))
+        rank_zero_info(share_of_batch(self._loader.batch_size, self._settings.code))
         self._begin(None)
 
     def _begin(self, at: tuple[int, int] | None) -> None:
@@ -454,6 +456,21 @@ class CodedFit:
             serve_forked(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader, at)
 
         return work
+
+
+def share_of_batch(batch_size: int | None, code: Code) -> str:
+    """What an update's batch is, and each worker's share of it, in a sentence.
+
+    >>> from lwpd_lightning import lwpd_code
+    >>> share_of_batch(64, lwpd_code(8, 4, 2))
+    "An update's batch is batch_size=64 samples for all 8 workers together; each computes 32 to 64 of them."
+    """
+    whole = "a batch of the batch sampler" if batch_size is None else f"batch_size={batch_size} samples"
+    of_100, unit = (100, "%") if batch_size is None else (batch_size, "")
+    parts = [len(code.parts(worker)) for worker in range(code.n)]
+    shares = (f"{of_100 * count // code.data_parts}{unit}" for count in sorted({min(parts), max(parts)}))
+    share = " to ".join(shares)
+    return f"An update's batch is {whole} for all {code.n} workers together; each computes {share} of them."
 
 
 def _reached(limit: int | None, count: int) -> bool:

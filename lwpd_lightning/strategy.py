@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.data import CodedLoader, training_loader
+from lwpd_lightning.data.batch_size import BatchSizeMeans, of_all_workers
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.rule import Stale
@@ -76,6 +77,9 @@ class LWPDStrategy(ParallelStrategy):
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
         dedicated_coordinator: rank 0 computes no codeword, so devices x num_nodes is n + 1.
         start_method: "fork" (one machine, no CUDA), "rerun" (the job's command, once for each worker), or "auto".
+        batch_size_means: what the training loader's ``batch_size`` is: "global", the whole update's batch, or
+            "per_worker", as under DDP: an update's batch is then n times as large, so that a script that came from
+            ``strategy="ddp"`` keeps its numbers.
 
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
@@ -103,6 +107,7 @@ class LWPDStrategy(ParallelStrategy):
         timeout_s: float = 1800.0,
         dedicated_coordinator: bool = False,
         start_method: StartMethod = "auto",
+        batch_size_means: BatchSizeMeans = "global",
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -126,6 +131,7 @@ class LWPDStrategy(ParallelStrategy):
             timeout_s=timeout_s,
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,
+            batch_size_means=batch_size_means,
         )
         self.num_nodes = 1
         self._fit: CodedFit | None = None
@@ -277,6 +283,8 @@ class LWPDStrategy(ParallelStrategy):
         trainer = self._trainer
         if not trainer.training:
             return dataloader
+        if self.settings.batch_size_means == "per_worker":
+            dataloader = of_all_workers(dataloader, self.code.n)
         return training_loader(
             trainer,
             dataloader,

@@ -538,3 +538,47 @@ class _Copying(pl.Callback):
 def test_the_training_loader_may_be_copied_in_mid_fit(num_workers):
     settings = {"num_workers": num_workers, "persistent_workers": bool(num_workers)}
     coded(Classifier(sgd), unshuffled(**settings), max_steps=3, callbacks=[_Copying()])
+
+
+class Remembering(Classifier):
+    """Keeps the size of rank 0's batches and the samples that it saw."""
+
+    def __init__(self):
+        super().__init__(sgd)
+        self.sizes = []
+
+    def training_step(self, batch, batch_idx):
+        self.sizes.append(len(batch[0]))
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_batch_size_may_mean_each_workers(streamed, caplog):
+    data = _Stream(720) if streamed else classification()
+    states = []
+    for settings, batch_size in (
+        ({"devices": 1}, 72),
+        ({"devices": 4, "strategy": LWPDStrategy(code=uncoded(4), batch_size_means="per_worker")}, 18),
+    ):
+        model = Remembering()
+        trainer = quiet_trainer(max_epochs=2, **settings)
+        with caplog.at_level("INFO"):
+            trainer.fit(model, loader(data, batch_size=batch_size))
+        states.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert trainer.global_step == 20
+    assert set(model.sizes) == {18}
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-6)
+    assert "batch_size=72 samples for all 4 workers together; each computes 18 of them." in caplog.text
+
+
+class _OwnBatches(torch.utils.data.BatchSampler):
+    """Batches that nobody else can make larger."""
+
+
+def test_a_batch_sampler_cannot_mean_each_workers():
+    batches = DataLoader(classification(), batch_sampler=_OwnBatches(range(720), 18, drop_last=False))
+    strategy = LWPDStrategy(code=uncoded(2), batch_size_means="per_worker")
+    with pytest.raises(
+        ValueError, match="batch_size_means='per_worker' with a training loader whose batches come from"
+    ):
+        quiet_trainer(max_epochs=1, devices=2, strategy=strategy).fit(Classifier(sgd), batches)
