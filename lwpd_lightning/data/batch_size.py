@@ -20,9 +20,9 @@ def of_all_workers(loader: Any, workers: int) -> Any:
     streamed = isinstance(loader.dataset, IterableDataset)
     if loader.batch_size is None or not (streamed or type(loader.batch_sampler) is BatchSampler):
         raise ValueError(
-            "batch_size_means='per_worker' with a training loader whose batches come from "
-            f"{type(loader.batch_sampler).__name__}: use a DataLoader with a batch_size, or batch_size_means='global' and "
-            f"batches for all {workers} workers."
+            f"batch_size_means='per_worker' with a training loader whose batches {type(loader.batch_sampler).__name__} "
+            f"makes: use a DataLoader with a batch_size, or batch_size_means='global' and batches for all {workers} "
+            "workers."
         )
     return DataLoader(
         loader.dataset,
