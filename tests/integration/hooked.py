@@ -306,8 +306,8 @@ def train(name: str, **settings: Any) -> tuple[torch.Tensor, pl.Trainer]:
     case = CASES[name]
     model = case.module()
     trainer = quiet_trainer(
-        max_epochs=EPOCHS, limit_train_batches=BATCHES, precision="64-true", callbacks=case.callbacks(),
-        **{**case.settings, **settings},
+        max_epochs=EPOCHS, limit_train_batches=BATCHES, precision="64-true",
+        **{"callbacks": case.callbacks(), **case.settings, **settings},
     )  # fmt: skip
     data = classification(dtype=torch.float64)
     trainer.fit(model, loader(data), loader(data) if case.validates else None)
