@@ -13,6 +13,7 @@ from lwpd_lightning.testing import Job
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob, run
 from tests.experiments.offline_runs import records
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SHORT = ("trainer.max_steps=2", "model.hidden=[16]")
 ENDLESS = ("code=lwpd_4_2_2", "trainer.max_steps=-1", "trainer.max_epochs=100000", "logger=csv")

@@ -11,6 +11,7 @@ import pytest
 from lwpd_lightning.exchange.keys import RunKey
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 
+pytestmark = pytest.mark.slow
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
 ROOT = Path(__file__).parents[2]
 

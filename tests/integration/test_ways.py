@@ -15,6 +15,7 @@ from tests.integration import ways
 from tests.integration.hooked import CASES
 from tests.integration.test_several_machines import free_port
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ["resumed", "chosen"]
 ALL = [*SCRIPTS, *CASES]

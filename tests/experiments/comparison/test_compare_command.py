@@ -19,6 +19,7 @@ from experiments.comparison.wandb_runs import offline_run
 from tests.commands import PATIENCE_S
 from tests.experiments.comparison.conftest import ROOT
 
+pytestmark = pytest.mark.slow
 PNG = b"\x89PNG\r\n\x1a\n"
 FIGURES = {
     "val_acc_against_wall.png", "val_acc_against_bytes.png", "val_acc_against_updates.png", "workers.png",

@@ -10,6 +10,7 @@ import torch
 
 from tests.experiments.test_train_command import train
 
+pytestmark = pytest.mark.slow
 SCHEMES = ["ddp", "ddp_bf16", "powersgd"]
 RANKS = {"lwpd_4_2_2": 4, "lwpd_8_4_2": 8}
 # mlp of 64-32-10: its weights are 32 x 64, which rank 4 compresses, and 10 x 32, which it would not halve.
