@@ -19,6 +19,7 @@ from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_ever
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Codeword, Contribution
+from lwpd_lightning.loss_scale import loss_scale
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -111,12 +112,15 @@ class CodewordComputation:
     def encode(self, part: int, loss: Tensor) -> None:
         """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent.
 
-        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share.
+        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share. What is
+        sent is of the loss as it is, whatever the backward had scaled it by.
         """
+        factor = 1 / loss_scale(self._precision)
         if self._feedback is None:
-            self.blocks.encode(self._code.at(self._version).coefficients(self._worker)[part], self._codeword)
+            coefficients = self._code.at(self._version).coefficients(self._worker)[part]
+            self.blocks.encode(factor * coefficients, self._codeword)
         else:
-            self._feedback.add(part)
+            self._feedback.add(part, factor)
         self._losses.append(float(loss.detach()) * self._accumulated)
 
     def add_parts(self, batch: CodedBatch, parts: tuple[int, ...]) -> set[int]:
@@ -134,9 +138,9 @@ class CodewordComputation:
         loss = closure_loss(output) / self._accumulated
         if computed is not None:
             computed(output)
-        loss = self._precision.pre_backward(loss, self._module)
+        scaled = self._precision.pre_backward(loss, self._module)
         self.clear_gradients()
-        self._precision.backward(loss, self._module, None)
+        self._precision.backward(scaled, self._module, None)
         self.encode(part, loss)
         touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
 
