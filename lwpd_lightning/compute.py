@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lwpd_lightning.callbacks import WorkerCallback
@@ -67,6 +68,7 @@ class CodewordComputation:
         self._losses: list[float] = []
         self._remembered: set[int] = set()  # parameters of which the feedback's memory may hold something
         self._version, self._started = 0, 0.0
+        self._explained_sparse = False
 
     @property
     def _module(self) -> pl.LightningModule:
@@ -112,9 +114,14 @@ class CodewordComputation:
     def encode(self, part: int, loss: Tensor) -> None:
         """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent.
 
-        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share. What is
-        sent is of the loss as it is, whatever the backward had scaled it by.
+        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share. Sparse
+        gradients (``torch.nn.Embedding(sparse=True)``) become dense, as codewords are. What is sent is of the loss
+        itself, whatever the backward had scaled it by.
         """
+        for parameter in self.blocks.parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
+                self._explain_sparse()
         factor = 1 / loss_scale(self._precision)
         if self._feedback is None:
             coefficients = self._code.at(self._version).coefficients(self._worker)[part]
@@ -122,6 +129,11 @@ class CodewordComputation:
         else:
             self._feedback.add(part, factor)
         self._losses.append(float(loss.detach()) * self._accumulated)
+
+    def _explain_sparse(self) -> None:
+        if not self._explained_sparse:
+            self._explained_sparse = True
+            rank_zero_warn("sparse gradients are sent as dense codewords: sparse=True saves nothing here.")
 
     def add_parts(self, batch: CodedBatch, parts: tuple[int, ...]) -> set[int]:
         """Compute and encode ``parts`` of the batch; returns which parameters (by position) got gradients."""

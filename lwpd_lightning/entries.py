@@ -89,7 +89,7 @@ def outcome_of(trainer: pl.Trainer, returned: Any) -> str:
     return json.dumps(
         {
             "returned": returned if isinstance(returned, list) and _of_numbers(returned) else None,
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "metrics": {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1},
             "checkpoint": {name: _plain(getattr(checkpoint, name, None)) for name in _CHECKPOINTS},
         }
     )

@@ -89,13 +89,13 @@ class TrainingHooks:
             return
         if self._epoch is None:
             self._epoch = assignment.epoch
-            self._count(self._epoch, assignment.batch_index, assignment.global_step)
+            self._count(self._epoch, None, assignment.global_step)
             if not (self._loop.restarted_mid_epoch or self._loop.restarted_on_epoch_end):
                 self._start_epoch()
         while self._epoch < assignment.epoch:
             self._end_epoch()
             self._epoch += 1
-            self._count(self._epoch, 0, assignment.global_step)
+            self._count(self._epoch, None, assignment.global_step)
             if self.reload is not None:
                 self.reload(self._epoch)
             self._start_epoch()

@@ -24,6 +24,8 @@ from typing import Protocol
 
 import torch
 
+from lwpd_lightning.descriptors import own_offsets
+
 _PARENT_CHECK_S = 0.5
 # A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
 _STOP_GRACE_S = 1.0
@@ -114,6 +116,7 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     # What rank 0 left as garbage must not be collected here: a destructor may join a thread that only rank 0 has.
     gc.freeze()
+    own_offsets()
     # While rich shows a live display, as Lightning's default progress bar does, prints go through its lock, which may
     # have been held by a thread that is not there in a fork.
     sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)

@@ -15,6 +15,7 @@ import torch
 from lwpd_lightning.coding import Code, lwpd_code
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
 from lwpd_lightning.coding.wire import WireFormat, dtype_name, wire_format
+from lwpd_lightning.data.batch_size import BatchSizeMeans
 from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
@@ -43,6 +44,7 @@ class ExchangeSettings:
     timeout_s: float = 1800.0
     dedicated_coordinator: bool = False
     start_method: StartMethod = "auto"
+    batch_size_means: BatchSizeMeans = "global"
 
     def __post_init__(self) -> None:
         self._read()
@@ -52,6 +54,7 @@ class ExchangeSettings:
             ("wire_dtype", self.wire_dtype, (None, *get_args(WireDtype))),
             ("update_dtype", self.update_dtype, (None, *get_args(WireDtype))),
             ("start_method", self.start_method, get_args(StartMethod)),
+            ("batch_size_means", self.batch_size_means, get_args(BatchSizeMeans)),
         ):
             if not isinstance(value, str | None) or value not in choices:
                 raise ValueError(f"{name}={shown(value)} is unknown: use one of {', '.join(map(repr, choices))}.")

@@ -42,7 +42,7 @@ class Steering:
 
     def close(self) -> None:
         """Leave the loop as it was."""
-        self._loop.run = self._run  # type: ignore[method-assign]
+        vars(self._loop).pop("run", None)
 
     def take(self) -> tuple[bool, dict[str, Any]]:
         """Whether validation has changed anything since the last time, and the values now of the attributes."""

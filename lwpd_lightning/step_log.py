@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -61,6 +62,7 @@ class StepLog:
         self._module, self._everything, self._keep = module, everything, keep
         self._logged: list[dict[str, Logged]] = []
         self._metrics: list[Any] = []
+        self._explained: set[str] = set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -94,12 +96,22 @@ class StepLog:
         if hasattr(value, "reset") and hasattr(value, "compute"):
             if not any(metric is value for metric in self._metrics):
                 self._metrics.append(value)
+            if self._keep and in_step:
+                self._explain(type(value).__name__)
         elif in_step and reduce_fx in _REDUCTIONS and (self._everything or options.get("sync_dist")):
             told = {option: options[option] for option in _OPTIONS if option in options}
             self._logged.append({name: Logged(float(value), reduce_fx, told)})
             return
         if own is not None and self._keep:
             own(name, value, **options)
+
+    def _explain(self, metric: str) -> None:
+        if metric not in self._explained:
+            self._explained.add(metric)
+            rank_zero_warn(
+                f"self.log of a {metric} in training_step shows rank 0's data part alone: its state stays on its rank. "
+                "Values that are logged with sync_dist=True are combined over all workers that count."
+            )
 
 
 def combined(contributions: Sequence[dict[str, Logged]]) -> dict[str, Logged]:
@@ -117,8 +129,12 @@ def relog(module: pl.LightningModule, logged: dict[str, Logged]) -> None:
     """Log combined values as training_step would have."""
     hook, module._current_fx_name = module._current_fx_name, "training_step"
     for name, entry in logged.items():
-        module.log(name, entry.value, reduce_fx=entry.reduce_fx, **entry.options)
+        module.log(name, torch.tensor(entry.value, dtype=_dtype(module)), reduce_fx=entry.reduce_fx, **entry.options)
     module._current_fx_name = hook
+
+
+def _dtype(module: pl.LightningModule) -> torch.dtype:
+    return next(parameter.dtype for parameter in module.parameters())
 
 
 def to_json(logged: dict[str, Logged]) -> str:

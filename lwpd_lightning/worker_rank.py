@@ -79,15 +79,15 @@ class TrainedReplica:
     def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
         """Fetch the batches of an update, one where none are accumulated, and compute its codeword.
 
-        None where a hook leaves a batch out, or where what is trained has changed: rank 0 will find the same, and end
-        the exchange.
+        None where a hook leaves a batch out or an epoch has none, as rank 0 will find too, or where what is trained has
+        changed, upon which it will end the exchange.
         """
         started, touched, samples = time.monotonic(), set[int](), 0
         first, *rest = self._codewords.parts
         for index in self._hooks.batches(assignment):
+            if not self._loader.has(assignment.epoch, index):
+                break
             if index != assignment.batch_index:
-                if not self._loader.has(assignment.epoch, index):
-                    break
                 self._hooks.accumulate(index)
             batch = self._loader.batch(assignment.epoch, index)
             data = self._codewords.transferred(batch, first)
@@ -99,6 +99,8 @@ class TrainedReplica:
             self._codewords.add_part(batch, first, data, touched, partial(self._hooks.computed, data, index))
             touched |= self._codewords.add_parts(batch, tuple(rest))
             samples += batch.part_samples
+        if not samples:
+            return None
         self._step_s = 0.0
         return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
 

@@ -144,8 +144,9 @@ class _Iteration:
     def __next__(self) -> Any:
         loader, place = self._loader, self._loader.place
         if not self._begun:
-            self._begun, self._moves = True, place.moves_with(self)
-            self._next = place.epoch, place.index if self._moves else 0
+            start = place.start_of(self)
+            self._begun, self._moves = True, start is not None
+            self._next = place.epoch, start or 0
         epoch, index = self._next
         if not loader.has(epoch, index):
             raise StopIteration

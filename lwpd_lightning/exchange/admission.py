@@ -59,10 +59,10 @@ class Admission:
         self._addresses.pop(worker, None)
 
     def introduce(self, workers: Sequence[int]) -> None:
-        """Once all ``workers`` have joined, tell them each other's addresses."""
+        """Once all ``workers``, those that live, have joined, tell them each other's addresses."""
         if not self._introduced and self._addresses.keys() >= set(workers):
             self._introduced = True
-            peers = "\n".join(f"{worker} {address}" for worker, address in self._addresses.items())
+            peers = "\n".join(f"{worker} {self._addresses[worker]}" for worker in workers)
             self._publication.send(workers, self._publication.header(Op.PEERS), text(peers))
 
     def _join(self, worker: int, joined: bytes) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,7 +41,7 @@ _FAREWELL_S = 10.0
 _EXIT_S = 0.5
 # Versions whose checksum is kept: a codeword of an older one, were it to count, is taken for that of other parameters.
 _REMEMBERED = 4096
-# Decisions that one update may have because links between workers broke and came back, before a worker is given up.
+# Decisions that one update may have because a link between two workers broke and came back, before one is given up.
 _RETRIES = 3
 # Bytes of logged values that one codeword may bring.
 _MOST_LOGGED = 1 << 16
@@ -56,7 +57,7 @@ class _Open:
     arrivals: list[Arrival] = field(default_factory=list)  # those that were decided on
     decision: Decision | None = None
     decoded_share: float = 0.0
-    retries: int = 0
+    retries: Counter[tuple[int, int]] = field(default_factory=Counter)  # by reporter and the worker at the other end
     dropped: int = 0
     resyncs: int = 0
 
@@ -167,7 +168,8 @@ class Coordinator:
             decision=step.decision if step is not None else 0,
             oldest=self._rule.oldest,
         )
-        self._publication.publish(self._others, position, step, attributes, moved=moved)
+        self._tell_who_missed()
+        self._publication.publish(self._others, position, step, attributes, decided=self.decided, moved=moved)
 
     def arrived(self, checksum: Checksum) -> None:
         """The model is at the version that was published last: what it is computed at has this checksum."""
@@ -199,6 +201,7 @@ class Coordinator:
         while True:
             for event in self._hub.events(_LOOK_S if waits else 0.0):
                 self._handle(event)
+            self._tell_who_missed()
             self._check_enough_live()
             if update.decision is None and self._rule.complete:
                 self._decide(update)
@@ -408,11 +411,19 @@ class Coordinator:
         elif reason:
             self._lose(worker, f"{reason}, says worker {reporter}")
         elif update is not None:
-            update.retries += 1
-            if update.retries > _RETRIES:
+            update.retries[reporter, worker] += 1
+            if update.retries[reporter, worker] > _RETRIES:
                 self._lose(worker, f"its link to worker {reporter} ended")
             elif update.decision is not None:
                 self._reopen(update)
+
+    def _tell_who_missed(self) -> None:
+        """Let workers whose queue was full ask for the state; decide again where one lacks what it was to add up."""
+        for worker in sorted(self._hub.refused & set(self._others)):
+            self._hub.refused.discard(worker)
+            self._publication.send([worker], self._publication.header(Op.MISSED))
+            if worker not in self._hub.refused:  # as it is again where there is still no room
+                self._reopen_if_needs(worker)
 
     def _lose(self, worker: int, reason: str | None = None) -> None:
         if worker not in self._rule.live:
@@ -420,16 +431,20 @@ class Coordinator:
         self._rule.lose(worker)
         self._reduction.ranks.workers.discard(worker)
         self._ready.pop(worker, None)
-        decision = self._open.decision if self._open is not None else None
-        if decision is not None and worker in decision.workers and not self._reduction.complete(decision.number):
-            assert self._open is not None
-            self._reopen(self._open)  # decided again, without it
+        self._reopen_if_needs(worker)
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))
         log.warning(
             "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
         )
         self._tell(Op.LOST, version=worker)
+
+    def _reopen_if_needs(self, worker: int) -> None:
+        """Decide again where something of the worker is needed that it may not give."""
+        decision = self._open.decision if self._open is not None else None
+        if decision is not None and worker in decision.workers and not self._reduction.complete(decision.number):
+            assert self._open is not None
+            self._reopen(self._open)
 
     def _reopen(self, update: _Open) -> None:
         update.decision = None

@@ -28,7 +28,7 @@ class Op(enum.IntEnum):
 
     JOIN = 1  # worker -> coordinator: here I am [fingerprint and digest of its state, address of its inbox]
     STATE = 2  # coordinator -> worker: everything at a version [`state.whole_state`; nothing: you have it]
-    PEERS = 3  # coordinator -> worker: everybody has joined [addresses of all inboxes]
+    PEERS = 3  # coordinator -> worker: all that live have joined [addresses of all their inboxes]
     MEET = 4  # worker -> worker: the first message of a link
     MET = 5  # worker -> coordinator: a link from every other worker is there
     VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]
@@ -38,10 +38,11 @@ class Op(enum.IntEnum):
     SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
     PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
     RESYNC = 12  # worker -> coordinator: I missed what I need to step as you did, send STATE
-    UNLINKED = 13  # worker -> coordinator: my link from the worker named by `version` has ended
+    UNLINKED = 13  # worker -> coordinator: my link from the worker named by `version` ended, or the one to it lost some
     LOST = 14  # coordinator -> worker: the worker named by `version` is an erasure from now on
     FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
     STOP = 16  # coordinator -> worker: the fit is over
+    MISSED = 17  # anybody -> worker: your queue was full, so something is lost, of decisions up to `decision`
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time
@@ -63,7 +64,8 @@ class Header(NamedTuple):
         samples: samples in one of its data parts.
         elements: values in a slice or part, codewords in a decision.
         global_step: optimizer steps taken when the version was published.
-        decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none.
+        decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none; in STATE
+            the newest that no one at that version needs any more.
         oldest: codewords of older versions than this do not count any more.
         checksum: in READY, of the trainable parameters that the codeword was computed at (`state.checksum`).
         rest: in READY, of the frozen parameters and the buffers that it was computed at.

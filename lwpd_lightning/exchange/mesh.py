@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import zmq
 
@@ -19,6 +20,13 @@ from lwpd_lightning.exchange.transport import Hub, LinkLost, Message, Payload, S
 
 class CoordinatorLost(RuntimeError):
     """The link to the coordinator ended."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """Another worker has read again: before that its queue was full, and what was sent to it is lost."""
+
+    worker: int
 
 
 class WorkerLinks:
@@ -67,7 +75,8 @@ class WorkerLinks:
             self.address = endpoint(host, self._inbox.port)
         self._coordinator = self._spoke(address, None)
         self._spokes: dict[int, Spoke] = {}
-        self._arrived: deque[Message | LinkLost] = deque()
+        self._refusing: set[int] = set()  # workers whose queue was full when something was sent to them last
+        self._arrived: deque[Message | LinkLost | Missed] = deque()
         self._poller = zmq.Poller()
         for polled in (*self._coordinator.sockets, *(self._inbox.sockets if self._inbox is not None else ())):
             self._poller.register(polled, zmq.POLLIN)
@@ -90,20 +99,21 @@ class WorkerLinks:
     def send(self, to: int, frames: Sequence[Payload]) -> None:
         """Queue a message to another worker, or to COORDINATOR, without copying large frames.
 
-        A worker that has no link, or whose queue is full, misses it. Frames must stay as they are until the peer has
-        read them.
+        A worker that has no link misses it; so does one whose queue is full, and `receive` gives Missed when there is
+        room again. Frames must stay as they are until the peer has read them.
 
         Raises:
             CoordinatorLost: the coordinator refused this worker's key, and there is no link to queue for.
         """
         if to != COORDINATOR:
-            if to in self._spokes:
-                self._spokes[to].send(frames)
+            if to in self._spokes and not self._spokes[to].send(frames) and to not in self._refusing:
+                self._refusing.add(to)
+                self._poller.register(self._spokes[to].sockets[0], zmq.POLLOUT)
         elif not self._coordinator.send(frames):
             raise CoordinatorLost("the coordinator refused the link, or reads nothing")
 
-    def receive(self, timeout_s: float | None) -> Message | LinkLost:
-        """The next message, or the end of a link from another worker.
+    def receive(self, timeout_s: float | None) -> Message | LinkLost | Missed:
+        """The next message, the end of a link from another worker, or that one has missed something.
 
         Args:
             timeout_s: None: wait as long as the link to the coordinator lives, which the heartbeat watches.
@@ -126,6 +136,10 @@ class WorkerLinks:
             self._arrived.append(Message(COORDINATOR, frames))
         if self._inbox is not None:
             self._arrived.extend(self._inbox.events(0.0))
+        for worker in [worker for worker in self._refusing if self._spokes[worker].has_room]:
+            self._refusing.discard(worker)
+            self._poller.unregister(self._spokes[worker].sockets[0])
+            self._arrived.append(Missed(worker))
 
     def close(self) -> None:
         """Close every link, giving what is queued a second to leave."""

@@ -63,6 +63,7 @@ class Publication:
         self._sent_settings: object = None
         self._attributes: dict[str, object] = {}  # all that validation has changed so far
         self._position: Header | None = None
+        self._decided = 0
         self._whole: dict[int, _Whole] = {}
         self._awaiting: list[int] = []  # workers that get the state of the version published last once it is there
 
@@ -84,6 +85,7 @@ class Publication:
         step: Step | None,
         attributes: dict[str, object] | None = None,
         *,
+        decided: int,
         moved: bool = False,
     ) -> None:
         """Tell workers of a version; those that need the whole state get both from `arrived`.
@@ -93,9 +95,10 @@ class Publication:
             position: the message's header: version, batch, decision.
             step: the optimizer step that leads to it.
             attributes: of the module that validation has changed.
+            decided: number of the newest decision that it is the outcome of, or that it has done without.
             moved: something else changed the model too, so that they need the whole state.
         """
-        self._position = position
+        self._position, self._decided = position, decided
         self._awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
         told, buffers = self._told(step, attributes), self._changed_buffers()
         self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, told)
@@ -126,7 +129,8 @@ class Publication:
     def _send_state(self, workers: Sequence[int], *, void: int) -> None:
         """The whole state and then the version; what was computed at versions below ``void`` counts nowhere."""
         assert self._position is not None
-        self.send(workers, self._position._replace(op=Op.STATE, oldest=void), self.state())
+        state = self._position._replace(op=Op.STATE, oldest=void, decision=self._decided)
+        self.send(workers, state, self.state())
         # Rank 0's training step may have moved buffers since.
         self.send(workers, self._position, self._now.clone())
 

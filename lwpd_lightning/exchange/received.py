@@ -41,23 +41,31 @@ class Received:
 
     newest: int = field(init=False, default=0)
     decisions: dict[int, Decision] = field(init=False, default_factory=dict)
-    _slices: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    # Of each worker the newest, with its decision's number: who sends one has heard that the decisions before are void.
+    _slices: dict[int, tuple[int, Tensor]] = field(init=False, default_factory=dict)
     _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    _forgotten: int = field(init=False, default=0)  # decisions up to this one are wanted no more
+    _done: dict[int, int] = field(init=False, default_factory=dict)  # worker -> decision up to which it has sent all
+    _unlinked: set[int] = field(init=False, default_factory=set)  # workers not heard of since their link ended
 
     def expect(self, decision: Decision) -> list[BadPeer]:
         """What belongs to ``decision`` is wanted from now on; returns who sent what does not fit it, now forgotten."""
         number = self.newest = decision.number
         self.decisions[number] = decision
-        self._slices = {other: slices for other, slices in self._slices.items() if other >= number}
+        self._slices = {worker: kept for worker, kept in self._slices.items() if kept[0] >= number}
         misfits = []
-        for kept, check in ((self._slices, self._check_slice), (self._parts, self._check_part)):
-            here = kept.get(number, {})
-            for worker, packed in list(here.items()):
-                try:
-                    check(decision, worker, packed)
-                except BadPeer as misfit:
-                    misfits.append(misfit)
-                    del here[worker]
+        for worker, packed in self.slices(number).items():
+            try:
+                self._check_slice(decision, worker, packed)
+            except BadPeer as misfit:
+                misfits.append(misfit)
+                del self._slices[worker]
+        for worker, packed in list(self.parts(number).items()):
+            try:
+                self._check_part(decision, worker, packed)
+            except BadPeer as misfit:
+                misfits.append(misfit)
+                del self._parts[number][worker]
         return misfits
 
     def take_slice(self, header: Header, payload: Tensor) -> Decision | None:
@@ -66,16 +74,18 @@ class Received:
         Raises:
             BadPeer: its size is wrong.
         """
+        self.heard(header.worker, header.decision - 1)
         if header.decision < self.newest:
             return None
         decision = self.decisions.get(header.decision)
         if decision is not None:
             self._check_slice(decision, header.worker, payload)
-        self._slices.setdefault(header.decision, {})[header.worker] = payload
+        self._slices[header.worker] = header.decision, payload
         return decision
 
     def take_part(self, header: Header, payload: Tensor) -> None:
         """The decoded gradient at another rank's positions; raises BadPeer where its size is wrong."""
+        self.heard(header.worker, header.decision)
         decision = self.decisions.get(header.decision)
         if decision is not None:
             self._check_part(decision, header.worker, payload)
@@ -83,11 +93,21 @@ class Received:
 
     def keep_part(self, number: int, reducer: int, packed: Tensor) -> None:
         """A part that this rank has made itself."""
-        self._parts.setdefault(number, {})[reducer] = packed
+        if number > self._forgotten:
+            self._parts.setdefault(number, {})[reducer] = packed
+
+    def heard(self, worker: int, number: int) -> None:
+        """A worker's message says that it has sent all that it ever will for decisions up to this one."""
+        self._done[worker] = max(number, self._done.get(worker, 0))
+        self._unlinked.discard(worker)
+
+    def unlinked(self, worker: int) -> None:
+        """The link from a worker ended, with what was on it."""
+        self._unlinked.add(worker)
 
     def slices(self, number: int) -> dict[int, Tensor]:
         """The slices that are here, by worker."""
-        return self._slices.get(number, {})
+        return {worker: packed for worker, (other, packed) in self._slices.items() if other == number}
 
     def parts(self, number: int) -> dict[int, Tensor]:
         """The parts that are here, by reducer."""
@@ -103,15 +123,17 @@ class Received:
         return number in self.decisions and not self.missing(number)
 
     def hopeless(self, number: int, live: set[int]) -> bool:
-        """Whether what is missing of a decision will never come: messages of one sender keep their order."""
+        """Whether what is missing of a decision will not come, or may not: messages of one sender keep their order."""
         if number not in self.decisions:
             return True
         missing = set(self.missing(number))
-        later = {worker for other, parts in self._parts.items() if other > number for worker in parts}
-        return bool(missing & later) or not missing <= live
+        lost = {worker for worker in missing if worker in self._unlinked or self._done.get(worker, 0) >= number}
+        return bool(lost) or not missing <= live
 
     def forget(self, number: int) -> None:
         """A decision's step has been made: it and all before it are wanted no more."""
+        self._forgotten = max(number, self._forgotten)
+        self._slices = {worker: kept for worker, kept in self._slices.items() if kept[0] > number}
         self.decisions = {other: decision for other, decision in self.decisions.items() if other > number}
         self._parts = {other: parts for other, parts in self._parts.items() if other > number}
 

@@ -161,6 +161,27 @@ class Reduction:
         """The decoded gradient at the positions that another rank adds up; raises BadPeer where its size is wrong."""
         self._received.take_part(header, payload)
 
+    def heard(self, worker: int, number: int) -> None:
+        """A worker says that it has sent all that it ever will for decisions up to this one."""
+        self._received.heard(worker, number)
+
+    def unlinked(self, worker: int) -> None:
+        """The link from a worker ended, with what was on it."""
+        self._received.unlinked(worker)
+
+    @property
+    def sent(self) -> int:
+        """Number of the newest decision for which this rank has nothing more to send, nor for any before it."""
+        newest = self._received.newest
+        owes = self._share_of(newest) is not None and self.ranks.me not in self._received.parts(newest)
+        return newest - owes
+
+    def depends_on(self, worker: int) -> bool:
+        """Whether this rank's codeword counts in the newest decision, and the worker is still to add up its share."""
+        newest = self._received.newest
+        decision = self._received.decisions.get(newest)
+        return decision is not None and self.ranks.me in decision.workers and worker in self.missing(newest)
+
     def missing(self, number: int) -> list[int]:
         """The workers whose part of a decision is not here."""
         return self._received.missing(number)
@@ -170,7 +191,7 @@ class Reduction:
         return self._received.complete(number)
 
     def hopeless(self, number: int) -> bool:
-        """Whether what is missing of a decision will never come: messages of one sender keep their order."""
+        """Whether what is missing of a decision will not come, or may not: messages of one sender keep their order."""
         return self.memory is not None or self._received.hopeless(number, self.ranks.workers)
 
     def readable(self, number: int) -> bool:
@@ -256,6 +277,10 @@ class Reduction:
             mine = decision.share_of(self.ranks.me, self._size)
             whole = slice(0, 0) if mine is None else slice(mine.start, mine.stop)
             self._offered.own = self.feedback.settle(self.wire, self._offered.codeword.packed, whole)
+
+    def _share_of(self, number: int) -> Slice | None:
+        decision = self._received.decisions.get(number)
+        return decision.share_of(self.ranks.me, self._size) if decision is not None else None
 
     def _buffer(self, rows: int) -> Tensor:
         if self._decoded.shape[0] != rows:

@@ -51,6 +51,9 @@ class Hub:
         max_message_bytes: longer messages end the link that sent them.
         queued: messages that may wait for a peer that reads none; later ones to it are lost.
         owner: the worker whose inbox this is; None: the coordinator's.
+
+    Attributes:
+        refused: workers that have missed something since their queue was full; whoever sends takes them out.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Hub:
         self._auth = ThreadAuthenticator(self.context)
         self._auth.start()
         self._auth.configure_curve_callback("*", self)
+        self.refused: set[int] = set()
         self._router = self.context.socket(zmq.ROUTER)
         _configure(self._router, heartbeat_s, queued)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -96,15 +100,17 @@ class Hub:
         """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
 
         Nothing is sent to a worker that has no link (`events` reports, or has reported, that it is lost) or whose queue
-        is full.
+        is full, which is noted in `refused`.
         """
         identity = self._identity.get(worker)
         if identity is None:
             return
         try:
             _send(self._router, [identity, *frames])
+        except zmq.Again:
+            self.refused.add(worker)
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            if error.errno != zmq.EHOSTUNREACH:
                 raise
 
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
@@ -121,6 +127,7 @@ class Hub:
             if worker is not None:
                 if self._identity.get(worker) == identity:
                     del self._identity[worker]
+                    self.refused.discard(worker)
                 yield LinkLost(worker)
 
     @property
@@ -214,6 +221,11 @@ class Spoke:
         except zmq.Again:
             return False
         return True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `send` would find room."""
+        return bool(self._dealer.poll(0, zmq.POLLOUT))
 
     def take(self) -> list[memoryview] | None:
         """The next message's frames; None where none is there."""

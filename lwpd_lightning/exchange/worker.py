@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.header import COORDINATOR, NO_BATCH, Header, Op
-from lwpd_lightning.exchange.mesh import WorkerLinks
+from lwpd_lightning.exchange.mesh import Missed, WorkerLinks
 from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
@@ -197,8 +197,12 @@ class Worker:
         """Take one message."""
         event = self._links.receive(timeout_s)
         if isinstance(event, LinkLost):
+            self._reduction.unlinked(event.worker)
             if event.worker in self._reduction.ranks.workers:
                 self._post(Op.UNLINKED, version=event.worker)
+            return
+        if isinstance(event, Missed):
+            self._has_missed(event.worker)
             return
         header, payload, rest = self._messages.read(event.frames)
         try:
@@ -216,12 +220,24 @@ class Worker:
             self._reduction.part_arrived(header, payload)
         elif header.op is Op.MEET:
             self._met(header.worker)
+        elif header.op is Op.MISSED:
+            self._reduction.heard(header.worker, header.decision)
+
+    def _has_missed(self, worker: int) -> None:
+        """Tell a worker that read nothing for long, and rank 0 where the worker lacks what it was to add up."""
+        header = Header(Op.MISSED, self._messages.run_id, self._worker, decision=self._reduction.sent)
+        self._links.send(worker, self._messages.pack(header))
+        if self._reduction.depends_on(worker):
+            self._post(Op.UNLINKED, version=worker)
 
     def _told(self, header: Header, payload: Tensor, rest: Tensor) -> None:
         if header.op is Op.STOP:
             self._end = Assignment(self._at, header.epoch, header.batch_index, header.global_step)
         elif header.op is Op.STATE:
             self._take_over(header, payload)
+        elif header.op is Op.MISSED:
+            self._resyncing = False  # the state that it asked for may be what is lost
+            self._ask_for_state()
         elif header.op is Op.PEERS:
             self._meet(words(payload))
         elif header.op is Op.VERSION:
@@ -232,17 +248,17 @@ class Worker:
                 self._codeword.counted = True
             self._reduction.begin(decision)
         elif header.op is Op.LOST:
-            self._reduction.ranks.workers.discard(header.version)
-            self._met(header.version)
+            self._lost(header.version)
 
     def _published(self, version: _Version) -> None:
         number = version.header.version
         self._versions[number] = version
-        self._newest = max(self._newest, number)
         if number == self._at:  # the state of it came before
             self._listen(version)
-        if self._codeword is not None and self._codeword.counted:
+        # Not where a version comes again behind a state: its update is open, and a codeword counts once.
+        if number > self._newest and self._codeword is not None and self._codeword.counted:
             self._withdraw()
+        self._newest = max(self._newest, number)
         self._forget_older(version.header.oldest)
 
     def _forget_older(self, oldest: int) -> None:
@@ -256,11 +272,18 @@ class Worker:
     # Among workers.
 
     def _meet(self, peers: str) -> None:
-        addresses = dict(line.split(" ", 1) for line in peers.splitlines())
-        self._links.connect({int(w): address for w, address in addresses.items() if int(w) in self._links.peers})
+        addresses = {int(worker): address for worker, address in (line.split(" ", 1) for line in peers.splitlines())}
+        ranks = self._reduction.ranks
+        for worker in ranks.workers - addresses.keys() - {ranks.coordinator}:
+            self._lost(worker)  # before there was a link to hear it on
+        self._links.connect({worker: addresses[worker] for worker in self._links.peers if worker in addresses})
         for worker in self._links.peers:
             self._links.send(worker, self._messages.pack(Header(Op.MEET, self._messages.run_id, self._worker)))
         self._say_met()
+
+    def _lost(self, worker: int) -> None:
+        self._reduction.ranks.workers.discard(worker)
+        self._met(worker)
 
     def _met(self, worker: int) -> None:
         if self._unmet is not None:
@@ -352,11 +375,10 @@ class Worker:
         self._buffer_values = self._buffers.buffer()
         self._buffers.pack(self._buffer_values)
         self._resyncing, self._skipped, self._done = False, 0, -1
+        self._reduction.commit(header.decision)
         self._reach(header.version)
         self._versions.pop(header.version, None)  # it comes again, with the buffers that its batch is computed on
         self._forget_older(header.oldest)
-        if header.decision:
-            self._reduction.commit(header.decision)
 
     def _load(self, state: Tensor) -> None:
         values, rest = state[: self._everything.nbytes], state[self._everything.nbytes :]

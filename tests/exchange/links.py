@@ -39,15 +39,15 @@ def spoke(run_key, worker, hub, heartbeat_s=5.0):
     return Spoke(run_key, worker, address(hub), heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES, queued=QUEUED)
 
 
-def links(run_key, worker, hub, heartbeat_s=5.0, peers=()):
-    return WorkerLinks(
+def links(run_key, worker, hub, heartbeat_s=5.0, peers=(), queued=QUEUED, made=WorkerLinks):
+    return made(
         run_key,
         worker,
         address(hub),
         peers=peers,
         heartbeat_s=heartbeat_s,
         max_message_bytes=MAX_BYTES,
-        queued=QUEUED,
+        queued=queued,
     )
 
 

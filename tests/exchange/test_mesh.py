@@ -8,7 +8,7 @@ import zmq
 
 from lwpd_lightning.exchange.header import COORDINATOR
 from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.exchange.mesh import CoordinatorLost, WorkerLinks
+from lwpd_lightning.exchange.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.exchange.rendezvous import LOOPBACK
 from lwpd_lightning.exchange.transport import Hub, LinkLost
 from tests.exchange.links import DEADLINE_S, MAX_BYTES, QUEUED, address, events_until, links
@@ -37,7 +37,11 @@ def pair(run_key, hub):
 
 def received(end):
     message = end.receive(DEADLINE_S)
-    return message if isinstance(message, LinkLost) else (message.worker, [bytes(frame) for frame in message.frames])
+    return (
+        message
+        if isinstance(message, LinkLost | Missed)
+        else (message.worker, [bytes(frame) for frame in message.frames])
+    )
 
 
 def test_workers_reach_each_other_and_the_coordinator_both(hub, pair):
@@ -87,6 +91,25 @@ def test_messages_queue_until_the_link_stands(run_key, hub):
         one.send(2, [b"early"])
         assert received(two) == (1, [b"early"])
         assert not two.waiting
+
+
+def test_who_missed_something_is_reported_once_when_it_reads_again(pair):
+    one, two = pair
+    one.send(2, [b"first"])
+    assert received(two) == (1, [b"first"])
+    while not one._refusing:
+        one.send(2, [bytes(200_000)])
+    for _ in range(100):
+        one.send(2, [bytes(200_000)])  # what else is lost is not counted
+    while not one.waiting:  # the other reads until there is room
+        if two.waiting:
+            received(two)
+    assert received(one) == Missed(2)
+    one.send(2, [b"heard"])
+    while received(two) != (1, [b"heard"]):
+        pass
+    assert not one.waiting
+    assert not one._refusing
 
 
 def test_the_end_of_a_worker_is_reported_to_the_other(run_key, hub):

@@ -280,6 +280,82 @@ def test_parts_that_will_never_come_are_known_by_what_came_later():
     assert late.complete(1)
 
 
+def held_up():
+    """Two reducers, what each sends of decision 1 to the third rank, and that rank, which has heard the decision."""
+    table = Table(uncoded(3), SHAPES[3])
+    table.offer(1)
+    decision = table.decide(1, [1, 0], 1)
+    for rank in table.ranks:
+        table.reductions[rank].begin(decision)
+    kept = {}
+    while table.queue:
+        sender, to, frames = table.queue.popleft()
+        if to == 2:
+            kept[sender] = frames
+        else:
+            table.take(to, frames)
+    return table, table.reductions[2], kept
+
+
+def test_parts_that_will_never_come_are_known_by_what_their_sender_says():
+    table, late, kept = held_up()
+    table.take(2, kept[0])
+    assert table.reductions[1].sent == 1
+    late.heard(1, 0)
+    assert not late.hopeless(1)
+    late.heard(1, table.reductions[1].sent)
+    assert late.hopeless(1)
+
+
+def test_a_rank_says_that_it_has_sent_all_only_when_it_has_added_up():
+    table = Table(uncoded(3), SHAPES[3])
+    table.offer(1)
+    decision = table.decide(1, [1, 0], 1)
+    table.reductions[1].begin(decision)
+    assert table.reductions[1].sent == 0
+    assert table.reductions[1].depends_on(0)
+    assert not table.reductions[1].depends_on(2)
+    for rank in (0, 2):
+        table.reductions[rank].begin(decision)
+    assert table.reductions[2].sent == 1
+    table.deliver(random.Random(0))
+    assert table.reductions[1].sent == 1
+    assert not table.reductions[1].depends_on(0)
+
+
+def test_parts_that_were_on_a_link_that_ended_are_not_waited_for():
+    table, late, kept = held_up()
+    table.take(2, kept[0])
+    late.unlinked(0)
+    assert not late.hopeless(1)  # its part is here
+    late.unlinked(1)
+    assert late.hopeless(1)
+    table.take(2, kept[1])  # it was not lost, or the sender is back
+    assert late.complete(1)
+    assert not late.hopeless(1)
+
+
+def test_what_comes_ahead_of_decisions_takes_the_room_of_one_slice_a_worker():
+    table = Table(uncoded(3), SHAPES[3])
+    received = table.reductions[1]._received
+    slices = {number: torch.full((40,), number, dtype=torch.uint8) for number in range(1, 200)}
+    for number, payload in slices.items():
+        for worker in (0, 2):
+            received.take_slice(Header(Op.SLICE, RUN, worker, decision=number), payload)
+    assert len(received._slices) == 2
+    assert list(received.slices(199)) == [0, 2]
+    assert received.slices(198) == {}
+
+
+def test_what_comes_when_its_step_has_been_made_is_not_kept():
+    table, late, kept = held_up()
+    late.commit(3)
+    for frames in kept.values():
+        table.take(2, frames)
+    assert not late._received._parts
+    assert not late._received.decisions
+
+
 def test_a_decision_that_one_never_heard_of_is_hopeless():
     table = Table(uncoded(3), SHAPES[0])
     assert table.reductions[2].hopeless(7)

@@ -296,6 +296,18 @@ def test_a_silent_host_is_lost_and_an_idle_one_is_not(run_key, peers):
         assert LinkLost(1) not in seen
 
 
+def test_who_missed_something_is_noted_until_its_link_ends(hub, run_key):
+    with closing(spoke(run_key, 0, hub)) as end:
+        end.send([b"hello"])
+        events_until(hub, message(b"hello", worker=0))
+        assert hub.refused == set()
+        while not hub.refused:
+            hub.send(0, [bytes(200_000)])
+        assert hub.refused == {0}
+    events_until(hub, lost(0))
+    assert hub.refused == set()
+
+
 def test_two_links_of_one_worker_both_end_without_harm(hub, run_key):
     """A worker that lost its link connects anew before the end of the old one is noticed."""
     old, new = spoke(run_key, 0, hub), spoke(run_key, 0, hub)

@@ -29,6 +29,8 @@ class Gate(WorkerCallback):
                 assert self._changed.wait_for(lambda: self._closed.value >= version, _GATE_S)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if not trainer.is_global_zero:
+            return
         with self._changed:
             self._closed.value = trainer.strategy.last_update.version
             self._changed.notify_all()

@@ -24,7 +24,6 @@ def sweep(tmp_path_factory) -> dict[tuple[str, int], Path]:
     done = train(
         directory, "-m", f"scheme={','.join(SCHEMES)}", f"code={','.join(RANKS)}", "trainer.max_epochs=1",
         "trainer.limit_train_batches=2", "model.hidden=[32]", "logger=csv", "hydra.sweep.dir=jobs",
-        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
         "straggler=slow_tail", "straggler.model.seconds=0.01",
         "+callbacks.keep._target_=tests.experiments.peers.callbacks.KeepParameters",
         "+callbacks.keep.folder=${paths.run_dir}/parameters",

@@ -1,0 +1,374 @@
+"""Rank 0 and workers of one fit over real links, each worker in a thread: what is lost on the way stalls nobody."""
+
+import threading
+import time
+from contextlib import ExitStack, closing
+
+import pytest
+import torch
+import zmq
+from torch import nn
+
+from lwpd_lightning.coding import uncoded
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.wire import wire_format
+from lwpd_lightning.exchange.coordinator import Coordinator
+from lwpd_lightning.exchange.header import COORDINATOR, HEADER_BYTES, Header, Op
+from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.exchange.mesh import CoordinatorLost, WorkerLinks
+from lwpd_lightning.exchange.message import EMPTY, Messages, text
+from lwpd_lightning.exchange.publication import Publication
+from lwpd_lightning.exchange.reduction import Ranks, Reduction
+from lwpd_lightning.exchange.rendezvous import LOOPBACK
+from lwpd_lightning.exchange.rule import ArrivalRule
+from lwpd_lightning.exchange.state import Checksums
+from lwpd_lightning.exchange.transport import Hub, _send
+from lwpd_lightning.exchange.update import Codeword, Contribution, Step
+from lwpd_lightning.exchange.worker import Worker
+from tests.exchange.links import DEADLINE_S, MAX_BYTES, links
+
+MESSAGES = Messages(bytes(range(16)), arena=None)
+FINGERPRINT = bytes(32)
+QUEUED = 4
+FULL_S = 2.0  # the system takes up to a second to find more room for what nobody reads
+
+
+class Seat:
+    """Model, optimizer and share in adding up of one rank; its gradient is a function of rank and version."""
+
+    def __init__(self, worker, code, send, width=20):
+        torch.manual_seed(0)
+        self.worker, self.model = worker, nn.Linear(30, width)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.precision = torch.amp.GradScaler("cpu")
+        self.blocks = BlockMap(list(self.model.parameters()), code.blocks)
+        wire = wire_format("float32")
+        self.reduction = Reduction(
+            ranks=Ranks(worker, 0, set(range(code.n))), blocks=self.blocks, code=code, wire=wire, update_wire=wire,
+            messages=MESSAGES, send=send, memory=None, feedback=None, along_direction=False,
+        )  # fmt: skip
+
+    def codeword(self, version):
+        generator = torch.Generator().manual_seed(1000 * version + self.worker)
+        values = torch.randn(self.blocks.block_size, generator=generator)
+        return Codeword(values, wire_format("float32").pack(values)), Contribution(
+            version, [True, True], 0.0, 4, 0.0, EMPTY
+        )
+
+
+class SlowReader(WorkerLinks):
+    """Links that read nothing while the gate is closed, as of a process that gets no processor.
+
+    The gate closes itself behind the codeword of version ``closes_at``, and ``closed`` is set.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gate, self.closed, self.closes_at = threading.Event(), threading.Event(), None
+        self.gate.set()
+
+    def send(self, to, frames):
+        super().send(to, frames)
+        header = Header.unpack(frames[0][:HEADER_BYTES], run_id=MESSAGES.run_id)
+        if header.op is Op.READY and header.version == self.closes_at:
+            self.gate.clear()
+            self.closed.set()
+
+    def receive(self, timeout_s):
+        assert self.gate.wait(DEADLINE_S)
+        return super().receive(timeout_s)
+
+
+class FarWorker(threading.Thread):
+    """A worker in a thread; ``before`` is called with (worker, version) in the midst of its computing."""
+
+    def __init__(self, links, worker, code, before, width):
+        super().__init__(daemon=True)
+        self.links, self.seat, self._before = links, Seat(worker, code, links.send, width), before
+        self.computed, self.error = [], None
+        self._worker = Worker(
+            links=links, reduction=self.seat.reduction, model=self.seat.model, optimizer=self.seat.optimizer,
+            precision=self.seat.precision, replica=self, messages=MESSAGES, fingerprint=FINGERPRINT,
+            timeout_s=DEADLINE_S,
+        )  # fmt: skip
+
+    def run(self):
+        try:
+            self._worker.run()
+        except CoordinatorLost as error:
+            self.error = error
+
+    # A replica, which has no hooks.
+
+    def enter(self, assignment):
+        pass
+
+    def skip(self, at):
+        pass
+
+    def compute(self, assignment, settle):
+        settle()
+        self.computed.append(assignment.version)
+        self._before(self, assignment.version)
+        return self.seat.codeword(assignment.version)
+
+    def step(self, at):
+        self.seat.optimizer.step()
+
+
+class Fit:
+    """Rank 0, in the calling thread, and workers 1 to n - 1."""
+
+    def __init__(
+        self, stack, n, *, before=lambda worker, version: None, width=20, timeout_s=DEADLINE_S, peers=True, **rule
+    ):
+        self.run_key, code, others = RunKey.generate(), uncoded(n), range(1, n)
+        self.hub = Hub(
+            self.run_key, list(others), host=LOOPBACK, heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED
+        )
+        self.seat = Seat(0, code, self.hub.send, width)
+        publication = Publication(
+            self.hub, MESSAGES, self.seat.model, torch.device("cpu"), self.seat.optimizer, self.seat.precision
+        )
+        self.coordinator = Coordinator(
+            hub=self.hub, publication=publication, rule=ArrivalRule(code, **{"wait_for": n, "always": 0, **rule}),
+            reduction=self.seat.reduction, model=self.seat.model, messages=MESSAGES, fingerprint=FINGERPRINT,
+            first_version=0, min_workers=2, timeout_s=timeout_s, exited=lambda worker, wait_s: None,
+        )  # fmt: skip
+        self.workers = {}
+        for worker in others:
+            end = links(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
+                        queued=QUEUED,
+                        made=SlowReader)  # fmt: skip
+            stack.enter_context(closing(end))
+            self.workers[worker] = FarWorker(end, worker, code, before, width)
+        self.checksums = Checksums(self.seat.model, self.seat.blocks.parameters)
+        self._step, self._stopped = None, False
+        stack.callback(self.stop)
+
+    def start(self):
+        for thread in self.workers.values():
+            thread.start()
+        self.coordinator.admit()
+
+    def updates(self, count, meanwhile=lambda version: None, moved=False):
+        """Train; ``meanwhile`` is called with each version while workers compute it; ``moved``: by more than steps."""
+        coordinator, optimizer, updates = self.coordinator, self.seat.optimizer, []
+        for _ in range(count):
+            step = None if moved else self._step
+            coordinator.publish(0, 0, 0, step=step, moved=moved)
+            coordinator.arrived(self.checksums.take())
+            meanwhile(coordinator.version)
+            coordinator.contribute(*self.seat.codeword(coordinator.version))
+            updates.append(coordinator.collect())
+            coordinator.deliver()
+            optimizer.step()
+            self._step = Step(coordinator.decided, [{"lr": 0.1}])
+        return updates
+
+    def stop(self):
+        if self._stopped:
+            return
+        self._stopped = True
+        for thread in self.workers.values():
+            thread.links.gate.set()
+        self.coordinator.stop(0, 0, await_farewell=False)
+        for thread in self.workers.values():
+            if thread.ident is not None:
+                thread.join(DEADLINE_S)
+                assert not thread.is_alive()
+
+    def assert_trained_as_one(self, updates):
+        """Rank 0 is where one process would be that counts what was counted."""
+        alone = Seat(0, uncoded(len(self.workers) + 1), None, self.seat.model.out_features)
+        for version, update in enumerate(updates):
+            assert len(update.arrivals) == len(self.workers) + 1
+            rows = [Seat.codeword(_Numbered(alone, a.worker), version)[0].exact for a in update.arrivals]
+            alone.blocks.scatter(torch.stack(rows).mean(dim=0)[None], [True, True])
+            alone.optimizer.step()
+        for ours, theirs in zip(self.seat.model.parameters(), alone.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+class _Numbered:
+    def __init__(self, seat, worker):
+        self.worker, self.blocks = worker, seat.blocks
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_workers_and_rank_0_train_as_one_process(stack):
+    fit = Fit(stack, 3)
+    fit.start()
+    updates = fit.updates(5)
+    fit.assert_trained_as_one(updates)
+    assert [update.resyncs for update in updates] == [0] * 5
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["linked", "sharing memory"])
+def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, share):
+    """Nobody can tell the late one, which has no link yet."""
+    fit = Fit(stack, 4, peers=not share)
+    del fit.workers[1]
+    fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
+    with closing(links(fit.run_key, 1, fit.hub, peers=[2, 3])) as short_lived:
+        join = MESSAGES.pack(Header(Op.JOIN, MESSAGES.run_id, 1), fingerprint, text(short_lived.address))
+        short_lived.send(COORDINATOR, join)
+
+    def join_late():
+        deadline = time.monotonic() + DEADLINE_S
+        while not fit.coordinator.failures:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        fit.workers[3].start()
+
+    late = threading.Thread(target=join_late)
+    late.start()
+    fit.workers[2].start()
+    fit.coordinator.admit()
+    late.join()
+    assert [failure.worker for failure in fit.coordinator.failures] == [1]
+    for worker in (2, 3):
+        assert fit.workers[worker].seat.reduction.ranks.workers == {0, 2, 3}
+    if not share:
+        assert [sorted(a.worker for a in update.arrivals) for update in fit.updates(4)] == [[0, 2, 3]] * 4
+
+
+def test_a_slice_that_a_full_queue_refused_is_decided_again(stack):
+    """Worker 2 cannot send its slice to worker 1, which adds up and would wait for it."""
+
+    def before(thread, version):
+        if version == 3 and thread.seat.worker == 2:
+            reader = fit.workers[1].links
+            assert reader.closed.wait(DEADLINE_S)
+            fill(thread.links, 1)
+            opens_after(thread, 1, reader.gate)
+
+    fit = Fit(stack, 3, before=before)
+    fit.workers[1].links.closes_at = 3
+    fit.start()
+    updates = fit.updates(5)
+    fit.assert_trained_as_one(updates)
+    assert fit.coordinator.failures == []
+    assert fit.coordinator.decided > 5
+
+
+def test_a_part_that_a_full_queue_refused_does_not_hold_its_worker_up(stack):
+    """Worker 1 cannot send what it added up to worker 2, which cannot step, and is then waited for."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    def before(thread, version):
+        if version == 3 and thread.seat.worker == 2:
+            busy.set()
+            assert go_on.wait(DEADLINE_S)
+        if version == 3 and thread.seat.worker == 1:
+            assert busy.wait(DEADLINE_S)
+            fill(thread.links, 2)
+
+    fit = Fit(stack, 4, before=before, wait_for=3, stale="drop")
+    fit.start()
+    fit.updates(4)
+    fit.coordinator._lose(3, "is no more")
+    go_on.set()
+    updates = fit.updates(3)
+    assert max(fit.workers[2].computed) > 4
+    assert [failure.worker for failure in fit.coordinator.failures] == [3]
+    assert sum(update.resyncs for update in updates) == 1
+
+
+def test_a_decision_that_a_full_queue_refused_is_made_again(stack):
+    """Rank 0 cannot tell worker 1 who counts."""
+    filled = threading.Event()
+
+    def before(thread, version):
+        if version == 3 and thread.seat.worker == 2:
+            assert filled.wait(DEADLINE_S)
+            opens_after(thread, 1, fit.workers[1].links.gate)
+
+    def fill_hub(version):
+        if version == 3:
+            assert fit.workers[1].links.closed.wait(DEADLINE_S)
+            fill_for(fit.hub, 1)
+            filled.set()
+
+    fit = Fit(stack, 3, before=before)
+    fit.workers[1].links.closes_at = 3
+    fit.start()
+    updates = fit.updates(5, fill_hub)
+    fit.assert_trained_as_one(updates)
+    assert fit.coordinator.failures == []
+
+
+def test_a_worker_that_missed_versions_does_not_wait_for_what_it_has_not_heard(stack):
+    """Its codeword is too old, says a version that found no room: it would wait, and rank 0 for it."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    def before(thread, version):
+        if version == 3 and thread.seat.worker == 1:
+            busy.set()
+            assert go_on.wait(DEADLINE_S)
+
+    def fill_hub(version):
+        if version == 3:
+            assert busy.wait(DEADLINE_S)
+            fill_for(fit.hub, 1)
+
+    fit = Fit(stack, 3, before=before, wait_for=2, stale="drop")
+    fit.start()
+    fit.updates(5, fill_hub)
+    fit.coordinator._lose(2, "is no more")
+    go_on.set()
+    fit.updates(3)
+    assert max(fit.workers[1].computed) > 5
+
+
+def test_a_worker_that_takes_over_states_keeps_nothing_of_older_decisions(stack):
+    """Where rank 0 changes its weights after every step, workers make none."""
+    fit = Fit(stack, 3)
+    fit.start()
+    updates = fit.updates(30, moved=True) + fit.updates(2) + fit.updates(30, moved=True)
+    fit.assert_trained_as_one(updates)
+    assert sum(update.resyncs for update in updates) == 0
+    fit.stop()
+    for seat in (fit.seat, *(thread.seat for thread in fit.workers.values())):
+        received = seat.reduction._received
+        assert len(received.decisions) <= 2
+        assert len(received._parts) <= 2
+        assert len(received._slices) <= 2
+
+
+def junk(worker):
+    return MESSAGES.pack(Header(Op.MEET, MESSAGES.run_id, worker), torch.zeros(64_000, dtype=torch.uint8))
+
+
+def fill(links, to):
+    """Send what nobody reads until there is no room, nor any made by the system."""
+    while links._spokes[to].sockets[0].poll(int(1000 * FULL_S), zmq.POLLOUT):
+        links._spokes[to].send(junk(links._worker))
+
+
+def fill_for(hub, worker):
+    """As `fill`, from rank 0."""
+    refused_since = None
+    while refused_since is None or time.monotonic() < refused_since + FULL_S:
+        try:
+            _send(hub._router, [hub._identity[worker], *junk(COORDINATOR)])
+            refused_since = None
+        except zmq.Again:
+            refused_since = refused_since or time.monotonic()
+
+
+def opens_after(thread, to, gate):
+    """Open a gate when the worker has tried to send its slice ``to`` another."""
+    send = thread.seat.reduction.send
+
+    def opening(address, frames):
+        send(address, frames)
+        if address == to:
+            gate.set()
+
+    thread.seat.reduction.send = opening
