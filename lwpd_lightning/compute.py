@@ -20,6 +20,7 @@ from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_ever
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Codeword, Contribution
+from lwpd_lightning.loss_scale import loss_scale
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -114,16 +115,19 @@ class CodewordComputation:
         """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent.
 
         Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share. Sparse
-        gradients (``torch.nn.Embedding(sparse=True)``) become dense, as codewords are.
+        gradients (``torch.nn.Embedding(sparse=True)``) become dense, as codewords are. What is sent is of the loss
+        itself, whatever the backward had scaled it by.
         """
         for parameter in self.blocks.parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
                 self._explain_sparse()
+        factor = 1 / loss_scale(self._precision)
         if self._feedback is None:
-            self.blocks.encode(self._code.at(self._version).coefficients(self._worker)[part], self._codeword)
+            coefficients = self._code.at(self._version).coefficients(self._worker)[part]
+            self.blocks.encode(factor * coefficients, self._codeword)
         else:
-            self._feedback.add(part)
+            self._feedback.add(part, factor)
         self._losses.append(float(loss.detach()) * self._accumulated)
 
     def _explain_sparse(self) -> None:
@@ -146,9 +150,9 @@ class CodewordComputation:
         loss = closure_loss(output) / self._accumulated
         if computed is not None:
             computed(output)
-        loss = self._precision.pre_backward(loss, self._module)
+        scaled = self._precision.pre_backward(loss, self._module)
         self.clear_gradients()
-        self._precision.backward(loss, self._module, None)
+        self._precision.backward(scaled, self._module, None)
         self.encode(part, loss)
         touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
 

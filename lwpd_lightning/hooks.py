@@ -147,7 +147,7 @@ class TrainingHooks:
             at.epoch,
             index,
             trainer.strategy._lightning_optimizers[0],
-            lambda: loss if loss is not None else torch.zeros(()),
+            lambda: loss if loss is not None else torch.zeros((), device=self._module.device),
         )
         self._loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = at.global_step + 1
 

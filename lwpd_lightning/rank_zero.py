@@ -33,6 +33,7 @@ from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
+from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import (
     ENV_KEY,
     Meeting,
@@ -249,7 +250,12 @@ class CodedFit:
             return to_device()
 
     def backward(self, loss: Tensor, backward: Callable[[], None]) -> None:
-        """Finish rank 0's codeword, wait for the others and leave the decoded gradient in ``.grad``."""
+        """Finish rank 0's codeword, wait for the others and leave the decoded gradient in ``.grad``.
+
+        Args:
+            loss: as training_step returned it; ``backward`` may be that of a multiple.
+            backward: leaves the gradients of rank 0's first data part in ``.grad``.
+        """
         computation, coordinator, batch = self._computation, self._coordinator, self._loader.current
         assert coordinator is not None and batch is not None
         if computation is not None:
@@ -270,6 +276,7 @@ class CodedFit:
             self._collect()
         self._publish_ahead(batch.index)
         coordinator.deliver()
+        scale_gradients(self._trainer.precision_plugin, self._blocks.parameters)
         self._delivered = time.monotonic()
 
     def _collect(self) -> None:
@@ -431,10 +438,10 @@ class CodedFit:
         for worker in lost:
             rule.lose(worker)
             reducing.ranks.workers.discard(worker)
-        optimizer_state = self._trainer.strategy.optimizers[0].state_dict
+        optimizer, precision = self._trainer.optimizers[0], self._trainer.precision_plugin
         return Coordinator(
             hub=hub,
-            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer_state),
+            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer, precision),
             rule=rule,
             reduction=reducing,
             model=module,

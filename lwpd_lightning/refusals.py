@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
@@ -33,19 +33,23 @@ def refuse_process_group() -> None:
 
 
 def refuse_precision(precision: Precision) -> None:
-    """Only 32-true, 64-true and bf16-mixed leave every rank's gradients on one scale.
+    """Precisions whose steps every rank can make alike; what other plugins keep between steps no rank could take over.
 
     Raises:
         MisconfigurationException: for another precision.
     """
-    supported = type(precision) in (Precision, DoublePrecision) or (
-        isinstance(precision, MixedPrecision) and precision.precision == "bf16-mixed"
+    if type(precision) in (Precision, DoublePrecision) or isinstance(precision, MixedPrecision):
+        return
+    if not isinstance(precision, HalfPrecision):
+        refused = f"the precision plugin {type(precision).__name__}"
+    elif precision.precision == "16-true":
+        refused = "precision='16-true', whose gradients lose what is small where the loss has no scale,"
+    else:
+        return
+    raise MisconfigurationException(
+        f"{refused} is not supported by coded exchange: use precision='32-true', '64-true', 'bf16-mixed', "
+        "'bf16-true' or '16-mixed'."
     )
-    if not supported:
-        name = getattr(precision, "precision", type(precision).__name__)
-        raise MisconfigurationException(
-            f"precision={name!r} is not supported by coded exchange: use '32-true', '64-true' or 'bf16-mixed'."
-        )
 
 
 def refuse_trainer(trainer: pl.Trainer) -> None:

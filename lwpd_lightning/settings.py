@@ -236,6 +236,8 @@ class ExchangeSettings:
         forkable = one_host and "fork" in multiprocessing.get_all_start_methods()
         if self.start_method == "fork" and not forkable:
             beside = " under an outside launcher" if external else ""
+            if device.type == "cpu" and torch.cuda.is_available():
+                beside += " on a machine whose GPU torch sees (CUDA_VISIBLE_DEVICES='' hides it)"
             raise ValueError(
                 f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}{beside}: only a single "
                 "machine's CPU ranks that rank 0 starts itself can be forked, use 'rerun'."

@@ -106,8 +106,9 @@ def _plain(value: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = (one.device, one.dtype) == (other.device, other.dtype)
+        return alike and torch.equal(one, other)
     if type(one) is not type(other):
         return False
     if isinstance(one, (list, tuple)):

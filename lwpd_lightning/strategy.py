@@ -347,11 +347,9 @@ class LWPDStrategy(ParallelStrategy):
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Backward of rank 0's data parts, then the exchange, so that ``on_after_backward`` sees decoded gradients."""
         module, precision = self._trainer.lightning_module, self.precision_plugin
-        closure_loss = precision.pre_backward(closure_loss, module)
-        self._running.backward(
-            closure_loss, lambda: precision.backward(closure_loss, module, optimizer, *args, **kwargs)
-        )
-        return precision.post_backward(closure_loss, module)
+        scaled = precision.pre_backward(closure_loss, module)
+        self._running.backward(closure_loss, lambda: precision.backward(scaled, module, optimizer, *args, **kwargs))
+        return precision.post_backward(scaled, module)
 
     def optimizer_step(
         self,

@@ -27,6 +27,7 @@ from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
+from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import (
     ENV_FIT,
     ENV_PARENT,
@@ -117,6 +118,7 @@ class TrainedReplica:
     def step(self, at: Assignment) -> None:
         """Step as rank 0 does, with the hooks around it."""
         started = time.monotonic()
+        scale_gradients(self._trainer.precision_plugin, self._codewords.blocks.parameters)
         self._hooks.step(at)
         self._step_s += time.monotonic() - started
 
@@ -172,6 +174,7 @@ def _serve(
             reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
             model=module,
             optimizer=trainer.optimizers[0],
+            precision=trainer.precision_plugin,
             replica=replica,
             messages=meeting.messages,
             fingerprint=fingerprint(module, blocks, code, loader),
