@@ -61,8 +61,9 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
     module = trainer.lightning_module
     if not module.automatic_optimization:
         raise MisconfigurationException(
-            "automatic_optimization=False is not supported by coded exchange: workers compute a codeword before rank 0's "
-            "script says which backward it belongs to and whether a step follows, so let Lightning step the optimizer."
+            "automatic_optimization=False is not supported by coded exchange: workers compute a codeword before rank "
+            "0's script says which backward it belongs to and whether a step follows, so let Lightning step the "
+            "optimizer."
         )
     if trainer._accelerator_connector._layer_sync is not None:
         raise MisconfigurationException(
