@@ -91,7 +91,8 @@ class TrainedReplica:
                 self._hooks.accumulate(index)
             batch = self._loader.batch(assignment.epoch, index)
             data = self._codewords.transferred(batch, first)
-            if not self._hooks.start_batch(data, assignment.epoch, index) or self.changed:
+            last = index + 1 >= self._trainer.num_training_batches or not self._loader.has(assignment.epoch, index + 1)
+            if not self._hooks.start_batch(data, assignment.epoch, index, last=last) or self.changed:
                 return None
             if index == assignment.batch_index:
                 settle()

@@ -41,14 +41,11 @@ class Assignment:
 
 
 class Replica(Protocol):
-    """The model on a worker, as it is trained there.
-
-    Attributes:
-        changed: whether something else is to be trained than when the exchange began.
-    """
+    """The model on a worker, as it is trained there."""
 
     @property
-    def changed(self) -> bool: ...
+    def changed(self) -> bool:
+        """Whether something else is to be trained than when the exchange began."""
 
     def enter(self, assignment: Assignment) -> None:
         """Training has come to this epoch, batch and step."""
