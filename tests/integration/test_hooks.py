@@ -11,7 +11,7 @@ from tests.integration.hooked import CASES, Case, Steered, TaughtByBuffer, train
 CODES = {"lwpd(4,4,2)": lambda: lwpd_code(4, 4, 2), "uncoded(2)": lambda: uncoded(2)}
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", ["uncoded(2)", pytest.param("lwpd(4,4,2)", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_hooks_act_on_every_rank(name, code):
     alone, _ = train(name, devices=1)
