@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lwpd_lightning.callbacks import WorkerCallback
@@ -19,6 +20,7 @@ from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_ever
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Codeword, Contribution
+from lwpd_lightning.loss_scale import loss_scale
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -66,6 +68,7 @@ class CodewordComputation:
         self._losses: list[float] = []
         self._remembered: set[int] = set()  # parameters of which the feedback's memory may hold something
         self._version, self._started = 0, 0.0
+        self._explained_sparse = False
 
     @property
     def _module(self) -> pl.LightningModule:
@@ -111,13 +114,26 @@ class CodewordComputation:
     def encode(self, part: int, loss: Tensor) -> None:
         """Add the data part's gradients, which a backward has just left in ``.grad``, to what is sent.
 
-        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share.
+        Where gradients are accumulated over batches, this happens for each of them, and ``loss`` is its share. Sparse
+        gradients (``torch.nn.Embedding(sparse=True)``) become dense, as codewords are. What is sent is of the loss
+        itself, whatever the backward had scaled it by.
         """
+        for parameter in self.blocks.parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
+                self._explain_sparse()
+        factor = 1 / loss_scale(self._precision)
         if self._feedback is None:
-            self.blocks.encode(self._code.at(self._version).coefficients(self._worker)[part], self._codeword)
+            coefficients = self._code.at(self._version).coefficients(self._worker)[part]
+            self.blocks.encode(factor * coefficients, self._codeword)
         else:
-            self._feedback.add(part)
+            self._feedback.add(part, factor)
         self._losses.append(float(loss.detach()) * self._accumulated)
+
+    def _explain_sparse(self) -> None:
+        if not self._explained_sparse:
+            self._explained_sparse = True
+            rank_zero_warn("sparse gradients are sent as dense codewords: sparse=True saves nothing here.")
 
     def add_parts(self, batch: CodedBatch, parts: tuple[int, ...]) -> set[int]:
         """Compute and encode ``parts`` of the batch; returns which parameters (by position) got gradients."""
@@ -134,9 +150,9 @@ class CodewordComputation:
         loss = closure_loss(output) / self._accumulated
         if computed is not None:
             computed(output)
-        loss = self._precision.pre_backward(loss, self._module)
+        scaled = self._precision.pre_backward(loss, self._module)
         self.clear_gradients()
-        self._precision.backward(loss, self._module, None)
+        self._precision.backward(scaled, self._module, None)
         self.encode(part, loss)
         touched.update(position for position, has in enumerate(self.blocks.touched()) if has)
 

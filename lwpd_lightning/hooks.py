@@ -89,13 +89,13 @@ class TrainingHooks:
             return
         if self._epoch is None:
             self._epoch = assignment.epoch
-            self._count(self._epoch, assignment.batch_index, assignment.global_step)
+            self._count(self._epoch, None, assignment.global_step)
             if not (self._loop.restarted_mid_epoch or self._loop.restarted_on_epoch_end):
                 self._start_epoch()
         while self._epoch < assignment.epoch:
             self._end_epoch()
             self._epoch += 1
-            self._count(self._epoch, 0, assignment.global_step)
+            self._count(self._epoch, None, assignment.global_step)
             if self.reload is not None:
                 self.reload(self._epoch)
             self._start_epoch()
@@ -106,8 +106,9 @@ class TrainingHooks:
         first, every = assignment.batch_index, self._trainer.accumulate_grad_batches
         return range(first, int(min(first - first % every + every, self._trainer.num_training_batches)))
 
-    def start_batch(self, batch: Any, epoch: int, index: int) -> bool:
-        """Start a batch; whether it is to be computed."""
+    def start_batch(self, batch: Any, epoch: int, index: int, *, last: bool) -> bool:
+        """Start a batch, the ``last`` of its epoch or not; whether it is to be computed."""
+        self._loop.epoch_loop.batch_progress.is_last_batch = last
         if self._started == (epoch, index):
             return True
         self._started = epoch, index
@@ -147,7 +148,7 @@ class TrainingHooks:
             at.epoch,
             index,
             trainer.strategy._lightning_optimizers[0],
-            lambda: loss if loss is not None else torch.zeros(()),
+            lambda: loss if loss is not None else torch.zeros((), device=self._module.device),
         )
         self._loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = at.global_step + 1
 
@@ -174,7 +175,6 @@ class TrainingHooks:
         progress.processed = progress.completed = epoch
         if batch_index is not None:
             batches.current.ready = batch_index + 1
-            batches.is_last_batch = batch_index + 1 >= self._trainer.num_training_batches
         self._loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = global_step
 
     def _call(self, hook: str, *arguments: Any) -> Any:

@@ -25,6 +25,8 @@ from typing import Protocol
 
 import torch
 
+from lwpd_lightning.descriptors import own_offsets
+
 _PARENT_CHECK_S = 0.5
 # A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
 _STOP_GRACE_S = 1.0
@@ -131,6 +133,7 @@ def _allowed_children() -> Iterator[None]:
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     # What rank 0 left as garbage must not be collected here: a destructor may join a thread that only rank 0 has.
     gc.freeze()
+    own_offsets()
     # While rich shows a live display, as Lightning's default progress bar does, prints go through its lock, which may
     # have been held by a thread that is not there in a fork.
     sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lwpd_lightning.coding import BlockMap, kernels
+from lwpd_lightning.coding import BlockMap, Code, kernels
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, loader_of
@@ -32,6 +33,7 @@ from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
+from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import (
     ENV_KEY,
     Meeting,
@@ -130,6 +132,7 @@ class CodedFit:
                 "numpy packs the ternary values; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
             )
         torch.set_num_threads(suggested_threads(self._local_ranks))
+        rank_zero_info(share_of_batch(self._loader.batch_size, self._settings.code))
         self._begin(None)
 
     def _begin(self, at: tuple[int, int] | None) -> None:
@@ -176,18 +179,41 @@ class CodedFit:
             self._workers = fork_workers(local, self._forked_work(self._meeting, listener, at))
         return self._meeting, listener
 
-    def _begin_again(self, at: tuple[int, int]) -> None:
-        """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
-        assert self._coordinator is not None
-        log.info("What is trained has changed: another exchange begins at epoch %d, batch %d", *at)
+    @property
+    def running(self) -> bool:
+        """Whether the fit has not been stopped."""
+        return not self._stopped
+
+    def suspend(self) -> None:
+        """End the exchange for now: a tuner trains in mid-fit. The next batch begins another.
+
+        Raises:
+            RuntimeError: where workers were not forked: none of them would follow.
+        """
+        if self._settings.start_method != "fork":
+            raise RuntimeError(
+                "a tuner's run in mid-fit (lr_find in a hook) needs start_method='fork': with "
+                f"{self._settings.start_method!r}, find the learning rate before fit, on one device."
+            )
+        self._pause(self._trainer.current_epoch, 0)
+
+    def _pause(self, epoch: int, batch_index: int) -> None:
         self._failures = self.failures
         forked = self._settings.start_method == "fork"
-        self._end(*at, await_farewell=not forked)
+        self._end(epoch, batch_index, await_farewell=not forked)
+        self._coordinator = None
         if forked:
             self._entries.detach()
             self._workers.end()
             self._loader.close()
         self._published, self._stepping = None, False
+
+    def _begin_again(self, at: tuple[int, int]) -> None:
+        """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
+        if self._coordinator is not None:
+            level = logging.INFO if self._coordinator.updates > 1 else logging.WARNING  # again at once: it costs time
+            log.log(level, "What is trained has changed: another exchange begins at epoch %d, batch %d", *at)
+            self._pause(*at)
         self._begin(at)
 
     def _end(self, epoch: int, batch_index: int = NO_BATCH, *, await_farewell: bool) -> None:
@@ -225,7 +251,12 @@ class CodedFit:
             return to_device()
 
     def backward(self, loss: Tensor, backward: Callable[[], None]) -> None:
-        """Finish rank 0's codeword, wait for the others and leave the decoded gradient in ``.grad``."""
+        """Finish rank 0's codeword, wait for the others and leave the decoded gradient in ``.grad``.
+
+        Args:
+            loss: as training_step returned it; ``backward`` may be that of a multiple.
+            backward: leaves the gradients of rank 0's first data part in ``.grad``.
+        """
         computation, coordinator, batch = self._computation, self._coordinator, self._loader.current
         assert coordinator is not None and batch is not None
         if computation is not None:
@@ -246,6 +277,7 @@ class CodedFit:
             self._collect()
         self._publish_ahead(batch.index)
         coordinator.deliver()
+        scale_gradients(self._trainer.precision_plugin, self._blocks.parameters)
         self._delivered = time.monotonic()
 
     def _collect(self) -> None:
@@ -316,7 +348,7 @@ class CodedFit:
         Validation may have changed something since, or the loop may have gone elsewhere. What hooks did to the model
         they did on every rank, as the checksums of codewords show.
         """
-        if self._structure.changed:
+        if self._coordinator is None or self._structure.changed:
             self._begin_again((epoch, batch_index))
         assert self._coordinator is not None and self._steering is not None
         steered, attributes = self._steering.take()
@@ -407,10 +439,10 @@ class CodedFit:
         for worker in lost:
             rule.lose(worker)
             reducing.ranks.workers.discard(worker)
-        optimizer_state = self._trainer.strategy.optimizers[0].state_dict
+        optimizer, precision = self._trainer.optimizers[0], self._trainer.precision_plugin
         return Coordinator(
             hub=hub,
-            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer_state),
+            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer, precision),
             rule=rule,
             reduction=reducing,
             model=module,
@@ -432,6 +464,21 @@ class CodedFit:
             serve_forked(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader, at)
 
         return work
+
+
+def share_of_batch(batch_size: int | None, code: Code) -> str:
+    """What an update's batch is, and each worker's share of it, in a sentence.
+
+    >>> from lwpd_lightning import lwpd_code
+    >>> share_of_batch(64, lwpd_code(8, 4, 2))
+    "An update's batch is batch_size=64 samples for all 8 workers together; each computes 32 to 64 of them."
+    """
+    whole = "a batch of the batch sampler" if batch_size is None else f"batch_size={batch_size} samples"
+    of_100, unit = (100, "%") if batch_size is None else (batch_size, "")
+    parts = [len(code.parts(worker)) for worker in range(code.n)]
+    shares = (f"{of_100 * count // code.data_parts}{unit}" for count in sorted({min(parts), max(parts)}))
+    share = " to ".join(shares)
+    return f"An update's batch is {whole} for all {code.n} workers together; each computes {share} of them."
 
 
 def _reached(limit: int | None, count: int) -> bool:

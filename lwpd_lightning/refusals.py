@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
@@ -33,19 +33,23 @@ def refuse_process_group() -> None:
 
 
 def refuse_precision(precision: Precision) -> None:
-    """Only 32-true, 64-true and bf16-mixed leave every rank's gradients on one scale.
+    """Precisions whose steps every rank can make alike; what other plugins keep between steps no rank could take over.
 
     Raises:
         MisconfigurationException: for another precision.
     """
-    supported = type(precision) in (Precision, DoublePrecision) or (
-        isinstance(precision, MixedPrecision) and precision.precision == "bf16-mixed"
+    if type(precision) in (Precision, DoublePrecision) or isinstance(precision, MixedPrecision):
+        return
+    if not isinstance(precision, HalfPrecision):
+        refused = f"the precision plugin {type(precision).__name__}"
+    elif precision.precision == "16-true":
+        refused = "precision='16-true', whose gradients lose what is small where the loss has no scale,"
+    else:
+        return
+    raise MisconfigurationException(
+        f"{refused} is not supported by coded exchange: use precision='32-true', '64-true', 'bf16-mixed', "
+        "'bf16-true' or '16-mixed'."
     )
-    if not supported:
-        name = getattr(precision, "precision", type(precision).__name__)
-        raise MisconfigurationException(
-            f"precision={name!r} is not supported by coded exchange: use '32-true', '64-true' or 'bf16-mixed'."
-        )
 
 
 def refuse_trainer(trainer: pl.Trainer) -> None:
@@ -57,8 +61,9 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
     module = trainer.lightning_module
     if not module.automatic_optimization:
         raise MisconfigurationException(
-            "automatic_optimization=False is not supported by coded exchange: one coded batch is one optimizer step, so"
-            " let Lightning step the optimizer."
+            "automatic_optimization=False is not supported by coded exchange: workers compute a codeword before rank "
+            "0's script says which backward it belongs to and whether a step follows, so let Lightning step the "
+            "optimizer."
         )
     if trainer._accelerator_connector._layer_sync is not None:
         raise MisconfigurationException(
@@ -73,11 +78,12 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
         )
 
 
-def refuse_optimizers(optimizers: list[torch.optim.Optimizer]) -> None:
-    """One optimizer, stepped once for each gradient.
+def refuse_optimizers(optimizers: list[torch.optim.Optimizer], module: pl.LightningModule) -> None:
+    """One optimizer of the module's own parameters, stepped once for each dense gradient.
 
     Raises:
-        MisconfigurationException: for none, or one that evaluates its closure repeatedly.
+        MisconfigurationException: for none, one that evaluates its closure repeatedly, one for sparse gradients, or one
+            that holds a parameter which the module does not.
     """
     if not optimizers:
         raise MisconfigurationException(
@@ -88,3 +94,17 @@ def refuse_optimizers(optimizers: list[torch.optim.Optimizer]) -> None:
             "LBFGS evaluates several gradients in one step, which coded exchange does not support: use a first-order "
             "optimizer such as SGD or Adam."
         )
+    if isinstance(optimizers[0], torch.optim.SparseAdam):
+        raise MisconfigurationException(
+            "SparseAdam takes sparse gradients alone, and a decoded gradient is dense: use Adam, which then does the "
+            "same for all rows that get one."
+        )
+    registered = {id(parameter) for parameter in module.parameters()}
+    for group in optimizers[0].param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in registered:
+                raise MisconfigurationException(
+                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that {type(module).__name__} "
+                    "does not register, so that the other ranks would not train it: assign it to the module in its "
+                    "__init__ (self.name = torch.nn.Parameter(...), or a torch.nn.ParameterList)."
+                )

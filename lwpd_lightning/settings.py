@@ -15,6 +15,7 @@ import torch
 from lwpd_lightning.coding import Code, lwpd_code
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
 from lwpd_lightning.coding.wire import WireFormat, dtype_name, wire_format
+from lwpd_lightning.data.batch_size import BatchSizeMeans
 from lwpd_lightning.exchange.rule import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
@@ -43,6 +44,7 @@ class ExchangeSettings:
     timeout_s: float = 1800.0
     dedicated_coordinator: bool = False
     start_method: StartMethod = "auto"
+    batch_size_means: BatchSizeMeans = "global"
 
     def __post_init__(self) -> None:
         self._read()
@@ -52,6 +54,7 @@ class ExchangeSettings:
             ("wire_dtype", self.wire_dtype, (None, *get_args(WireDtype))),
             ("update_dtype", self.update_dtype, (None, *get_args(WireDtype))),
             ("start_method", self.start_method, get_args(StartMethod)),
+            ("batch_size_means", self.batch_size_means, get_args(BatchSizeMeans)),
         ):
             if not isinstance(value, str | None) or value not in choices:
                 raise ValueError(f"{name}={shown(value)} is unknown: use one of {', '.join(map(repr, choices))}.")
@@ -233,6 +236,8 @@ class ExchangeSettings:
         forkable = one_host and "fork" in multiprocessing.get_all_start_methods()
         if self.start_method == "fork" and not forkable:
             beside = " under an outside launcher" if external else ""
+            if device.type == "cpu" and torch.cuda.is_available():
+                beside += " on a machine whose GPU torch sees (CUDA_VISIBLE_DEVICES='' hides it)"
             raise ValueError(
                 f"start_method='fork' with device {device.type!r} and num_nodes={num_nodes}{beside}: only a single "
                 "machine's CPU ranks that rank 0 starts itself can be forked, use 'rerun'."

@@ -42,7 +42,7 @@ class Steering:
 
     def close(self) -> None:
         """Leave the loop as it was."""
-        self._loop.run = self._run  # type: ignore[method-assign]
+        vars(self._loop).pop("run", None)
 
     def take(self) -> tuple[bool, dict[str, Any]]:
         """Whether validation has changed anything since the last time, and the values now of the attributes."""
@@ -106,8 +106,9 @@ def _plain(value: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = (one.device, one.dtype) == (other.device, other.dtype)
+        return alike and torch.equal(one, other)
     if type(one) is not type(other):
         return False
     if isinstance(one, (list, tuple)):

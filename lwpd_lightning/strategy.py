@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.data import CodedLoader, training_loader
+from lwpd_lightning.data.batch_size import BatchSizeMeans, of_all_workers
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.rule import Stale
@@ -76,6 +77,9 @@ class LWPDStrategy(ParallelStrategy):
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
         dedicated_coordinator: rank 0 computes no codeword, so devices x num_nodes is n + 1.
         start_method: "fork" (one machine, no CUDA), "rerun" (the job's command, once for each worker), or "auto".
+        batch_size_means: what the training loader's ``batch_size`` is: "global", the whole update's batch, or
+            "per_worker", as under DDP: an update's batch is then n times as large, so that a script that came from
+            ``strategy="ddp"`` keeps its numbers.
 
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
@@ -103,6 +107,7 @@ class LWPDStrategy(ParallelStrategy):
         timeout_s: float = 1800.0,
         dedicated_coordinator: bool = False,
         start_method: StartMethod = "auto",
+        batch_size_means: BatchSizeMeans = "global",
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -126,13 +131,19 @@ class LWPDStrategy(ParallelStrategy):
             timeout_s=timeout_s,
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,
+            batch_size_means=batch_size_means,
         )
         self.num_nodes = 1
         self._fit: CodedFit | None = None
+        self._suspended: list[CodedFit] = []  # that a tuner's run in mid-fit has interrupted
         self._generation = self._seed = 0
         # On a worker whose fit is over: batches in an epoch, and the callbacks that did not act there too.
         self._batches: int | float | None = None
         self._callbacks: list[pl.Callback] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no fit: its links and processes are this one's."""
+        return super().__getstate__() | {"_fit": None, "_suspended": []}
 
     # What the fit has done so far.
 
@@ -250,7 +261,7 @@ class LWPDStrategy(ParallelStrategy):
             refuse_trainer(trainer)
         super().setup(trainer)
         if trainer.state.fn is TrainerFn.FITTING:
-            refuse_optimizers(self.optimizers)
+            refuse_optimizers(self.optimizers, trainer.lightning_module)
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Create the one optimizer and its scheduler."""
@@ -272,6 +283,8 @@ class LWPDStrategy(ParallelStrategy):
         trainer = self._trainer
         if not trainer.training:
             return dataloader
+        if self.settings.batch_size_means == "per_worker":
+            dataloader = of_all_workers(dataloader, self.code.n)
         return training_loader(
             trainer,
             dataloader,
@@ -293,6 +306,9 @@ class LWPDStrategy(ParallelStrategy):
         if not self.is_global_zero:
             self._serve(loaders[0])
             return
+        if self._fit is not None and self._fit.running:
+            self._fit.suspend()
+            self._suspended.append(self._fit)
         self._fit = CodedFit(
             trainer,
             self.settings,
@@ -331,11 +347,9 @@ class LWPDStrategy(ParallelStrategy):
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Backward of rank 0's data parts, then the exchange, so that ``on_after_backward`` sees decoded gradients."""
         module, precision = self._trainer.lightning_module, self.precision_plugin
-        closure_loss = precision.pre_backward(closure_loss, module)
-        self._running.backward(
-            closure_loss, lambda: precision.backward(closure_loss, module, optimizer, *args, **kwargs)
-        )
-        return precision.post_backward(closure_loss, module)
+        scaled = precision.pre_backward(closure_loss, module)
+        self._running.backward(closure_loss, lambda: precision.backward(scaled, module, optimizer, *args, **kwargs))
+        return precision.post_backward(scaled, module)
 
     def optimizer_step(
         self,
@@ -353,6 +367,8 @@ class LWPDStrategy(ParallelStrategy):
     def on_train_end(self) -> None:
         """The fit is over: end the workers."""
         self._end_fit(completed=True)
+        if self._suspended:
+            self._fit = self._suspended.pop()
 
     def on_exception(self, exception: BaseException) -> None:
         """The fit broke: end the workers."""

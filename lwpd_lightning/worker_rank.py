@@ -27,6 +27,7 @@ from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
+from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import (
     ENV_FIT,
     ENV_PARENT,
@@ -78,19 +79,20 @@ class TrainedReplica:
     def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
         """Fetch the batches of an update, one where none are accumulated, and compute its codeword.
 
-        None where a hook leaves a batch out, or where what is trained has changed: rank 0 will find the same, and end
-        the exchange.
+        None where a hook leaves a batch out or an epoch has none, as rank 0 will find too, or where what is trained has
+        changed, upon which it will end the exchange.
         """
         started, touched, samples = time.monotonic(), set[int](), 0
         first, *rest = self._codewords.parts
         for index in self._hooks.batches(assignment):
+            if not self._loader.has(assignment.epoch, index):
+                break
             if index != assignment.batch_index:
-                if not self._loader.has(assignment.epoch, index):
-                    break
                 self._hooks.accumulate(index)
             batch = self._loader.batch(assignment.epoch, index)
             data = self._codewords.transferred(batch, first)
-            if not self._hooks.start_batch(data, assignment.epoch, index) or self._structure.changed:
+            last = index + 1 >= self._trainer.num_training_batches or not self._loader.has(assignment.epoch, index + 1)
+            if not self._hooks.start_batch(data, assignment.epoch, index, last=last) or self.changed:
                 return None
             if index == assignment.batch_index:
                 settle()
@@ -98,8 +100,15 @@ class TrainedReplica:
             self._codewords.add_part(batch, first, data, touched, partial(self._hooks.computed, data, index))
             touched |= self._codewords.add_parts(batch, tuple(rest))
             samples += batch.part_samples
+        if not samples:
+            return None
         self._step_s = 0.0
         return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+
+    @property
+    def changed(self) -> bool:
+        """Whether something else is to be trained than when the exchange began."""
+        return self._structure.changed
 
     def close(self) -> None:
         """End what fetches ahead."""
@@ -115,6 +124,7 @@ class TrainedReplica:
     def step(self, at: Assignment) -> None:
         """Step as rank 0 does, with the hooks around it."""
         started = time.monotonic()
+        scale_gradients(self._trainer.precision_plugin, self._codewords.blocks.parameters)
         self._hooks.step(at)
         self._step_s += time.monotonic() - started
 
@@ -170,6 +180,7 @@ def _serve(
             reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
             model=module,
             optimizer=trainer.optimizers[0],
+            precision=trainer.precision_plugin,
             replica=replica,
             messages=meeting.messages,
             fingerprint=fingerprint(module, blocks, code, loader),

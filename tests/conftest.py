@@ -14,6 +14,12 @@ from lwpd_lightning.testing.job import _processes
 _STACKS_BEFORE_S, _STUCK_AFTER_S, _LOST_AFTER_S = 2.0, 30.0, 60.0
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("real_start"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_and_seeded():
     """Fits in tests leave the process as they found it, and do not fill the report with Lightning's advice."""

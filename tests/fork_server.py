@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,9 +236,12 @@ def _become(request: _Request, plain: list[str]) -> None:
             sys.modules.pop(known, None)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
-        sys.path[:] = [os.path.dirname(os.path.abspath(arguments[0])), *added, *plain]
+        script = os.path.abspath(arguments[0])
+        sys.path[:] = [os.path.dirname(script), *added, *plain]
         sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        main.__file__ = script  # while sys.argv[0] is as typed; runpy would make them one
+        exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)
 
 
 def _standard_output(unbuffered: bool) -> io.TextIOWrapper:

@@ -63,12 +63,12 @@ class ErrorFeedback:
         """M, (r, d)."""
         return self._seen if self._rows is None else self._rows.T @ self._seen
 
-    def add(self, part: int) -> None:
-        """Add a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
+    def add(self, part: int, factor: float = 1.0) -> None:
+        """Add ``factor`` times a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
         if self._rows is not None:
-            self._blocks.add_along(self._rows, self._seen)
+            self._blocks.add_along(self._rows if factor == 1.0 else factor * self._rows, self._seen)
         else:
-            self._blocks.encode(self._code.coefficients(self._worker)[part], self._seen[0])
+            self._blocks.encode(factor * self._code.coefficients(self._worker)[part], self._seen[0])
 
     def codeword(self, version: int) -> Tensor:
         """The codeword of a version, (d,): a view of the memory, as it is until that is settled or added to."""

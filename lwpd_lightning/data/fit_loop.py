@@ -87,19 +87,18 @@ class FitLoopPlace:
         self._loop = loop
 
     @property
+    def _batches(self) -> Any:
+        return self._loop.epoch_loop.batch_progress
+
+    @property
     def epoch(self) -> int:
         """The epoch that the loop is in or about to begin."""
         return int(self._loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
     @property
-    def index(self) -> int:
-        """Index of the batch that is trained on, from its transfer to the end of the step; of the next one later."""
-        return int(self._loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
-
-    @property
     def trained(self) -> tuple[int, int] | None:
-        """Epoch and index of the batch that is trained on."""
-        return self.epoch, self.index
+        """Epoch and index of the batch that is trained on, from its transfer to the end of the step; later the next."""
+        return self.epoch, int(self._batches.current.processed)
 
     @property
     def limit(self) -> float:
@@ -111,11 +110,21 @@ class FitLoopPlace:
         if isinstance(fetcher := self._loop._data_fetcher, _PrefetchDataFetcher):
             fetcher.prefetch_batches = 0
 
-    def moves_with(self, iteration: Iterator[Any]) -> bool:
-        """Whether ``iteration`` is Lightning's own, not a user's who looks at the data."""
+    def start_of(self, iteration: Iterator[Any]) -> int | None:
+        """Where a resumed epoch goes on, or 0; None where it is a user's, who looks at the data."""
         combined = self._loop._combined_loader
         mode = combined._iterator if combined is not None else None
-        return mode is not None and any(iteration is own for own in mode.iterators)
+        if mode is None or not any(iteration is own for own in mode.iterators):
+            return None
+        epoch_loop = self._loop.epoch_loop
+        if self._batches.is_last_batch:
+            # Resumed at the end of an epoch, Lightning is in the next one already, and where it does not know the
+            # length keeps counting batches from the last one of the old.
+            self._batches.reset_on_run()
+            epoch_loop.scheduler_progress.reset_on_run()
+            epoch_loop.automatic_optimization.optim_progress.reset_on_run()
+            epoch_loop.val_loop.batch_progress.total.reset()
+        return int(self._batches.current.processed)
 
     def ends(self, length: int) -> None:
         """Tell Lightning that this batch is the epoch's last one."""

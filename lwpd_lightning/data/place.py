@@ -15,10 +15,6 @@ class Place(Protocol):
         """The epoch that an iteration yields."""
 
     @property
-    def index(self) -> int:
-        """Index of the batch that the loop's own iteration begins with."""
-
-    @property
     def trained(self) -> tuple[int, int] | None:
         """Epoch and index of the batch that is trained on; None: the one that was yielded last."""
 
@@ -29,8 +25,8 @@ class Place(Protocol):
     def begin(self) -> None:
         """Somebody begins to iterate."""
 
-    def moves_with(self, iteration: Iterator[Any]) -> bool:
-        """Whether ``iteration`` is the loop's own, which begins at ``index``; any other begins at 0."""
+    def start_of(self, iteration: Iterator[Any]) -> int | None:
+        """Index of the batch that ``iteration`` begins with where it is the loop's own; None for any other."""
 
     def ends(self, length: int) -> None:
         """The loop's own iteration is at the last batch of an epoch of ``length``."""
@@ -51,9 +47,9 @@ class FixedPlace:
     def begin(self) -> None:
         """Nothing is to be prepared."""
 
-    def moves_with(self, iteration: Iterator[Any]) -> bool:
+    def start_of(self, iteration: Iterator[Any]) -> int | None:
         """All iterations are alike."""
-        return True
+        return self.index
 
     def ends(self, length: int) -> None:
         """Nobody needs to know."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.message import EMPTY, Messages
-from lwpd_lightning.exchange.state import StateLayout, to_bytes, whole_state
+from lwpd_lightning.exchange.state import Stateful, StateLayout, to_bytes, whole_state
 from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Step
 
@@ -37,7 +37,8 @@ class Publication:
         messages: packs this fit's messages.
         model: the module that is trained.
         device: its parameters'.
-        optimizer_state: gives what the optimizer remembers, as plain containers and tensors.
+        optimizer: its optimizer.
+        precision: holds the scale of the loss, where there is one.
 
     Attributes:
         bytes_sent: so far, headers included.
@@ -49,10 +50,12 @@ class Publication:
         messages: Messages,
         model: nn.Module,
         device: torch.device,
-        optimizer_state: Callable[[], object],
+        optimizer: Stateful,
+        precision: Stateful,
     ) -> None:
         self.bytes_sent = 0
-        self._hub, self._messages, self._optimizer_state = hub, messages, optimizer_state
+        self._hub, self._messages = hub, messages
+        self._optimizer, self._precision = optimizer, precision
         self._everything = StateLayout.everything(model, device)
         self._buffers = StateLayout.buffers(model, device)
         self._now = self._buffers.buffer()
@@ -132,8 +135,8 @@ class Publication:
         self.send(workers, self._position, self._now.clone())
 
     def state(self) -> Tensor:
-        """Parameters and buffers, then the optimizer's state and what validation has changed, as bytes."""
-        return whole_state(self._everything, self._optimizer_state(), self._attributes)
+        """Parameters and buffers, then what the optimizer and the precision hold and validation has changed."""
+        return whole_state(self._everything, self._optimizer, self._precision, self._attributes)
 
     def _needs_whole(self, worker: int) -> bool:
         whole = self._whole.get(worker)

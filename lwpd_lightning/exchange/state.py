@@ -6,12 +6,13 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import xxhash
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.serialization import default_restore_location
 
 from lwpd_lightning.exchange.header import ProtocolError
 
@@ -114,17 +115,35 @@ def _slots(module: nn.Module, wanted: object) -> Iterator[_Slot]:
                     yield slots, name  # type: ignore[misc]
 
 
-def whole_state(everything: StateLayout, optimizer: object, attributes: dict[str, object]) -> Tensor:
+class Stateful(Protocol):
+    """What has a state of plain containers, numbers and tensors, as torch has it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state."""
+
+
+def whole_state(
+    everything: StateLayout, optimizer: Stateful, precision: Stateful, attributes: dict[str, object]
+) -> Tensor:
     """A rank's state as one (nbytes,) uint8 tensor.
 
     Args:
         everything: parameters and buffers, which come first, as they are.
-        optimizer: the optimizer's ``state_dict()``, which follows as a file of torch's.
+        optimizer: whose state follows as a file of torch's.
+        precision: in the same file, the scale of the loss, where there is one.
         attributes: of the module that validation has changed, in the same file.
     """
     buffer = everything.buffer()
     everything.pack(buffer)
-    return torch.cat([buffer, to_bytes({"optimizer": optimizer, "attributes": attributes})])
+    told = {
+        "optimizer": optimizer.state_dict(),
+        "precision": precision.state_dict(),
+        "attributes": attributes,
+    }
+    return torch.cat([buffer, to_bytes(told)])
 
 
 def digest(state: Tensor) -> bytes:
@@ -269,6 +288,16 @@ def to_bytes(value: object) -> Tensor:
 
 
 def from_bytes(payload: Tensor, device: torch.device) -> Any:
-    """What `to_bytes` made; raises pickle.UnpicklingError for anything but plain containers, numbers and tensors."""
+    """What `to_bytes` made; raises pickle.UnpicklingError for anything but plain containers, numbers and tensors.
+
+    A tensor that lay on the sender's GPU comes to ``device``, and one that it kept on the host stays there: optimizers
+    count their steps on the host.
+    """
+
+    def place(storage: Any, location: str) -> Any:
+        if location == "cpu":
+            return storage
+        return default_restore_location(storage, str(device))  # type: ignore[no-untyped-call]
+
     stream = io.BytesIO(payload.numpy().tobytes())
-    return torch.load(stream, map_location=device, weights_only=True)
+    return torch.load(stream, map_location=place, weights_only=True)

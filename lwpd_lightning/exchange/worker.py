@@ -22,7 +22,7 @@ from lwpd_lightning.exchange.mesh import Missed, WorkerLinks
 from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.state import Checksum, Checksums, StateLayout, digest, from_bytes, whole_state
+from lwpd_lightning.exchange.state import Checksum, Checksums, Stateful, StateLayout, digest, from_bytes, whole_state
 from lwpd_lightning.exchange.transport import LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution
 
@@ -42,6 +42,10 @@ class Assignment:
 
 class Replica(Protocol):
     """The model on a worker, as it is trained there."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether something else is to be trained than when the exchange began."""
 
     def enter(self, assignment: Assignment) -> None:
         """Training has come to this epoch, batch and step."""
@@ -94,6 +98,7 @@ class Worker:
         reduction: this rank's share in adding up.
         model: the module that is trained.
         optimizer: its optimizer.
+        precision: holds the scale of the loss, where there is one.
         replica: computes codewords and makes optimizer steps.
         messages: packs and reads this fit's messages.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
@@ -107,12 +112,14 @@ class Worker:
         reduction: Reduction,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        precision: Stateful,
         replica: Replica,
         messages: Messages,
         fingerprint: bytes,
         timeout_s: float,
     ) -> None:
-        self._links, self._reduction, self._optimizer, self._replica = links, reduction, optimizer, replica
+        self._links, self._reduction, self._replica = links, reduction, replica
+        self._optimizer, self._precision = optimizer, precision
         self._messages, self._fingerprint, self._timeout_s = messages, fingerprint, timeout_s
         assert reduction.ranks.me is not None
         self._worker = reduction.ranks.me
@@ -143,7 +150,7 @@ class Worker:
         """
         self._unmet = set(self._links.peers)
         join = Header(Op.JOIN, self._messages.run_id, self._worker)
-        state = digest(whole_state(self._everything, self._optimizer.state_dict(), {}))
+        state = digest(whole_state(self._everything, self._optimizer, self._precision, {}))
         fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
         self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
         try:
@@ -171,6 +178,14 @@ class Worker:
         computed = self._replica.compute(self._versions[self._at].assignment, self._settle)
         self._done = self._at
         if computed is None:
+            if self._replica.changed:  # rank 0 will find the same and end the exchange; else it reads this
+                self._post(
+                    Op.FAILURE,
+                    text(
+                        f"worker {self._worker} no longer consists of the parameters and buffers that rank 0 does: "
+                        "change them on every rank, in a hook of the module or of a callback that acts on workers."
+                    ),
+                )
             return
         codeword, contribution = computed
         self._codeword = _Fate(self._at)
@@ -383,6 +398,7 @@ class Worker:
         try:
             told = from_bytes(rest, self._device)
             self._optimizer.load_state_dict(told["optimizer"])
+            self._precision.load_state_dict(told["precision"])
         except pickle.UnpicklingError as error:
             raise RuntimeError(
                 f"the state of {type(self._optimizer).__name__} holds more than tensors, numbers and plain containers, "

@@ -115,7 +115,10 @@ def closed():
             own = reduction(0, hub.send)
             coordinator = Coordinator(
                 hub=hub,
-                publication=Publication(hub, MESSAGES, trained, torch.device("cpu"), dict),
+                publication=Publication(
+                    hub, MESSAGES, trained, torch.device("cpu"), torch.optim.SGD(trained.parameters()),
+                    torch.amp.GradScaler("cpu"),
+                ),
                 rule=ArrivalRule(CODE, wait_for=3, always=0),
                 reduction=own, model=trained, messages=MESSAGES, fingerprint=FINGERPRINT, first_version=0,
                 min_workers=2, timeout_s=DEADLINE_S, exited=lambda worker, wait_s: None,

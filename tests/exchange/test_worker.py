@@ -40,6 +40,7 @@ class Seat:
         torch.manual_seed(0)
         self.worker, self.model = worker, nn.Linear(30, width)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.precision = torch.amp.GradScaler("cpu")
         self.blocks = BlockMap(list(self.model.parameters()), code.blocks)
         wire = wire_format("float32")
         self.reduction = Reduction(
@@ -87,7 +88,8 @@ class FarWorker(threading.Thread):
         self.computed, self.error = [], None
         self._worker = Worker(
             links=links, reduction=self.seat.reduction, model=self.seat.model, optimizer=self.seat.optimizer,
-            replica=self, messages=MESSAGES, fingerprint=FINGERPRINT, timeout_s=DEADLINE_S,
+            precision=self.seat.precision, replica=self, messages=MESSAGES, fingerprint=FINGERPRINT,
+            timeout_s=DEADLINE_S,
         )  # fmt: skip
 
     def run(self):
@@ -126,7 +128,7 @@ class Fit:
         )
         self.seat = Seat(0, code, self.hub.send, width)
         publication = Publication(
-            self.hub, MESSAGES, self.seat.model, torch.device("cpu"), self.seat.optimizer.state_dict
+            self.hub, MESSAGES, self.seat.model, torch.device("cpu"), self.seat.optimizer, self.seat.precision
         )
         self.coordinator = Coordinator(
             hub=self.hub, publication=publication, rule=ArrivalRule(code, **{"wait_for": n, "always": 0, **rule}),

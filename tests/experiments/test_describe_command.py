@@ -12,16 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
 
 from experiments.describe import run
+from tests.commands import PATIENCE_S
+from tests.commands import run as forked
 
 ROOT = Path(__file__).parents[2]
-
-
-def describe(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.describe", *overrides],
-        cwd=directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
-        check=False,
-    )  # fmt: skip
+COMMAND = [sys.executable, "-m", "experiments.describe"]
 
 
 def size(picture: Path) -> tuple[int, int]:
@@ -30,8 +25,12 @@ def size(picture: Path) -> tuple[int, int]:
     return struct.unpack(">II", header[16:])
 
 
+@pytest.mark.real_start
 def test_a_code_is_printed_and_drawn_in_the_runs_folder(tmp_path):
-    done = describe(tmp_path, "code=lwpd_4_2_2", "scheme=local")
+    done = subprocess.run(
+        [*COMMAND, "code=lwpd_4_2_2", "scheme=local"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     assert "scheme local: local code" in done.stdout
@@ -42,7 +41,7 @@ def test_a_code_is_printed_and_drawn_in_the_runs_folder(tmp_path):
 
 
 def test_an_impossible_code_is_one_sentence(tmp_path):
-    done = describe(tmp_path, "code.t=3")
+    done = forked([*COMMAND, "code.t=3"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
 
     assert done.returncode != 0
     assert "t=3 does not divide k=4: use t in 1, 2, 4." in done.stderr

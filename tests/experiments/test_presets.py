@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.train import run
 
+pytestmark = pytest.mark.slow
 CONF = Path(__file__).parents[2] / "conf"
 QUICK = ("logger=csv", "trainer.max_steps=2")
 COMPANIONS = {

@@ -5,10 +5,10 @@ import os
 import re
 import select
 import struct
-import subprocess
 import sys
 import termios
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from experiments.panel import rows
 from experiments.progress import ExchangeProgressBar
 from experiments.report import readable_bytes
 from lwpd_lightning.exchange.header import HEADER_BYTES
+from tests.commands import PATIENCE_S, popen
 
 ROOT = Path(__file__).parents[2]
 RUN = [
@@ -42,10 +43,10 @@ def on_a_terminal(directory: Path, **added: str) -> str:
     """All that the run writes to a pseudo-terminal of 150 columns."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 150, 0, 0))
-    with subprocess.Popen(RUN, cwd=directory, env=environment(**added), stdout=theirs, stderr=theirs) as process:
+    with popen(RUN, cwd=directory, env=environment(**added), stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         written = b""
-        while select.select([ours], [], [], 100)[0]:
+        while select.select([ours], [], [], PATIENCE_S)[0]:
             try:
                 piece = os.read(ours, 65536)
             except OSError:  # how Linux says that the other side is closed
@@ -85,13 +86,16 @@ def test_continuous_integration_gets_lines(tmp_path):
 
 
 def test_a_pipe_gets_lines_without_control_codes(tmp_path):
-    done = subprocess.run(RUN, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100, check=True)
+    with popen(RUN, cwd=tmp_path, env=environment(), stdin=DEVNULL, stdout=PIPE, stderr=PIPE) as process:
+        pieces = process.communicate(timeout=PATIENCE_S)
+    output, errors = (piece.decode() for piece in pieces)
 
-    assert "\x1b" not in done.stdout + done.stderr
-    assert "\r" not in done.stdout + done.stderr
-    first, *_ = done.stdout.splitlines()
+    assert process.returncode == 0, errors
+    assert "\x1b" not in output + errors
+    assert "\r" not in output + errors
+    first, *_ = output.splitlines()
     assert "decodes exactly from any 3 of 4 codewords; an update waits for K=4 of 4: projective, exact" in first
-    lines = [line for line in done.stdout.splitlines() if line.startswith("update ")]
+    lines = [line for line in output.splitlines() if line.startswith("update ")]
     assert [line.split(",")[0] for line in lines] == [f"update {count}/6" for count in range(1, 7)]
     assert ", 1 lost, staleness 0." in lines[-1]
 

@@ -10,6 +10,7 @@ from tests.experiments.offline_runs import records, series
 from tests.experiments.test_train_command import train
 
 pytest.importorskip("wandb")
+pytestmark = pytest.mark.slow
 RUN = ("code=lwpd_4_2_2", "model.hidden=[16]", "trainer.limit_train_batches=3", "tags=[mine]", "task_name=reading")
 EXCHANGE = (
     "loss", "lr", "wait_s", "compute_s", "update_s", "bytes_up", "bytes_down", "arrivals", "dropped", "live",

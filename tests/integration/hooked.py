@@ -235,6 +235,16 @@ class Backbone(Steered):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
+class SparseEmbedding(Steered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 3, sparse=True, _weight=torch.full((30, 3), 0.1, dtype=torch.float64))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        rows = (batch[0][:, 0] * 5).long().clamp(0, 29)
+        return super().training_step(batch, batch_idx) + (self.embedding(rows) - 1).square().mean()
+
+
 @dataclass
 class Case:
     """How a module is trained."""
@@ -277,6 +287,7 @@ CASES = {
     ),
     "ModelPruning": Case(Steered, lambda: [pruning(False)]),
     "ModelPruning, lottery ticket": Case(Steered, lambda: [pruning(True)]),
+    "sparse gradients": Case(SparseEmbedding),
     "accumulated": Case(EpochStart, settings={"accumulate_grad_batches": 3}),
     "accumulated by a moving average": Case(TaughtByBuffer, settings={"accumulate_grad_batches": 2}),
     "accumulation scheduled": Case(EpochEnd, lambda: [callbacks.GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})]),
@@ -295,8 +306,8 @@ def train(name: str, **settings: Any) -> tuple[torch.Tensor, pl.Trainer]:
     case = CASES[name]
     model = case.module()
     trainer = quiet_trainer(
-        max_epochs=EPOCHS, limit_train_batches=BATCHES, precision="64-true", callbacks=case.callbacks(),
-        **{**case.settings, **settings},
+        max_epochs=EPOCHS, limit_train_batches=BATCHES, precision="64-true",
+        **{"callbacks": case.callbacks(), **case.settings, **settings},
     )  # fmt: skip
     data = classification(dtype=torch.float64)
     trainer.fit(model, loader(data), loader(data) if case.validates else None)

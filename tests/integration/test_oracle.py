@@ -48,9 +48,12 @@ CODES = {
     "gradient(8,s=3,fractional)": lambda: gradient_code(8, stragglers=3, repetition="fractional"),
     "sketch(6,B=1)": lambda: local_code(6, data_parts=6, blocks=1),
 }
+DAILY = ["lwpd(8,4,2)", "uncoded(6)"]
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize(
+    "name", [*DAILY, *(pytest.param(name, marks=pytest.mark.slow) for name in CODES if name not in DAILY)]
+)
 @pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize(
     ("dtype", "precision", "tolerance"), [(torch.float32, "32-true", 1e-5), (torch.float64, "64-true", 1e-11)]

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
@@ -34,6 +35,10 @@ class _Manual(Classifier):
         self.automatic_optimization = False
 
 
+class _Rounded(Precision):
+    """A user's own."""
+
+
 class _TwoOptimizers(Classifier):
     def configure_optimizers(self):
         return [sgd(self.parameters()), sgd(self.parameters())]
@@ -59,8 +64,14 @@ def fit(model=None, data=None, code=None, **settings):
         ({"callbacks": [GradientAccumulationScheduler({0: 1, 3: 2})]}, "callback GradientAccumulationScheduler accum"),
         ({"sync_batchnorm": True}, "sync_batchnorm=True is not supported"),
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2 is not supported"),
-        ({"precision": "16-true"}, "precision='16-true' is not supported.*use '32-true', '64-true' or 'bf16-mixed'"),
-        ({"precision": "bf16-true"}, "precision='bf16-true' is not supported"),
+        (
+            {"precision": "16-true"},
+            "precision='16-true', whose gradients lose .* use precision='32-true', .* or '16-mixed'",
+        ),
+        (
+            {"plugins": [_Rounded()]},
+            "the precision plugin _Rounded is not supported by coded exchange: use precision='32",
+        ),
     ],
 )
 def test_trainer_settings(arguments, sentence):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.testing import Job
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 
+pytestmark = pytest.mark.slow
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
 ROOT = Path(__file__).parents[2]
 
@@ -29,12 +29,13 @@ def common(port, **environment):
     }  # fmt: skip
 
 
-@pytest.mark.real_start
 def test_two_nodes_with_two_ranks_each():
     environment = common(free_port())
     command = [*JOB, "--nodes", "2", "--updates", "5", "--fits", "2"]
     with ExitStack() as stack:
-        nodes = [stack.enter_context(Job(command, env={**environment, "NODE_RANK": str(rank)})) for rank in range(2)]
+        nodes = [
+            stack.enter_context(ForkedJob(command, env={**environment, "NODE_RANK": str(rank)})) for rank in range(2)
+        ]
         results = [node.wait(PATIENCE_S) for node in nodes]
         assert [result.exit_code for result in results] == [0, 0], results[0].output + results[1].output
         assert results[0].output.count("ARRIVED 4") >= 1  # all four, over both nodes
@@ -44,12 +45,13 @@ def test_two_nodes_with_two_ranks_each():
             node.wait_until_nothing_is_left(ENDING_S)
 
 
-@pytest.mark.real_start
 def test_ranks_that_a_launcher_started():
     environment = common(free_port(), NODE_RANK="0")
     command = [*JOB, "--updates", "5"]
     with ExitStack() as stack:
-        ranks = [stack.enter_context(Job(command, env={**environment, "LOCAL_RANK": str(rank)})) for rank in range(4)]
+        ranks = [
+            stack.enter_context(ForkedJob(command, env={**environment, "LOCAL_RANK": str(rank)})) for rank in range(4)
+        ]
         results = [rank.wait(PATIENCE_S) for rank in ranks]
         assert [result.exit_code for result in results] == [0] * 4, "".join(result.output for result in results)
         assert "ARRIVED" in results[0].output

@@ -10,10 +10,12 @@ import torch
 
 from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.testing import Job
+from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 from tests.integration import ways
 from tests.integration.hooked import CASES
 from tests.integration.test_several_machines import free_port
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ["resumed", "chosen"]
 ALL = [*SCRIPTS, *CASES]
@@ -40,7 +42,7 @@ def check(alone, folder, names):
         assert torch.linalg.vector_norm(state - alone(name)) <= 1e-10 * torch.linalg.vector_norm(alone(name)), name
 
 
-def together(commands, alone, folder, names, port):
+def together(commands, alone, folder, names, port, kind=ForkedJob):
     """Start the commands, each with its environment, and compare what they trained."""
     ways.prepare(folder)
     common = {
@@ -48,12 +50,12 @@ def together(commands, alone, folder, names, port):
         "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
     }  # fmt: skip
     with ExitStack() as stack:
-        jobs = [stack.enter_context(Job(command, env={**common, **env})) for command, env in commands]
-        results = [job.wait(300) for job in jobs]
+        jobs = [stack.enter_context(kind(command, env={**common, **env})) for command, env in commands]
+        results = [job.wait(PATIENCE_S) for job in jobs]
         output = "\n".join(result.output for result in results)
         assert [result.exit_code for result in results] == [0] * len(commands), output
         for job in jobs:
-            job.wait_until_nothing_is_left(30)
+            job.wait_until_nothing_is_left(ENDING_S)
     check(alone, folder, names)
 
 
@@ -65,37 +67,35 @@ def test_forked(alone, tmp_path, name):
     assert trainer.strategy.last_update.resyncs == 0
 
 
-@pytest.mark.timeout(400)
 def test_rerun(alone, tmp_path):
     names = [*SCRIPTS, "epoch start", "teacher in a buffer", "validation, then epoch end"]
     command = [*JOB, "--start", "rerun", "--folder", str(tmp_path), "--cases", *names]
     ways.prepare(tmp_path)
-    with Job(command, env={"PYTHONPATH": str(ROOT)}) as job:
-        result = job.wait(380)
+    with ForkedJob(command, env={"PYTHONPATH": str(ROOT)}) as job:
+        result = job.wait(PATIENCE_S)
         assert result.exit_code == 0, result.output
-        job.wait_until_nothing_is_left(30)
+        job.wait_until_nothing_is_left(ENDING_S)
     check(alone, tmp_path, names)
 
 
-@pytest.mark.timeout(400)
 def test_started_by_a_launcher(alone, tmp_path):
     command = [*JOB, "--folder", str(tmp_path), "--cases", *ALL]
     ranks = [(command, {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}) for rank in range(2)]
     together(ranks, alone, tmp_path, ALL, free_port())
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.real_start
 def test_two_nodes(alone, tmp_path):
     command = [*JOB, "--nodes", "2", "--folder", str(tmp_path), "--cases", *ALL]
-    together([(command, {"NODE_RANK": str(rank)}) for rank in range(2)], alone, tmp_path, ALL, free_port())
+    together([(command, {"NODE_RANK": str(rank)}) for rank in range(2)], alone, tmp_path, ALL, free_port(), Job)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.real_start
 def test_torchrun(alone, tmp_path):
     port = free_port()
     agent = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     command = [*agent, *JOB[1:], "--folder", str(tmp_path), "--cases", *ALL]
-    together([(command, {"OMP_NUM_THREADS": "1"})], alone, tmp_path, ALL, port)
+    together([(command, {"OMP_NUM_THREADS": "1"})], alone, tmp_path, ALL, port, Job)
 
 
 def test_the_environment_is_left_alone():

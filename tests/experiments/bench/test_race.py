@@ -26,6 +26,7 @@ from experiments.bench.race.table import markdown
 from experiments.bench.race.testbed import ShapedHosts
 from experiments.train import CONFIG_PATH
 from lwpd_lightning.stragglers import StragglerModel
+from tests.commands import PATIENCE_S
 from tests.experiments.bench.hosts import needs_root, tell
 
 EVEN = Regime("mlp", "even", "none")
@@ -216,12 +217,13 @@ def test_testbeds_that_cannot_be_are_refused(settings, sentence):
         ShapedHosts(**{"count": 2, **settings})
 
 
+@pytest.mark.real_start
 @needs_root
 def test_a_race_is_run_and_kept(tmp_path):
     command = [sys.executable, "-m", "experiments.bench.race", "--regimes", "1000/none", "--schemes", "powersgd"]
     command += ["--seeds", "0", "--point", "1", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(CONFIG_PATH).parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
 
     apart, kept = Results(tmp_path / "results.jsonl").rows

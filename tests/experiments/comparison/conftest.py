@@ -1,8 +1,9 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.commands import run
 
 ROOT = Path(__file__).parents[3]
 
@@ -14,8 +15,8 @@ def sweep(tmp_path_factory) -> Path:
     command = [
         sys.executable, "-m", "experiments.train", "-m", "scheme=lwpd,k_async", "seed=0,1", "code=lwpd_4_2_2",
         "model.hidden=[16]", "trainer.max_steps=6", "trainer.val_check_interval=2", "target.value=0.05",
-        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={directory}",
+        f"hydra.sweep.dir={directory}",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return directory

@@ -10,6 +10,7 @@ import torch
 
 from tests.experiments.test_train_command import train
 
+pytestmark = pytest.mark.slow
 SCHEMES = ["ddp", "ddp_bf16", "powersgd"]
 RANKS = {"lwpd_4_2_2": 4, "lwpd_8_4_2": 8}
 # mlp of 64-32-10: its weights are 32 x 64, which rank 4 compresses, and 10 x 32, which it would not halve.
@@ -24,7 +25,6 @@ def sweep(tmp_path_factory) -> dict[tuple[str, int], Path]:
     done = train(
         directory, "-m", f"scheme={','.join(SCHEMES)}", f"code={','.join(RANKS)}", "trainer.max_epochs=1",
         "trainer.limit_train_batches=2", "model.hidden=[32]", "logger=csv", "hydra.sweep.dir=jobs",
-        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
         "straggler=slow_tail", "straggler.model.seconds=0.01",
         "+callbacks.keep._target_=tests.experiments.peers.callbacks.KeepParameters",
         "+callbacks.keep.folder=${paths.run_dir}/parameters",

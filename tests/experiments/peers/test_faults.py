@@ -10,6 +10,7 @@ from lwpd_lightning.exchange.rendezvous import LOOPBACK, listen
 from lwpd_lightning.testing import Job
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 
 
