@@ -108,12 +108,26 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
     with warnings.catch_warnings():
         # Python warns that locks of other threads stay locked in the child; it runs none of their code.
         warnings.simplefilter("ignore", DeprecationWarning)
-        with _all_or_none(processes):
+        with _all_or_none(processes), _allowed_children():
             for rank in ranks:
                 process = context.Process(target=_forked_main, args=(rank, work, parent), name=f"lwpd-worker-{rank}")
                 process.start()
                 processes[rank] = _Forked(process)
     return Workers(processes)
+
+
+@contextlib.contextmanager
+def _allowed_children() -> Iterator[None]:
+    """Let a daemonic process (of a pool, say) fork, which Python forbids for what would outlive it: workers do not."""
+    process = multiprocessing.current_process()
+    daemonic = process.daemon
+    if daemonic:
+        process.daemon = False
+    try:
+        yield
+    finally:
+        if daemonic:
+            process.daemon = True
 
 
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
