@@ -1,1 +1,1 @@
-"""Coded exchange in code of your own, without the rest of the experiments."""
+"""Well-known shapes of training, each an ordinary script: ``--strategy ddp`` and ``--strategy lwpd`` train the same."""
