@@ -78,7 +78,7 @@ class Workers:
         code = process.exit_code(wait_s) if process is not None else None
         if code is None:
             return None
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
     def end(self) -> None:
         """Wait briefly for all to end, then tell those that do not to, and at last kill them."""
@@ -93,6 +93,13 @@ class Workers:
         deadline = time.monotonic() + patience_s
         waiting = self._processes.values()
         return [p for p in waiting if p.exit_code(max(0.0, deadline - time.monotonic())) is None]
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {signum}"
 
 
 def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:

@@ -6,7 +6,25 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from lwpd_lightning.launcher import fork_workers
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (lambda: None, "exited with code 0"),
+        (lambda: os._exit(7), "exited with code 7"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 5), f"was killed by signal {signal.SIGRTMIN + 5}"),
+    ],
+)
+def test_how_a_worker_ended_is_told(end, said):
+    workers = fork_workers([1], lambda rank: end())
+    assert workers.exited(1, wait_s=20) == said
+    assert workers.exited(2, wait_s=20) is None
+    workers.end()
 
 
 def test_a_daemonic_process_forks_workers_which_end_with_it():
