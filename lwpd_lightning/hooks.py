@@ -106,8 +106,9 @@ class TrainingHooks:
         first, every = assignment.batch_index, self._trainer.accumulate_grad_batches
         return range(first, int(min(first - first % every + every, self._trainer.num_training_batches)))
 
-    def start_batch(self, batch: Any, epoch: int, index: int) -> bool:
-        """Start a batch; whether it is to be computed."""
+    def start_batch(self, batch: Any, epoch: int, index: int, *, last: bool) -> bool:
+        """Start a batch, the ``last`` of its epoch or not; whether it is to be computed."""
+        self._loop.epoch_loop.batch_progress.is_last_batch = last
         if self._started == (epoch, index):
             return True
         self._started = epoch, index
@@ -174,7 +175,6 @@ class TrainingHooks:
         progress.processed = progress.completed = epoch
         if batch_index is not None:
             batches.current.ready = batch_index + 1
-            batches.is_last_batch = batch_index + 1 >= self._trainer.num_training_batches
         self._loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = global_step
 
     def _call(self, hook: str, *arguments: Any) -> Any:

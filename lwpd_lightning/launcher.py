@@ -3,7 +3,8 @@
 Two ways. *Fork*, on one machine without CUDA: workers are forked from rank 0 when its fit is ready to train, so torch
 is imported once, and model, data and checkpoint are already there. *Rerun*, with CUDA or over several machines: the
 job's own command runs once more for each worker, which turns off into the worker loop when it reaches ``fit``.
-A worker that dies does not take the others along; all of them end when rank 0 does.
+A worker that dies does not take the others along; all of them end when rank 0 does. What ends the whole job (Ctrl-C,
+a scheduler's SIGTERM) is rank 0's to answer: workers go on meanwhile.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _PARENT_CHECK_S = 0.5
 # A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
 _STOP_GRACE_S = 1.0
 _TERMINATE_GRACE_S = 5.0
+# What ends a worker: nobody else sends it, least of all to a whole job.
+_END = getattr(signal, "SIGRTMIN", signal.SIGKILL)
 # How Hydra names a configuration folder that was given as --config-dir.
 _ASKED = "command-line"
 
@@ -79,8 +82,8 @@ class Workers:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
     def end(self) -> None:
-        """Wait briefly for all to end, then terminate and at last kill those that do not."""
-        for patience, signum in ((_STOP_GRACE_S, signal.SIGTERM), (_TERMINATE_GRACE_S, signal.SIGKILL)):
+        """Wait briefly for all to end, then tell those that do not to, and at last kill them."""
+        for patience, signum in ((_STOP_GRACE_S, _END), (_TERMINATE_GRACE_S, signal.SIGKILL)):
             for process in self._alive(patience):
                 os.kill(process.pid, signum)
         for process in self._processes.values():
@@ -105,12 +108,26 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
     with warnings.catch_warnings():
         # Python warns that locks of other threads stay locked in the child; it runs none of their code.
         warnings.simplefilter("ignore", DeprecationWarning)
-        with _all_or_none(processes):
+        with _all_or_none(processes), _allowed_children():
             for rank in ranks:
                 process = context.Process(target=_forked_main, args=(rank, work, parent), name=f"lwpd-worker-{rank}")
                 process.start()
                 processes[rank] = _Forked(process)
     return Workers(processes)
+
+
+@contextlib.contextmanager
+def _allowed_children() -> Iterator[None]:
+    """Let a daemonic process (of a pool, say) fork, which Python forbids for what would outlive it: workers do not."""
+    process = multiprocessing.current_process()
+    daemonic = process.daemon
+    if daemonic:
+        process.daemon = False
+    try:
+        yield
+    finally:
+        if daemonic:
+            process.daemon = True
 
 
 def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
@@ -121,8 +138,9 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     # have been held by a thread that is not there in a fork.
     sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; rank 0 ends the workers
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    _leave_the_end_to_rank_zero()
+    if _END is not signal.SIGKILL:
+        signal.signal(_END, lambda signum, frame: sys.exit(128 + signum))
     faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks, for whoever asks why a rank hangs
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write(f"lwpd-rank-{rank}")
@@ -200,8 +218,26 @@ def _hydra_job() -> tuple[list[str], str] | None:
     ], config.runtime.cwd
 
 
+def _leave_the_end_to_rank_zero() -> None:
+    """Ignore what reaches the whole job: rank 0 ends its workers. What this process forks is ended as ever."""
+    worker = os.getpid()
+
+    def outlive(signum: int, frame: object) -> None:
+        if os.getpid() != worker:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+    if threading.current_thread() is threading.main_thread():  # no other may set it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, outlive)
+
+
 def watch_parent(parent: int) -> None:
-    """End this process, from a thread, when ``parent``, which started it, is gone."""
+    """Live as long as ``parent``, which started this process: end, from a thread, when it is gone, and not before.
+
+    Ctrl-C and SIGTERM, which reach the whole job, are left to it.
+    """
+    _leave_the_end_to_rank_zero()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -211,7 +211,8 @@ class CodedFit:
     def _begin_again(self, at: tuple[int, int]) -> None:
         """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
         if self._coordinator is not None:
-            log.info("What is trained has changed: another exchange begins at epoch %d, batch %d", *at)
+            level = logging.INFO if self._coordinator.updates > 1 else logging.WARNING  # again at once: it costs time
+            log.log(level, "What is trained has changed: another exchange begins at epoch %d, batch %d", *at)
             self._pause(*at)
         self._begin(at)
 

@@ -91,7 +91,8 @@ class TrainedReplica:
                 self._hooks.accumulate(index)
             batch = self._loader.batch(assignment.epoch, index)
             data = self._codewords.transferred(batch, first)
-            if not self._hooks.start_batch(data, assignment.epoch, index) or self._structure.changed:
+            last = index + 1 >= self._trainer.num_training_batches or not self._loader.has(assignment.epoch, index + 1)
+            if not self._hooks.start_batch(data, assignment.epoch, index, last=last) or self.changed:
                 return None
             if index == assignment.batch_index:
                 settle()
@@ -103,6 +104,11 @@ class TrainedReplica:
             return None
         self._step_s = 0.0
         return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+
+    @property
+    def changed(self) -> bool:
+        """Whether something else is to be trained than when the exchange began."""
+        return self._structure.changed
 
     def close(self) -> None:
         """End what fetches ahead."""

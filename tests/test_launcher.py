@@ -1,5 +1,9 @@
-"""The command that runs a job once more."""
+"""Starting workers, and the command that runs a job once more."""
 
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from lwpd_lightning.launcher import job_command
+from lwpd_lightning.launcher import fork_workers, job_command
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -46,3 +50,38 @@ def test_one_job_of_a_sweep_is_run_where_it_is(job):
     assert said["hydra.mode"] == "RUN"
     assert str(said["hydra.run.dir"]).replace("\\'", "'").strip("'") == "/runs/n=4, it's [one]"
     assert said["hydra.output_subdir"] is None
+
+
+def test_a_daemonic_process_forks_workers_which_end_with_it():
+    """As a pool's processes are, in which a search over hyperparameters trains."""
+    context = multiprocessing.get_context("fork")
+    pids = context.Queue()
+
+    def trains():
+        workers = fork_workers(
+            [1, 2], lambda rank: pids.put((rank, os.getpid(), multiprocessing.current_process().daemon))
+        )
+        assert [workers.exited(rank, wait_s=20) for rank in (1, 2)] == ["exited with code 0"] * 2
+        assert multiprocessing.current_process().daemon
+        fork_workers([3], lambda rank: (pids.put((rank, os.getpid(), None)), time.sleep(600)))
+        time.sleep(600)
+
+    process = context.Process(target=trains, daemon=True)
+    process.start()
+    told = {rank: rest for rank, *rest in (pids.get(timeout=20) for _ in range(3))}
+    assert told[1][1] is told[2][1] is False  # so that they may have processes that load data
+    last = told[3][0]
+    assert _lives(last)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(20)
+    deadline = time.monotonic() + 20
+    while _lives(last):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except OSError:
+        return False

@@ -74,6 +74,7 @@ EXPECTED = """
 
 
 @pytest.mark.timeout(600)  # five starts of pytest
+@pytest.mark.slow
 def test_a_suite_is_run_to_its_end_and_compared_with_what_is_expected(tmp_path, monkeypatch, capsys):
     few, expected, out = tmp_path / "suite/tests/tests_pytorch/few", tmp_path / "expected.toml", tmp_path / "out"
     few.mkdir(parents=True)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lwpd_lightning.data.loader import CodedLoader, refuse_readers
+
 BatchSizeMeans = Literal["global", "per_worker"]
 
 
@@ -13,10 +15,11 @@ def of_all_workers(loader: Any, workers: int) -> Any:
     """A loader whose batches are as large as those of ``workers`` ranks of DDP together, in the same order.
 
     Raises:
-        ValueError: where the loader has no ``batch_size`` that could be multiplied.
+        ValueError: where it is no DataLoader that can be made anew, or has no ``batch_size`` that could be multiplied.
     """
-    if not isinstance(loader, DataLoader):
-        return loader  # refused elsewhere, with its reason
+    if isinstance(loader, CodedLoader):
+        return loader  # of an earlier fit, which has enlarged it
+    refuse_readers(loader)
     streamed = isinstance(loader.dataset, IterableDataset)
     if loader.batch_size is None or not (streamed or type(loader.batch_sampler) is BatchSampler):
         raise ValueError(

@@ -158,7 +158,12 @@ class _Iteration:
         return batch.parts[loader.parts[0]]
 
 
-def _refuse_unsplittable(loader: object, data_parts: int) -> None:
+def refuse_readers(loader: object) -> None:
+    """Refuse what is not a torch DataLoader, or reads its dataset in a way of its own.
+
+    Raises:
+        ValueError: for such a loader.
+    """
     if not isinstance(loader, DataLoader):
         raise ValueError(
             f"the training loader is a {type(loader).__name__}: coded exchange cuts a torch DataLoader's batches into "
@@ -174,6 +179,10 @@ def _refuse_unsplittable(loader: object, data_parts: int) -> None:
             f"the training loader {type(loader).__name__} has a load_state_dict: coded exchange itself goes on with the"
             " batch that was next in a resumed epoch, so use a torch DataLoader without."
         )
+
+
+def _refuse_unsplittable(loader: DataLoader[Any], data_parts: int) -> None:
+    refuse_readers(loader)
     if loader.batch_sampler is None:
         raise ValueError("the training loader has batch_size=None: set the batch_size of a whole update.")
     if isinstance(getattr(loader.batch_sampler, "sampler", None), DistributedSampler):

@@ -112,6 +112,11 @@ class Coordinator:
     def _others(self) -> list[int]:
         return sorted(self._rule.live - {self._rule.always})
 
+    @property
+    def updates(self) -> int:
+        """Updates that were closed."""
+        return self._rule.updates
+
     # Start-up.
 
     def admit(self) -> None:

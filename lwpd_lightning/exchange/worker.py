@@ -43,6 +43,10 @@ class Assignment:
 class Replica(Protocol):
     """The model on a worker, as it is trained there."""
 
+    @property
+    def changed(self) -> bool:
+        """Whether something else is to be trained than when the exchange began."""
+
     def enter(self, assignment: Assignment) -> None:
         """Training has come to this epoch, batch and step."""
 
@@ -174,6 +178,14 @@ class Worker:
         computed = self._replica.compute(self._versions[self._at].assignment, self._settle)
         self._done = self._at
         if computed is None:
+            if self._replica.changed:  # rank 0 will find the same and end the exchange; else it reads this
+                self._post(
+                    Op.FAILURE,
+                    text(
+                        f"worker {self._worker} no longer consists of the parameters and buffers that rank 0 does: "
+                        "change them on every rank, in a hook of the module or of a callback that acts on workers."
+                    ),
+                )
             return
         codeword, contribution = computed
         self._codeword = _Fate(self._at)

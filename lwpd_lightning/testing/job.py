@@ -62,6 +62,11 @@ class Job:
         self._output.close()
 
     @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         """What the job has printed so far."""
         size = os.fstat(self._output.fileno()).st_size
@@ -84,9 +89,9 @@ class Job:
         if text not in self.output:
             raise HungJob(f"the job ended with {self._process.poll()} and never printed {text!r}:\n{self.output}")
 
-    def interrupt(self) -> None:
-        """Ctrl-C: SIGINT to the whole foreground group."""
-        os.killpg(self._process.pid, signal.SIGINT)
+    def interrupt(self, signum: signal.Signals = signal.SIGINT) -> None:
+        """Ctrl-C, or another signal, to the whole foreground group."""
+        os.killpg(self._process.pid, signum)
 
     def kill(self, pid: int | None = None, signum: signal.Signals = signal.SIGKILL) -> None:
         """Signal one process, by default the one that was started."""

@@ -64,7 +64,7 @@ def whole(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("model", [Classifier, Wide])
+@pytest.mark.parametrize("model", [pytest.param(Classifier, marks=pytest.mark.slow), Wide])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("chosen", [lambda d: d.workers[0], lambda d: d.workers[-2]], ids=["first", "last"])
 def test_an_update_is_decided_again_without_the_one_that_died(monkeypatch, model, when, chosen):
@@ -160,6 +160,7 @@ def test_a_worker_that_says_what_cannot_be_is_an_erasure(monkeypatch, op, lie, r
     assert seen.check()[-1] == 3
 
 
+@pytest.mark.slow
 def test_ranks_that_share_no_memory_go_on_too():
     """Reruns: slices and parts travel between the processes. Both runs decode exactly, so they end alike."""
     norms = []
@@ -273,7 +274,7 @@ class _Books:
         monkeypatch.setattr(Reduction, "begin", begun)
 
 
-@pytest.mark.parametrize("update_dtype", ["int8", "float64"])
+@pytest.mark.parametrize("update_dtype", ["int8", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("wait_for", [2, 4])
 def test_with_feedback_what_comes_too_late_is_not_lost(monkeypatch, wait_for, blocks, update_dtype):

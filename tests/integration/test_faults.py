@@ -153,8 +153,61 @@ def test_ctrl_c_leaves_nothing(start):
     with job(*start) as running:
         running.wait_for_output("UPDATE 3", PATIENCE_S)
         running.interrupt()
-        assert running.wait(ENDING_S).exit_code != 0
+        result = running.wait(ENDING_S)
+        assert result.exit_code != 0
+        assert "Traceback" not in result.output
         running.wait_until_nothing_is_left(ENDING_S)
+
+
+@STARTS
+def test_rank_0_ends_well_when_a_scheduler_ends_all_processes_of_the_job(start):
+    """It runs its hooks, saves what it saves on the way out, and its workers are there meanwhile."""
+    with job(*start) as running:
+        running.wait_for_output("UPDATE 3", PATIENCE_S)
+        running.interrupt(signal.SIGTERM)
+        result = running.wait(ENDING_S)
+        assert "Received SIGTERM" in result.output
+        assert "Traceback" not in result.output
+        assert "is lost" not in result.output
+        running.wait_until_nothing_is_left(ENDING_S)
+
+
+@STARTS
+def test_workers_outlive_what_their_whole_job_is_sent(start):
+    """Were they to end, rank 0, which has not been sent it, would have lost them."""
+    with job(*start, "--updates", "1000000") as running:
+        running.wait_for_output("UPDATE 3", PATIENCE_S)
+        workers = [p for p, name in running.processes().items() if p != running.pid and name != "fork-server"]
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            for pid in workers:
+                running.kill(pid, signum)
+        running.wait_for_output(f"UPDATE {int(running.output.rsplit('UPDATE ', 1)[1].split()[0]) + 20}", PATIENCE_S)
+        assert "is lost" not in running.output
+        assert set(workers) <= running.processes().keys()
+        running.kill()
+        running.wait(ENDING_S)
+        running.wait_until_nothing_is_left(ENDING_S)
+
+
+@pytest.mark.parametrize("hangs", ["asleep", "busy", "deaf"])
+def test_workers_that_hang_are_ended_soon(hangs):
+    hanging = torch.zeros(1, dtype=torch.bool).share_memory_()
+
+    def work(rank):
+        if hangs == "deaf":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN})
+        hanging.fill_(True)
+        while True:
+            if hangs != "busy":
+                time.sleep(1.0)
+
+    workers = fork_workers([1, 2], work)
+    while not hanging.item():
+        time.sleep(0.01)
+    started = time.monotonic()
+    workers.end()
+    assert time.monotonic() - started < 5.0
+    assert workers.exited(1, 0.0) is None  # it is known no more
 
 
 @STARTS

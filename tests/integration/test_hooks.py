@@ -5,12 +5,13 @@ import torch
 
 from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor, WorkerCallback
-from tests.integration.hooked import CASES, Case, TaughtByBuffer, train
+from lwpd_lightning.exchange.update import WorkerFailed
+from tests.integration.hooked import CASES, Case, Steered, TaughtByBuffer, train
 
 CODES = {"lwpd(4,4,2)": lambda: lwpd_code(4, 4, 2), "uncoded(2)": lambda: uncoded(2)}
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", ["uncoded(2)", pytest.param("lwpd(4,4,2)", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_hooks_act_on_every_rank(name, code):
     alone, _ = train(name, devices=1)
@@ -80,3 +81,17 @@ def test_every_rank_runs_the_same_hooks_in_the_same_order(tmp_path, settings):
     rank_0, worker = ((tmp_path / str(rank)).read_text().splitlines() for rank in range(2))
     (started,) = (line for line in rank_0 if line.startswith("on_train_start"))
     assert [started, *worker] == rank_0
+
+
+class _FreezesOnWorkers(Steered):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1 and not self.trainer.is_global_zero:
+            self.net[0].requires_grad_(False)
+
+
+def test_a_worker_that_trains_something_else_ends_the_run(monkeypatch):
+    monkeypatch.setitem(CASES, "freezes on workers", Case(_FreezesOnWorkers))
+    with pytest.raises(
+        WorkerFailed, match="worker 1 no longer consists of the parameters and buffers that rank 0 does"
+    ):
+        train("freezes on workers", devices=2, strategy=LWPDStrategy(code=uncoded(2), timeout_s=60))

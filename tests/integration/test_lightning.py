@@ -298,17 +298,6 @@ def test_workers_know_step_and_epoch(callbacks):
     torch.testing.assert_close(weights(model), weights(alone), rtol=1e-4, atol=1e-6)
 
 
-class _Unfreeze(pl.Callback):
-    def on_train_epoch_start(self, trainer, pl_module):
-        pl_module.net[0].weight.requires_grad_(trainer.current_epoch == 0)
-
-
-def test_freezing_in_mid_fit_is_an_error():
-    trainer = quiet_trainer(devices=4, strategy=strategy(), max_epochs=2, callbacks=[_Unfreeze()])
-    with pytest.raises(RuntimeError, match="set of trainable parameters changed"):
-        trainer.fit(Classifier(sgd), loader())
-
-
 def test_every_update_is_logged(tmp_path):
     logger = CSVLogger(tmp_path)
     monitor, lr = ExchangeMonitor(), LearningRateMonitor()

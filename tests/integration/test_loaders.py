@@ -579,6 +579,18 @@ def test_a_batch_sampler_cannot_mean_each_workers():
     batches = DataLoader(classification(), batch_sampler=_OwnBatches(range(720), 18, drop_last=False))
     strategy = LWPDStrategy(code=uncoded(2), batch_size_means="per_worker")
     with pytest.raises(
-        ValueError, match="batch_size_means='per_worker' with a training loader whose batches come from"
+        ValueError, match="batch_size_means='per_worker' with a training loader whose batches _OwnBatches makes"
     ):
         quiet_trainer(max_epochs=1, devices=2, strategy=strategy).fit(Classifier(sgd), batches)
+
+
+class _ReadsItself(DataLoader):
+    def __iter__(self):
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("means", ["global", "per_worker"])
+def test_a_loader_that_reads_itself_is_refused(means):
+    strategy = LWPDStrategy(code=uncoded(2), batch_size_means=means)
+    with pytest.raises(ValueError, match="training loader _ReadsItself overrides __iter__"):
+        quiet_trainer(devices=2, strategy=strategy).fit(Classifier(sgd), _ReadsItself(classification(), batch_size=72))

@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -61,9 +60,7 @@ def fit(model=None, data=None, code=None, **settings):
         ({"model": _Manual()}, "automatic_optimization=False is not supported"),
         ({"model": _TwoOptimizers(sgd)}, "returned several optimizers: coded exchange decodes one gradient"),
         ({"model": _Lbfgs(sgd)}, "LBFGS evaluates several gradients"),
-        ({"callbacks": [GradientAccumulationScheduler({0: 1, 3: 2})]}, "callback GradientAccumulationScheduler accum"),
         ({"sync_batchnorm": True}, "sync_batchnorm=True is not supported"),
-        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2 is not supported"),
         (
             {"precision": "16-true"},
             "precision='16-true', whose gradients lose .* use precision='32-true', .* or '16-mixed'",

@@ -62,6 +62,7 @@ def test_with_feedback_the_sum_of_decoded_gradients_tracks_the_sum_of_gradients(
 
 # A single process comes to 0.95 to 0.96, and so does K = n; with K = 6 a busy machine's scheduler picks who counts, and
 # 16 runs came to 0.928 to 0.965. With one row for ever K = n comes to 0.77, without memory to 0.83.
+@pytest.mark.slow
 @pytest.mark.parametrize(("wait_for", "stale", "reached"), [(8, "apply", 0.9), (6, "drop", 0.85), (6, "apply", 0.85)])
 def test_it_trains_with_int8_and_feedback(wait_for, stale, reached):
     monitor = ExchangeMonitor()

@@ -66,7 +66,9 @@ def encoded(samples):
     return transformers.BatchEncoding(columns)  # a mapping, no dict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Returning, Pooled])
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("64-true", 1e-11)])
 def test_waiting_for_all_equals_a_single_process(model, precision, tolerance):
     torch.manual_seed(0)
