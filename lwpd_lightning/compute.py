@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from lwpd_lightning.callbacks import WorkerCallback
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import WireFormat, dtype_name
-from lwpd_lightning.data import CodedBatch, derive_seed, isolated_rng, seed_everything_locally
+from lwpd_lightning.data import CodedBatch, derive_seed, drawing_from
 from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Codeword, Contribution
@@ -94,16 +93,8 @@ class CodewordComputation:
 
     @contextmanager
     def randomness(self, batch: CodedBatch, part: int, *, transfer: bool = False) -> Iterator[None]:
-        """Run the transfer hooks or the training_step of a data part under its own random stream.
-
-        Python's, NumPy's and torch's generators go on afterwards as if nothing had happened.
-        """
-        device = self.blocks.device
-        seed = derive_seed(self._seed, batch.epoch, batch.index, part, int(transfer))
-        with isolated_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            seed_everything_locally(seed)
-            if device.type == "cuda":
-                torch.cuda.manual_seed(seed)
+        """Run the transfer hooks or the training_step of a data part under its own random stream."""
+        with drawing_from(derive_seed(self._seed, batch.epoch, batch.index, part, int(transfer)), self.blocks.device):
             yield
 
     def clear_gradients(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lwpd_lightning.launcher import job_command
+from lwpd_lightning.command import job_arguments
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -80,7 +80,7 @@ _jobs: defaultdict[tuple[str, ...], Entries] = defaultdict(Entries)
 
 def entries() -> Entries:
     """Those of the job that this process runs, whatever trainer they belong to: every rank counts the same."""
-    return _jobs[tuple(job_command()[0])]
+    return _jobs[tuple(job_arguments()[0])]
 
 
 def outcome_of(trainer: pl.Trainer, returned: Any) -> str:

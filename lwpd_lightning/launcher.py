@@ -25,6 +25,7 @@ from typing import Protocol
 
 import torch
 
+from lwpd_lightning.command import job_command
 from lwpd_lightning.descriptors import own_offsets
 
 _PARENT_CHECK_S = 0.5
@@ -33,8 +34,6 @@ _STOP_GRACE_S = 1.0
 _TERMINATE_GRACE_S = 5.0
 # What ends a worker: nobody else sends it, least of all to a whole job.
 _END = getattr(signal, "SIGRTMIN", signal.SIGKILL)
-# How Hydra names a configuration folder that was given as --config-dir.
-_ASKED = "command-line"
 
 
 class WorkerProcess(Protocol):
@@ -79,7 +78,7 @@ class Workers:
         code = process.exit_code(wait_s) if process is not None else None
         if code is None:
             return None
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
     def end(self) -> None:
         """Wait briefly for all to end, then tell those that do not to, and at last kill them."""
@@ -94,6 +93,13 @@ class Workers:
         deadline = time.monotonic() + patience_s
         waiting = self._processes.values()
         return [p for p in waiting if p.exit_code(max(0.0, deadline - time.monotonic())) is None]
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {signum}"
 
 
 def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
@@ -164,7 +170,11 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
 
 
 def rerun_workers(ranks: Iterable[int], environment: Callable[[int], Mapping[str, str]]) -> Workers:
-    """Run this job's command again for each rank, with ``environment(rank)`` added to the environment."""
+    """Run this job's command again for each rank, with ``environment(rank)`` added to the environment.
+
+    Raises:
+        ValueError: there is none that could be run again, as in a notebook.
+    """
     command, cwd = job_command()
     processes: dict[int, WorkerProcess] = {}
     with _all_or_none(processes):
@@ -181,41 +191,6 @@ def _all_or_none(processes: Mapping[int, WorkerProcess]) -> Iterator[None]:
     except BaseException:
         Workers(processes).end()
         raise
-
-
-def job_command() -> tuple[list[str], str]:
-    """The command that runs this job once more, and where: one job of a Hydra sweep, not the sweep."""
-    import __main__
-
-    spec = getattr(__main__, "__spec__", None)
-    if spec is None:
-        program = [sys.executable, os.path.abspath(sys.argv[0])]
-    else:
-        program = [sys.executable, "-m", spec.name.removesuffix(".__main__")]
-    job = _hydra_job()
-    if job is None:
-        return [*program, *sys.argv[1:]], os.getcwd()
-    arguments, cwd = job
-    return [*program, *arguments], cwd
-
-
-def _hydra_job() -> tuple[list[str], str] | None:
-    if "hydra" not in sys.modules:
-        return None
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return None
-    config = HydraConfig.get()
-    quoted = config.runtime.output_dir.replace("'", "\\'")  # a directory may hold what means something to Hydra
-    return [
-        f"--config-name={config.job.config_name}",
-        *(f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == _ASKED),
-        *config.overrides.task,
-        "hydra.mode=RUN",
-        f"hydra.run.dir='{quoted}'",
-        "hydra.output_subdir=null",
-    ], config.runtime.cwd
 
 
 def _leave_the_end_to_rank_zero() -> None:

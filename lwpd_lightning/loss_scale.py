@@ -29,9 +29,10 @@ def loss_scale(precision: Precision) -> float:
 def scale_gradients(precision: Precision, parameters: Iterable[Tensor]) -> None:
     """Multiply decoded gradients by the scale, in place: the step that follows divides by it, as it always does."""
     scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
-    if scaler is None:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if scaler is None or not gradients:
         return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            # The scale that a rank begins with is set by the first call, wherever it comes from.
-            parameter.grad.mul_(scaler.scale(torch.ones((), device=parameter.device)))
+    # Multiplied by the scaler itself: a rank that has computed no loss yet has no scale before.
+    scale = scaler.scale(torch.ones((), device=gradients[0].device))
+    for gradient in gradients:
+        gradient.mul_(scale)

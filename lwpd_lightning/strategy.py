@@ -373,6 +373,7 @@ class LWPDStrategy(ParallelStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """The fit broke: end the workers."""
         self._end_fit()
+        super().on_exception(exception)
 
     def teardown(self) -> None:
         """End what is left of a fit."""

@@ -14,6 +14,12 @@ from lwpd_lightning.testing.job import _processes
 _STACKS_BEFORE_S, _STUCK_AFTER_S, _LOST_AFTER_S = 2.0, 30.0, 60.0
 
 
+def pytest_configure(config):
+    """Nothing can be forked where torch sees a GPU: only ``-m cuda`` shows it."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("real_start"):

@@ -216,10 +216,13 @@ def _become(request: _Request, plain: list[str]) -> None:
     import numpy as np
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
+    from lwpd_lightning import command
+
     Path("/proc/self/comm").write_text("python")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     np.random.seed()
     rank_zero_only.rank = _get_rank() or 0  # read where Lightning is imported
+    command._STARTED_IN = os.getcwd()
     arguments = request.arguments
     unbuffered = arguments[0] == "-u"
     if unbuffered:

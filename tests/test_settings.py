@@ -270,6 +270,14 @@ def test_workers_are_forked_on_one_machine_without_a_gpu(place):
     assert sentence.endswith("use 'rerun'.")
 
 
+def test_a_gpu_that_torch_sees_keeps_a_cpus_ranks_from_being_forked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert ExchangeSettings().started_on(CPU, 1, False).start_method == "rerun"
+    sentence = refusal(ExchangeSettings(start_method="fork").started_on, CPU, 1, False)
+    assert "on a machine whose GPU torch sees (CUDA_VISIBLE_DEVICES='' hides it)" in sentence
+    assert sentence.endswith("use 'rerun'.")
+
+
 def test_codewords_travel_as_the_gradient_is_unless_told_otherwise():
     assert ExchangeSettings().wire(torch.float64, CPU, seed=1).name == "float64"
     assert ExchangeSettings().wire(torch.float32, CPU, seed=1).name == "float32"

@@ -16,7 +16,9 @@ def tell(figures: Mapping[str, float]) -> None:
     print(_PREFIX + json.dumps(figures))
 
 
-def measured(module: str, scheme: str, environment: Mapping[str, str] | None = None, **sizes: int) -> dict[str, Any]:
+def measured(
+    module: str, scheme: str, environment: Mapping[str, str] | None = None, **sizes: int | str
+) -> dict[str, Any]:
     """Run ``python -m module --one scheme --size value ...``; the figures that it told.
 
     Raises:

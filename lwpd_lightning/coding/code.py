@@ -25,8 +25,12 @@ class Task(NamedTuple):
     coefficient: float
 
 
+class _ByConstruction:
+    """A base that is no dataclass: LightningCLI has a code made by functions such as `lwpd_code`, not of its fields."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Code:
+class Code(_ByConstruction):
     """A linear code over k = data_parts * blocks gradient tasks for n workers.
 
     Task (a, b) is the gradient of the mean loss on data part a with respect to block b, a vector of d numbers; its

@@ -4,12 +4,13 @@ from lwpd_lightning.data.batch import CodedBatch
 from lwpd_lightning.data.fit_loop import following, loader_of, training_loader
 from lwpd_lightning.data.indexed import fetching_like
 from lwpd_lightning.data.loader import CodedLoader
-from lwpd_lightning.data.randomness import derive_seed, isolated_rng, seed_everything_locally
+from lwpd_lightning.data.randomness import derive_seed, drawing_from, isolated_rng, seed_everything_locally
 
 __all__ = [
     "CodedBatch",
     "CodedLoader",
     "derive_seed",
+    "drawing_from",
     "fetching_like",
     "following",
     "isolated_rng",

@@ -38,6 +38,18 @@ def isolated_rng() -> Iterator[None]:
         _set_global_state(state)
 
 
+@contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let Python's, NumPy's and torch's generators, the device's too, start from ``seed`` and go on as if nothing had
+    happened afterwards."""
+    on_device = [device] if device.type == "cuda" else []
+    with isolated_rng(), torch.random.fork_rng(devices=on_device):
+        seed_everything_locally(seed)
+        if on_device:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
 class Randomness:
     """A random stream of its own for code that draws from the global generators, a piece at a time.
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.delays import Delays
 from lwpd_lightning.exchange.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
 from lwpd_lightning.exchange.message import EMPTY, Messages, words
 from lwpd_lightning.exchange.publication import Publication
@@ -102,6 +103,7 @@ class Coordinator:
         self._tensors = len(reduction.blocks.parameters)
         self._statistics = StateLayout.statistics(model, reduction.blocks.device)
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
+        self._delays, self._heard_at = Delays(), 0.0  # and when all that had come was read
         self._decisions = 0
         self._open: _Open | None = None
         self.decided = 0  # the decision of the update that was closed last
@@ -175,6 +177,8 @@ class Coordinator:
         )
         self._tell_who_missed()
         self._publication.publish(self._others, position, step, attributes, decided=self.decided, moved=moved)
+        holding = {worker for worker, kept in self._ready.items() if kept.version >= self._rule.oldest}
+        self._delays.published(self.version, set(self._others) - holding, time.monotonic())
 
     def arrived(self, checksum: Checksum) -> None:
         """The model is at the version that was published last: what it is computed at has this checksum."""
@@ -205,7 +209,8 @@ class Coordinator:
         waits = False
         while True:
             for event in self._hub.events(_LOOK_S if waits else 0.0):
-                self._handle(event)
+                self._handle(event, time.monotonic() if waits else self._heard_at)
+            self._heard_at = time.monotonic()
             self._tell_who_missed()
             self._check_enough_live()
             if update.decision is None and self._rule.complete:
@@ -244,7 +249,7 @@ class Coordinator:
 
     # What workers send.
 
-    def _handle(self, event: Message | LinkLost) -> None:
+    def _handle(self, event: Message | LinkLost, now: float) -> None:
         if isinstance(event, LinkLost):
             self._lose(event.worker)
             return
@@ -257,15 +262,15 @@ class Coordinator:
                 return
             if header.worker != event.worker:
                 raise ProtocolError(f"a message in the name of worker {header.worker}")
-            self._take(header, payload, rest)
+            self._take(header, payload, rest, now)
         except BadPeer as error:
             self._lose(error.worker, str(error))
         except ProtocolError as error:
             self._lose(event.worker, str(error))
 
-    def _take(self, header: Header, payload: Tensor, rest: Tensor) -> None:
+    def _take(self, header: Header, payload: Tensor, rest: Tensor, now: float) -> None:
         if header.op in (Op.READY, Op.LATE):
-            self._observe(header)
+            self._observe(header, now)
         if header.op is Op.READY:
             contribution = self._contribution(header, payload, rest)
             self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
@@ -305,10 +310,10 @@ class Coordinator:
         self._open.resyncs += 1
         self._publication.take_over(worker, diverged_at=diverged_at)
 
-    def _observe(self, header: Header) -> None:
+    def _observe(self, header: Header, now: float) -> None:
         if not 0 <= header.compute_s < math.inf:
             raise ProtocolError(f"{header.op.name} after {header.compute_s} s")
-        self._rule.observe(header.worker, header.compute_s)
+        self._rule.observe(header.worker, self._delays.of(header.worker, header.version, header.compute_s, now))
 
     def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
         if payload.numel() != self._statistics.nbytes or not 0 <= rest.numel() - self._tensors <= _MOST_LOGGED:
@@ -436,6 +441,7 @@ class Coordinator:
         self._rule.lose(worker)
         self._reduction.ranks.workers.discard(worker)
         self._ready.pop(worker, None)
+        self._delays.forget(worker)
         self._reopen_if_needs(worker)
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))

@@ -100,6 +100,8 @@ class Publication:
         """
         self._position, self._decided = position, decided
         self._awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
+        if not workers:
+            return
         told, buffers = self._told(step, attributes), self._changed_buffers()
         self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, told)
 

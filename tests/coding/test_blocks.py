@@ -9,11 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
+from tests.devices import on_each_device
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
-]
 SHAPES = [(), (1,), (3,), (8,), (5, 2), (4, 6), (2, 3, 4, 4), (0, 3), (61, 57)]
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -150,7 +147,7 @@ def test_scatter_along_a_direction_against_the_dense_reference(parameters, block
     assert start == block_map.block_size
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize("rows", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_accumulate_adds_the_outer_product(device, rows, dtype):
@@ -168,7 +165,7 @@ def test_accumulate_adds_to_some_positions_in_place():
     assert flat.tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 2, 2, 2, 0]]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize("code", [lwpd_code(8, 4, 2), lwpd_code(16, 8, 4), local_code(6, 2, 2), uncoded(3)], ids=repr)
 def test_the_whole_round_is_the_mean_gradient_over_the_batch(code, device):
     """Each worker's backward passes, encode, accumulate and scatter, against autograd on the whole batch."""

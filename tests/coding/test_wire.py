@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lwpd_lightning.coding.wire import wire_format
+from tests.devices import on_cuda
 
 NAMES = ["float64", "float32", "bfloat16", "int8"]
 QUICK = settings(deadline=None, max_examples=40)
@@ -155,7 +156,7 @@ def test_unknown_formats_are_refused(call, needle):
         call()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_cuda
 @pytest.mark.parametrize("name", NAMES)
 def test_a_codeword_on_cuda_packs_to_the_same_bytes(name):
     codeword = torch.randn(3000, generator=seeded())

@@ -22,7 +22,9 @@ from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
 from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory, parts_bytes
+from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.update import Codeword
+from tests.devices import on_each_device
 
 RUN = bytes(range(16))
 quick = settings(deadline=None, max_examples=25)
@@ -43,6 +45,7 @@ class Table:
     along: bool = False
     feedback: bool = False
     window: int = 4
+    device: str = "cpu"
     queue: deque = field(default_factory=deque)
 
     def __post_init__(self):
@@ -72,7 +75,8 @@ class Table:
             )  # fmt: skip
 
     def blocks(self):
-        return BlockMap([Parameter(torch.zeros(shape)) for shape in self.shapes], self.code.blocks)
+        shapes, device = self.shapes, self.device
+        return BlockMap([Parameter(torch.zeros(shape, device=device)) for shape in shapes], self.code.blocks)
 
     def sends(self, rank):
         def send(to, frames):
@@ -86,12 +90,12 @@ class Table:
         """Every worker has a codeword; returns them as the reducers will read them, by worker."""
         generator, arrived = torch.Generator().manual_seed(seed), {}
         for worker in range(self.code.n):
-            exact = torch.randn(self.size, generator=generator)
-            packed = self.wires[0].pack(exact)
+            exact = torch.randn(self.size, generator=generator).to(self.device)
+            packed = Staging(exact.device).to_host(self.wires[0].pack(exact))
             if self.shared:
                 packed = self.memory.codewords[worker].copy_(packed)
             self.reductions[worker].offer(Codeword(exact, packed))
-            arrived[worker] = exact, self.wires[0].unpack(packed.clone(), self.size).float()
+            arrived[worker] = exact.cpu(), self.wires[0].unpack(packed.clone(), self.size).float()
         return arrived
 
     def decide(self, number, workers, seed, version=0, reducers=None):
@@ -187,6 +191,24 @@ def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, update_wire, sh
         for rank in table.ranks:
             table.reductions[rank].commit(number)
             table.reductions[rank].withdraw() if rank != COORDINATOR else None
+
+
+@on_each_device
+@pytest.mark.parametrize("code", CODES, ids=repr)
+@pytest.mark.parametrize(("wire", "update_wire"), [("float32", "float32"), ("int8", "bfloat16")])
+@pytest.mark.parametrize("along", [False, True])
+def test_codewords_that_lie_on_a_device_are_added_up_on_the_host(device, code, wire, update_wire, along):
+    along = along and code.direction is not None
+    table = Table(code, SHAPES[3], wire, update_wire, along=along, device=device)
+    codewords = table.offer(1)
+    decision = table.decide(1, range(code.n), 2)
+    for rank in table.ranks:
+        table.reductions[rank].begin(decision)
+    table.deliver(random.Random(3))
+    for rank in table.ranks:
+        table.reductions[rank].prepare()
+    check(table, decision, codewords)
+    assert {p.grad.device.type for p in table.reductions[0].blocks.parameters} == {device}
 
 
 def test_a_gradient_that_was_decoded_ahead_stays_until_something_else_takes_its_place():

@@ -18,6 +18,7 @@ from lwpd_lightning.exchange.state import (
     from_bytes,
     to_bytes,
 )
+from tests.devices import on_cuda
 
 CPU = torch.device("cpu")
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -325,7 +326,7 @@ def test_the_checksum_knows_where_a_tensor_ends_and_how_it_is_read():
     assert len({checksum(parameters) for parameters in zeros}) == len(zeros)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_cuda
 def test_a_gpu_hashes_as_the_cpu_would_and_its_checksum_sees_as_much():
     parameters = [torch.randn(7), torch.randn(3000, 1000), torch.randn(5, dtype=torch.float64)]
     there = [p.cuda() for p in parameters]

@@ -1,5 +1,6 @@
 """Rank 0 and workers of one fit over real links, each worker in a thread: what is lost on the way stalls nobody."""
 
+import math
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -12,6 +13,7 @@ from torch import nn
 from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import wire_format
+from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.header import COORDINATOR, HEADER_BYTES, Header, Op
 from lwpd_lightning.exchange.keys import RunKey
@@ -339,6 +341,24 @@ def test_a_worker_that_takes_over_states_keeps_nothing_of_older_decisions(stack)
         assert len(received.decisions) <= 2
         assert len(received._parts) <= 2
         assert len(received._slices) <= 2
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["rank 0 waits", "rank 0 computes"])
+def test_an_adaptive_k_hears_of_slow_links(stack, busy):
+    """All say that they computed for no time; the word of one is late."""
+    code = uncoded(4)
+    adaptive = AdaptiveWait(code, 2, 4, always=0, feedback=False)
+
+    def before(thread, version):
+        time.sleep(0.2 if thread.seat.worker == 2 else 0.02)
+
+    fit = Fit(stack, 4, before=before, adaptive=adaptive)
+    fit.start()
+    updates = fit.updates(120, (lambda version: time.sleep(0.02)) if busy else lambda version: None)
+    assert max(update.wait_for for update in updates[-10:]) < 4
+    known = adaptive._delays[2][adaptive._delays[2] < math.inf]
+    assert len(known) > 4
+    assert known.min() > 0.1
 
 
 def junk(worker):

@@ -23,10 +23,22 @@ class Narrator(pl.Callback):
 
 class Breaking(Classifier):
     fail_at: int = -1
+    breaks_in: str | None = None
 
     def widen(self):
         """With codewords long enough for several reducers."""
         self.net = torch.nn.Sequential(torch.nn.Linear(12, 2000), torch.nn.Tanh(), torch.nn.Linear(2000, 3))
+
+    def setup(self, stage):
+        self.break_in("setup")
+
+    def configure_optimizers(self):
+        self.break_in("configure_optimizers")
+        return super().configure_optimizers()
+
+    def break_in(self, place):
+        if self.breaks_in == place and not self.trainer.is_global_zero:
+            raise RuntimeError(f"injected failure in {place}")
 
     def training_step(self, batch, batch_idx):
         if not self.trainer.is_global_zero and self.global_step == self.fail_at:
@@ -63,12 +75,15 @@ def main():
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--wide", action="store_true")
     parser.add_argument("--die-when-asked", choices=["before", "after"])
+    parser.add_argument("--breaks-in", choices=["script", "setup", "configure_optimizers"])
     options = parser.parse_args()
+    if options.breaks_in == "script" and "LWPD_FIT" in os.environ:
+        raise RuntimeError("injected failure in script")
     if options.die_when_asked:
         die_when_asked(options.die_when_asked)
     pl.seed_everything(1)
     model = Breaking(sgd)
-    model.fail_at = options.fail_at
+    model.fail_at, model.breaks_in = options.fail_at, options.breaks_in
     if options.wide:
         model.widen()
     if options.exact:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 
+PRECISIONS = ["16-mixed", "bf16-true"]
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 UPDATES, BATCH = 20, 72
+# Neighbours in bfloat16 are up to 2^-7 of their size apart. A float32 sum that lies next to the middle between two goes
+# to either, by what its last bits are; so does the weight that is moved by it.
+NEIGHBOUR = 2.0**-7
+WITHIN = {"16-mixed": 1e-5, "bf16-true": NEIGHBOUR}
 # So large that the first steps are left out, and raised so often that later ones are: float16 ends at 65504.
 SCALE, RAISED_AFTER = 2.0**22, 4
 
@@ -36,16 +42,23 @@ def scale_of(trainer: pl.Trainer) -> float:
     return float(scaler.get_scale())
 
 
-def train(precision: str, device: str = "cpu", **settings: Any) -> tuple[Tensor, pl.Trainer]:
+def train(precision: str, accelerator: str = "cpu", **settings: Any) -> tuple[Tensor, pl.Trainer]:
     """Some updates on whole batches; the parameters then, and the trainer."""
-    how = {"plugins": [float16(device)]} if precision == "16-mixed" else {"precision": precision}
+    how = {"plugins": [float16(DEVICES[accelerator])]} if precision == "16-mixed" else {"precision": precision}
     model = Classifier(sgd)
-    trainer = quiet_trainer(max_steps=UPDATES, max_epochs=-1, **how, **settings)
+    trainer = quiet_trainer(max_steps=UPDATES, max_epochs=-1, accelerator=accelerator, **how, **settings)
     trainer.fit(model, loader(classification(), BATCH))
     return weights(model), trainer
 
 
-def train_parts_in_float16(parts: int, device: str = "cpu", **settings: Any) -> tuple[Tensor, float]:
+def train_parts(precision: str, parts: int, accelerator: str = "cpu") -> Tensor:
+    """The parameters that the mean of the data parts' gradients leads to."""
+    if precision == "16-mixed":
+        return train_parts_in_float16(parts, accelerator)[0]
+    return train_parts_in_bfloat16(parts, DEVICES[accelerator])
+
+
+def train_parts_in_float16(parts: int, accelerator: str = "cpu") -> tuple[Tensor, float]:
     """What 16-mixed makes of it in one process, to which each data part is a batch of its own: parameters and scale.
 
     Each loss is divided by the number of parts before it is scaled, so that the scale has to be as many times as large
@@ -53,8 +66,8 @@ def train_parts_in_float16(parts: int, device: str = "cpu", **settings: Any) -> 
     """
     model = Classifier(sgd)
     trainer = quiet_trainer(
-        max_steps=UPDATES, max_epochs=-1, accumulate_grad_batches=parts, plugins=[float16(device, parts * SCALE)],
-        **settings,
+        max_steps=UPDATES, max_epochs=-1, accumulate_grad_batches=parts, accelerator=accelerator, devices=1,
+        plugins=[float16(DEVICES[accelerator], parts * SCALE)],
     )  # fmt: skip
     trainer.fit(model, loader(classification(), BATCH // parts))
     return weights(model), scale_of(trainer) / parts

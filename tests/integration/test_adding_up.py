@@ -246,8 +246,8 @@ class _Books:
         self.weights = torch.zeros(2 * UPDATES, workers, dtype=torch.float64)
         add, settle, commit = ErrorFeedback.add, Reduction._settle, Reduction.commit
 
-        def added(feedback, part):
-            add(feedback, part)
+        def added(feedback, part, factor):
+            add(feedback, part, factor)
             # Which version it is does not matter to a sum.
             self.computed[0, feedback._worker] += feedback._blocks.parameters[0].grad
             self.memory[feedback._worker] = feedback.memory.flatten()

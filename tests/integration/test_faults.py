@@ -148,6 +148,18 @@ def test_nothing_is_left_after_a_workers_exception(start):
         running.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.parametrize("place", ["script", "setup", "configure_optimizers"])
+def test_a_rerun_worker_that_does_not_start_says_why_and_fails_the_run_by_its_name(place):
+    with job("--start=rerun", "--workers=2", "--breaks-in", place) as running:
+        result = running.wait(PATIENCE_S)
+        assert result.exit_code not in (0, None)
+        said, failed = result.output.index(f"RuntimeError: injected failure in {place}"), "WorkerFailed: worker 1 "
+        assert result.output.rindex("Traceback", 0, said) < said < result.output.index(failed)
+        last = result.output.rstrip().splitlines()[-1]
+        assert last.endswith(f"{failed}exited with code 1 before it joined; its output is above.")
+        running.wait_until_nothing_is_left(ENDING_S)
+
+
 @STARTS
 def test_ctrl_c_leaves_nothing(start):
     with job(*start) as running:

@@ -10,6 +10,7 @@ from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
 from lwpd_lightning.callbacks import WorkerCallback
 from tests.integration import precise
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
+from tests.integration.precise import NEIGHBOUR
 
 CODES = {
     "uncoded(4)": lambda: uncoded(4),
@@ -17,9 +18,6 @@ CODES = {
     "sketch(4,B=1)": lambda: local_code(4, data_parts=4, blocks=1),
 }
 codes = pytest.mark.parametrize("name", CODES)
-# Neighbours in bfloat16 are up to 2^-7 of their size apart. A float32 sum that lies next to the middle between two goes
-# to either, by what its last bits are; so does the weight that is moved by it.
-NEIGHBOUR = 2.0**-7
 
 
 def strategy(code, **settings):

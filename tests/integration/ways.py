@@ -8,8 +8,11 @@ import lightning.pytorch as pl
 import torch
 
 from lwpd_lightning import LWPDStrategy, uncoded
+from tests.integration import precise
 from tests.integration.hooked import BATCHES, EPOCHS, EpochEnd, Steered, train
 from tests.integration.models import classification, loader, quiet_trainer
+
+RANKS = 2
 
 
 class Data(pl.LightningDataModule):
@@ -56,7 +59,7 @@ def chosen(folder, **settings):
     second = Steered()
     second.load_state_dict(torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"])
     if "strategy" in settings:
-        settings["strategy"] = strategy(settings["strategy"].settings.start_method)
+        settings["strategy"] = strategy(settings["strategy"].settings.start_method, settings.get("accelerator", "cpu"))
     trainer = quiet_trainer(max_epochs=1, **settings)
     trainer.fit(second, datamodule=Data())
     return weights(second), trainer
@@ -67,25 +70,40 @@ def weights(model):
 
 
 def run(name, folder, **settings):
-    """Train one of the cases, or one of the scripts above."""
+    """Train one of the cases, one of the scripts above, or in 16 bits."""
+    if name in precise.PRECISIONS:
+        return precise.train(name, **settings)
     if name == "resumed":
         return resumed(folder, **settings)
     return chosen(folder, **settings) if name == "chosen" else train(name, **settings)
 
 
-def strategy(start):
-    return LWPDStrategy(code=uncoded(2), start_method=start, timeout_s=100)
+def alone(name, folder, accelerator="cpu"):
+    """What a single process makes of it."""
+    if name in precise.PRECISIONS:
+        return precise.train_parts(name, RANKS, accelerator)
+    return run(name, folder, devices=1, accelerator=accelerator)[0]
+
+
+def strategy(start, accelerator="cpu", ranks=RANKS):
+    """Ranks that, on GPUs, share the first one."""
+    devices = [torch.device("cuda", 0)] * ranks if accelerator == "gpu" else None
+    return LWPDStrategy(code=uncoded(ranks), start_method=start, timeout_s=100, parallel_devices=devices)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--start", default="auto")
     parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", required=True)
     options = parser.parse_args()
     for name in options.cases:
-        settings = {"strategy": strategy(options.start), "num_nodes": options.nodes, "devices": 2 // options.nodes}
+        settings = {"strategy": strategy(options.start, options.accelerator), "num_nodes": options.nodes}
+        if options.accelerator == "cpu":
+            settings["devices"] = RANKS // options.nodes
+        settings["accelerator"] = options.accelerator
         state, trainer = run(name, options.folder, **settings)
         if trainer.is_global_zero:
             assert not trainer.strategy.last_update.resyncs
