@@ -146,7 +146,6 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["straggler=trace", "straggler.model.path=nowhere.csv"], "path=nowhere.csv is no file: use one with"),
         (["data.batch_size=2000"], "data.batch_size=2000 is no batch of 1437 samples"),
         (["data.val_share=1"], "data.val_share=1.* leaves one split empty"),
-        (["+trainer.accumulate_grad_batches=2"], "accumulate_grad_batches=2 is not supported"),
         (["trainer.max_epochs=-1"], "give model.schedule no end"),
         (["trainer.devices=9"], "the world size is 9 .* but the code has n=8 workers"),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt is no file"),
