@@ -244,6 +244,9 @@ class Coordinator:
         self._publication.send(self._others, end)
         deadline = time.monotonic() + _FAREWELL_S
         while await_farewell and staying and time.monotonic() < deadline:
+            for worker in self._hub.refused & staying:
+                self._hub.refused.discard(worker)
+                self._publication.send([worker], end)
             staying -= {event.worker for event in self._hub.events(_LOOK_S) if isinstance(event, LinkLost)}
         self._hub.close()
 

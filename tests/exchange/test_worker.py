@@ -99,6 +99,8 @@ class FarWorker(threading.Thread):
             self._worker.run()
         except CoordinatorLost as error:
             self.error = error
+        finally:
+            self.links.close()
 
     # A replica, which has no hooks.
 
@@ -142,7 +144,6 @@ class Fit:
             end = links(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
                         queued=QUEUED,
                         made=SlowReader)  # fmt: skip
-            stack.enter_context(closing(end))
             self.workers[worker] = FarWorker(end, worker, code, before, width)
         self.checksums = Checksums(self.seat.model, self.seat.blocks.parameters)
         self._step, self._stopped = None, False
@@ -168,17 +169,19 @@ class Fit:
             self._step = Step(coordinator.decided, [{"lr": 0.1}])
         return updates
 
-    def stop(self):
+    def stop(self, await_farewell=False):
         if self._stopped:
             return
         self._stopped = True
         for thread in self.workers.values():
             thread.links.gate.set()
-        self.coordinator.stop(0, 0, await_farewell=False)
+        self.coordinator.stop(0, 0, await_farewell=await_farewell)
         for thread in self.workers.values():
-            if thread.ident is not None:
-                thread.join(DEADLINE_S)
-                assert not thread.is_alive()
+            if thread.ident is None:
+                thread.links.close()
+                continue
+            thread.join(DEADLINE_S)
+            assert not thread.is_alive()
 
     def assert_trained_as_one(self, updates):
         """Rank 0 is where one process would be that counts what was counted."""
@@ -215,7 +218,7 @@ def test_workers_and_rank_0_train_as_one_process(stack):
 def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, share):
     """Nobody can tell the late one, which has no link yet."""
     fit = Fit(stack, 4, peers=not share)
-    del fit.workers[1]
+    fit.workers.pop(1).links.close()
     fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
     with closing(links(fit.run_key, 1, fit.hub, peers=[2, 3])) as short_lived:
         join = MESSAGES.pack(Header(Op.JOIN, MESSAGES.run_id, 1), fingerprint, text(short_lived.address))
@@ -341,6 +344,32 @@ def test_a_worker_that_takes_over_states_keeps_nothing_of_older_decisions(stack)
         assert len(received.decisions) <= 2
         assert len(received._parts) <= 2
         assert len(received._slices) <= 2
+
+
+def test_a_worker_that_reads_late_hears_that_it_is_over(stack):
+    """There was no room for it when the others were told."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    def before(thread, version):
+        if version == 3 and thread.seat.worker == 1:
+            busy.set()
+            assert go_on.wait(DEADLINE_S)
+
+    fit = Fit(stack, 3, before=before, wait_for=2)
+    fit.start()
+    fit.updates(4)
+    assert busy.wait(DEADLINE_S)
+    fill_for(fit.hub, 1)
+    send = fit.hub.send
+
+    def sending(worker, frames):
+        send(worker, frames)
+        if worker == 1:
+            go_on.set()
+
+    fit.hub.send = sending
+    fit.stop(await_farewell=True)
+    assert fit.workers[1].error is None
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["rank 0 waits", "rank 0 computes"])
