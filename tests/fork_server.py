@@ -183,15 +183,17 @@ def _serve(channel: socket.socket) -> _Request:
         named, name = os.pipe()
         between = os.fork()
         if not between:
-            child = os.fork()
-            if child:
-                os.write(name, str(child).encode())
+            if os.fork():
                 os._exit(0)
+            request = _Request(**pickle.loads(message))
+            if request.new_session:
+                os.setsid()
+            os.write(name, str(os.getpid()).encode())  # whoever reads it finds the command in its session
             os.close(begin)
             os.read(begins, 1)
             for end in (begins, named, name):
                 os.close(end)
-            return _prepared(_Request(**pickle.loads(message)), streams)
+            return _prepared(request, streams)
         os.waitpid(between, 0)  # from here on who asked is the parent
         channel.send(os.read(named, 32))
         os.write(begin, b"!")
@@ -200,9 +202,7 @@ def _serve(channel: socket.socket) -> _Request:
 
 
 def _prepared(request: _Request, streams: list[int]) -> _Request:
-    """Be in the session, directory, environment and streams of the command."""
-    if request.new_session:
-        os.setsid()
+    """Be in the directory, environment and streams of the command."""
     for standard, stream in enumerate(streams):
         os.dup2(stream, standard)
         os.close(stream)
