@@ -6,7 +6,7 @@ Each worker has an inbox, and each other worker a link to it: what one sends to 
 from __future__ import annotations
 
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +39,8 @@ class WorkerLinks:
         peers: the other workers that need a link to this one; none where they share memory.
         heartbeat_s: a peer from which nothing at all came for this long is gone.
         max_message_bytes: longer messages end the link.
-        queued: messages that may wait for a peer that reads none; later ones to it are lost.
+        queued: how many messages a worker reads before it says so; twice as many may be sent to it without that, and
+            later ones are lost.
 
     Attributes:
         peers: as given.
@@ -75,7 +76,8 @@ class WorkerLinks:
             self.address = endpoint(host, self._inbox.port)
         self._coordinator = self._spoke(address, None)
         self._spokes: dict[int, Spoke] = {}
-        self._refusing: set[int] = set()  # workers whose queue was full when something was sent to them last
+        self._refusing: set[int] = set()  # workers that have had no room for what was sent to them
+        self._read = Counter[int]()  # messages from each since it was told that this worker reads
         self._arrived: deque[Message | LinkLost | Missed] = deque()
         self._poller = zmq.Poller()
         for polled in (*self._coordinator.sockets, *(self._inbox.sockets if self._inbox is not None else ())):
@@ -106,9 +108,13 @@ class WorkerLinks:
             CoordinatorLost: the coordinator refused this worker's key, and there is no link to queue for.
         """
         if to != COORDINATOR:
-            if to in self._spokes and not self._spokes[to].send(frames) and to not in self._refusing:
+            if to not in self._spokes:
+                return
+            assert self._inbox is not None
+            if not self._inbox.reads(to):
                 self._refusing.add(to)
-                self._poller.register(self._spokes[to].sockets[0], zmq.POLLOUT)
+            elif self._spokes[to].send(frames):
+                self._inbox.sent(to)
         elif not self._coordinator.send(frames):
             raise CoordinatorLost("the coordinator refused the link, or reads nothing")
 
@@ -134,12 +140,23 @@ class WorkerLinks:
         """Move what the sockets hold to the queue: not all that they report, such as a stranger's knock, is for us."""
         while (frames := self._coordinator.take()) is not None:
             self._arrived.append(Message(COORDINATOR, frames))
-        if self._inbox is not None:
-            self._arrived.extend(self._inbox.events(0.0))
-        for worker in [worker for worker in self._refusing if self._spokes[worker].has_room]:
+            self._count(COORDINATOR, self._coordinator)
+        if self._inbox is None:
+            return
+        for event in self._inbox.events(0.0):
+            self._arrived.append(event)
+            if event.worker in self._spokes:
+                self._count(event.worker, self._spokes[event.worker], renewed=isinstance(event, LinkLost))
+        for worker in sorted(filter(self._inbox.reads, self._refusing)):
             self._refusing.discard(worker)
-            self._poller.unregister(self._spokes[worker].sockets[0])
             self._arrived.append(Missed(worker))
+
+    def _count(self, worker: int, spoke: Spoke, *, renewed: bool = False) -> None:
+        """Tell a worker in time that this one reads; also where a link ended, on which something may be lost."""
+        self._read[worker] += 1
+        if renewed or self._read[worker] >= self._queued:
+            self._read[worker] = 0
+            spoke.say_reading()
 
     def close(self) -> None:
         """Close every link, giving what is queued a second to leave."""

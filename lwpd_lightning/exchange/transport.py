@@ -4,12 +4,17 @@ The coordinator owns one ROUTER socket (`Hub`), each worker one DEALER (`Spoke`)
 same among each other, one inbox and a link to every other inbox (`mesh.WorkerLinks`). Every link is CURVE-encrypted
 under keys derived from the run's key, and a peer is known by the key it proved, never by what a message claims. A link
 that ends (process gone, host silent for longer than the heartbeat allows) is reported once, as a `LinkLost`.
+
+What waits for a process that reads nothing for long is bounded by credit, not by ZeroMQ's receive queues: a full one
+takes nothing more off the network, heartbeats included, so that the link of a slow process would end as if its host
+were silent (and libzmq 4.3.5 aborts a process whose peer goes away meanwhile).
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +28,7 @@ Payload = bytes | memoryview
 
 _LINGER_MS = 1000
 _SMALL_BYTES = 1 << 16
+_READING = b"lwpd: is reading"  # from a worker: count anew what it has not read
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Hub:
         host: address to bind; loopback unless the run spans machines.
         heartbeat_s: a peer from which nothing at all came for this long is gone.
         max_message_bytes: longer messages end the link that sent them.
-        queued: messages that may wait for a peer that reads none; later ones to it are lost.
+        queued: how many messages a worker reads before it says so; twice as many may be sent to it without that, and
+            later ones are lost.
         owner: the worker whose inbox this is; None: the coordinator's.
 
     Attributes:
@@ -74,6 +81,7 @@ class Hub:
         self._auth.configure_curve_callback("*", self)
         self.refused: set[int] = set()
         self._router = self.context.socket(zmq.ROUTER)
+        self._most_unread, self._unread = 2 * queued, Counter[int]()  # sent to a worker since it last was reading
         _configure(self._router, heartbeat_s, queued)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
@@ -105,13 +113,25 @@ class Hub:
         identity = self._identity.get(worker)
         if identity is None:
             return
+        if not self.reads(worker):
+            self.refused.add(worker)
+            return
         try:
             _send(self._router, [identity, *frames])
+            self.sent(worker)
         except zmq.Again:
             self.refused.add(worker)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+
+    def reads(self, worker: int) -> bool:
+        """Whether a worker has read enough of what was sent to it that more may be."""
+        return self._unread[worker] < self._most_unread
+
+    def sent(self, worker: int) -> None:
+        """Something was sent to a worker, be it on its link to this hub or on another that it answers for here."""
+        self._unread[worker] += 1
 
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
         """Yield everything that is there, one at a time; wait for the first thing up to ``timeout_s`` seconds."""
@@ -120,13 +140,17 @@ class Hub:
             self._watch_links()
         if ready:  # also where only an end is reported, before which something may have come just now
             while (message := self._receive()) is not None:
-                yield message
+                if message.frames == [_READING]:
+                    self._unread[message.worker] = 0
+                else:
+                    yield message
         # Reported last, of links that had ended before: all that a dying worker managed to send still counts.
         while self._ended:
             worker, identity = self._owner.pop(self._ended.popleft(), (None, b""))
             if worker is not None:
                 if self._identity.get(worker) == identity:
                     del self._identity[worker]
+                    del self._unread[worker]
                     self.refused.discard(worker)
                 yield LinkLost(worker)
 
@@ -158,9 +182,14 @@ class Hub:
 
     def close(self) -> None:
         """Close every link, giving what is queued a second to leave."""
+        deadline = time.monotonic() + _LINGER_MS / 1000
+        # Not by ZeroMQ's linger, in which nothing is read any more.
+        while any(self._unread[worker] for worker in self._identity) and (left := deadline - time.monotonic()) > 0:
+            for _ in self.events(left):
+                pass
         self._router.disable_monitor()
         self._monitor.close(0)
-        self._router.close(_LINGER_MS)
+        self._router.close(0)
         self._auth.stop()
         _end(self.context)
 
@@ -174,7 +203,7 @@ class Spoke:
         address: of the hub.
         heartbeat_s: a hub from which nothing at all came for this long is gone.
         max_message_bytes: longer messages end the link.
-        queued: messages that may wait for a hub that reads none; later ones are lost.
+        queued: twice as many messages may wait for the network; later ones are lost.
         to: the worker whose inbox the hub is; None: the coordinator's.
         context: the ZeroMQ context to live in, which somebody else ends; None: one of its own.
     """
@@ -214,7 +243,7 @@ class Spoke:
     def send(self, frames: Sequence[Payload]) -> bool:
         """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
 
-        Returns whether there was room: a refused link has none, nor has a hub that reads nothing for long.
+        Returns whether there was room: a refused link has none, nor has a very slow one.
         """
         try:
             _send(self._dealer, frames)
@@ -222,10 +251,9 @@ class Spoke:
             return False
         return True
 
-    @property
-    def has_room(self) -> bool:
-        """Whether `send` would find room."""
-        return bool(self._dealer.poll(0, zmq.POLLOUT))
+    def say_reading(self) -> None:
+        """Let the hub count anew what this worker has not read."""
+        self.send([_READING])
 
     def take(self) -> list[memoryview] | None:
         """The next message's frames; None where none is there."""
@@ -269,8 +297,8 @@ def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
 
 def _configure(socket: zmq.Socket[bytes], heartbeat_s: float, queued: int) -> None:
     heartbeat_ms = int(heartbeat_s * 1000)
-    socket.setsockopt(zmq.SNDHWM, queued)
-    socket.setsockopt(zmq.RCVHWM, queued)
+    socket.setsockopt(zmq.SNDHWM, 2 * queued)
+    socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
     socket.setsockopt(zmq.IPV6, 1)

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import socket
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -216,7 +217,7 @@ def test_a_worker_does_not_speak_to_another_runs_coordinator(hub):
 def test_a_refused_worker_cannot_send_for_ever(hub):
     """Nor does it miss that it is refused: what finds no room to queue is an error."""
     with closing(links(RunKey.generate(), 0, hub, heartbeat_s=0.5)) as end, pytest.raises(CoordinatorLost):
-        list(map(end.send, [COORDINATOR] * 2 * QUEUED, [[b"hello"]] * 2 * QUEUED))
+        list(map(end.send, [COORDINATOR] * 4 * QUEUED, [[b"hello"]] * 4 * QUEUED))
 
 
 def test_too_long_a_message_ends_the_link_that_sent_it(hub, run_key):
@@ -294,6 +295,33 @@ def test_a_silent_host_is_lost_and_an_idle_one_is_not(run_key, peers):
         stopped.signal(signal.SIGKILL)
         seen += events_until(hub, lost(0))
         assert LinkLost(1) not in seen
+
+
+def test_a_worker_that_reads_nothing_for_long_is_not_lost(run_key):
+    """It can be told so much and no more, and hears all that; a heartbeat gets through meanwhile."""
+    beat_s, queued, frames = 0.3, 4, [bytes(MAX_BYTES // 2)]
+    limits = {"heartbeat_s": beat_s, "max_message_bytes": MAX_BYTES, "queued": queued}
+    with closing(Hub(run_key, [1], host=LOOPBACK, **limits)) as hub:
+        slow = links(run_key, 1, hub, heartbeat_s=beat_s, queued=queued)
+        with closing(slow):
+            slow.send(COORDINATOR, [b"hello"])
+            events_until(hub, message(b"hello", worker=1))
+            for _ in range(3):
+                hub.refused.clear()
+                while not hub.refused:
+                    hub.send(1, frames)
+                assert list(hub.events(5 * beat_s)) == []
+                for _ in range(2 * queued):
+                    assert slow.receive(DEADLINE_S).frames == frames
+                assert not slow.waiting
+                events_until_reading(hub, 1)
+
+
+def events_until_reading(hub, worker):
+    deadline = time.monotonic() + DEADLINE_S
+    while not hub.reads(worker):
+        assert list(hub.events(0.1)) == []
+        assert time.monotonic() < deadline
 
 
 def test_who_missed_something_is_noted_until_its_link_ends(hub, run_key):
