@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -22,8 +24,9 @@ from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.loss_scale import loss_scale
 
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
     from lightning.pytorch.plugins.precision import Precision
+
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class CodewordComputation:
@@ -68,6 +71,13 @@ class CodewordComputation:
         self._remembered: set[int] = set()  # parameters of which the feedback's memory may hold something
         self._version, self._started = 0, 0.0
         self._explained_sparse = False
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        # To set all generators and set them back takes longer than to move a batch that nobody changes.
+        self._changes_batches = any(
+            is_overridden(hook, self._module, pl.LightningModule)
+            or (datamodule is not None and is_overridden(hook, datamodule, pl.LightningDataModule))
+            for hook in _TRANSFER_HOOKS
+        )
 
     @property
     def _module(self) -> pl.LightningModule:
@@ -150,7 +160,7 @@ class CodewordComputation:
     def transferred(self, batch: CodedBatch, part: int) -> Any:
         """A data part on the device, through the module's transfer hooks."""
         module = self._module
-        with self.randomness(batch, part, transfer=True):
+        with self.randomness(batch, part, transfer=True) if self._changes_batches else nullcontext():
             data = self._precision.convert_input(batch.parts[part])
             data = module._on_before_batch_transfer(data, dataloader_idx=0)
             return module._apply_batch_transfer_handler(data, device=self.blocks.device, dataloader_idx=0)

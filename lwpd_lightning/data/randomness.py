@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,10 @@ def isolated_rng() -> Iterator[None]:
 def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
     """Let Python's, NumPy's and torch's generators, the device's too, start from ``seed`` and go on as if nothing had
     happened afterwards."""
-    on_device = [device] if device.type == "cuda" else []
-    with isolated_rng(), torch.random.fork_rng(devices=on_device):
+    on_device = torch.random.fork_rng([device]) if device.type == "cuda" else nullcontext()
+    with isolated_rng(), on_device:
         seed_everything_locally(seed)
-        if on_device:
+        if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         yield
 
