@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lwpd_lightning.callbacks import WorkerCallback
+from lwpd_lightning.carried import Carried
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import WireFormat, dtype_name
@@ -65,6 +66,7 @@ class CodewordComputation:
         in_place = slot is not None and wire.name == dtype_name(blocks.dtype)
         if feedback is None:  # otherwise codewords lie in its memory
             self._codeword = slot.view(blocks.dtype) if slot is not None and in_place else blocks.codeword()
+        self._carried = Carried(self._module, code)
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
         self._losses: list[float] = []
@@ -199,7 +201,7 @@ class CodewordComputation:
         module = self._module
         hook, module._current_fx_name = module._current_fx_name, "training_step"
         arguments = self._trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), data, batch.index)
-        with self.randomness(batch, part), self._precision.train_step_context():
+        with self.randomness(batch, part), self._precision.train_step_context(), self._carried.watched():
             output = module.training_step(*arguments.values())
         module._current_fx_name = hook
         return output

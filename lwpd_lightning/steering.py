@@ -35,14 +35,15 @@ class Steering:
     def __init__(self, trainer: pl.Trainer, buffers: StateLayout) -> None:
         self._module, self._buffers = trainer.lightning_module, buffers
         self._loop = trainer.fit_loop.epoch_loop.val_loop
-        self._run: Callable[[], Any] = self._loop.run
+        self._before = {name: value for name, value in vars(self._loop).items() if name == "run"}  # by the user
         self._names: set[tuple[str, str]] = set()  # that validation has changed since they were told
         self._changed = False
-        self._loop.run = self._watched(self._run)  # type: ignore[method-assign]
+        self._loop.run = self._watched(self._loop.run)  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Leave the loop as it was."""
         vars(self._loop).pop("run", None)
+        vars(self._loop).update(self._before)
 
     def take(self) -> tuple[bool, dict[str, Any]]:
         """Whether validation has changed anything since the last time, and the values now of the attributes."""
