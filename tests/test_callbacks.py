@@ -11,6 +11,7 @@ import torch
 
 from lwpd_lightning import callbacks
 from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, StragglerInjector
+from lwpd_lightning.coding import uncoded
 from lwpd_lightning.exchange.rule import Arrival
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.stragglers import SlowTail, SlowWorkers
@@ -30,7 +31,7 @@ def update(version=0, **changed):
         "bytes_up": 1000,
         "bytes_down": 3000,
         "uploads": 2,
-        "decoded_share": 0.5,
+        "code": uncoded(4),
         "dropped": 0,
         "resyncs": 0,
         "live": 3,
@@ -153,7 +154,6 @@ UPDATES = [
         uploads=2,
         dropped=1,
         resyncs=2,
-        decoded_share=0.25,
         live=2,
         inclusion=[1.0, 0.5, 0.5],
     ),
@@ -185,7 +185,7 @@ def test_the_summary_adds_the_updates_up():
         "late_codewords": 2,
         "dropped_codewords": 1,
         "resyncs": 3,
-        "decoded_share_mean": (0.5 + 0.5 + 0.25 + 0.5) / 4,
+        "decoded_share_mean": (0.5 + 0.75 + 0.25 + 0.5) / 4,
         "staleness_mean": 5 / 8,
         "staleness_max": 4,
         "inclusion_rate": [1.0, 0.0, 1.0],

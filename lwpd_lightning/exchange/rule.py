@@ -10,8 +10,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import Decoder, least_squares_coefficients, live_coefficients
 from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
@@ -21,12 +19,13 @@ Stale = Literal["apply", "drop"]
 # A worker that rarely counts is weighted up by the inverse of its measured inclusion rate, but never by more than this
 # against an even worker: a codeword that comes once in fifty updates must not become a fifty-fold step.
 _WEIGHT_CLIP = 4.0
+# Updates that an inclusion rate is measured over, the newest counting most: long enough that chance moves a weight by a
+# few percent only, short enough that a worker which has recovered is weighted as the others after some hundred updates.
+_RATE_MEMORY = 128
 # Updates' worth of belief in even inclusion before the measured rates take over.
-_EVEN_PRIOR = 20.0
+_EVEN_PRIOR = 20
 # Updates that the mean number of codewords computed for one is taken over.
 _COMPUTED_MEMORY = 24
-# Arrival sets whose rank is remembered: a solve for each update would cost rank 0 more than all the rest of the rule.
-_KNOWN_SHARES = 4096
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Decoding:
     """How an update's gradient comes of its codewords: block b is ``sum_i coefficients[i][b] * codeword i``."""
 
     coefficients: dict[int, list[float]]
-    decoded_share: float
 
 
 @dataclass
@@ -56,9 +54,9 @@ class ArrivalRule:
     Weights: with all of n arriving, codeword i enters block b with the coefficient D[i, b] of the live rows' canonical
     dual, k/n * sum_a C[i, (a, b)] / A for a tight frame with nobody dead. When only some arrive, each is divided by its
     inclusion probability (Horvitz-Thompson), which keeps the decoded gradient unbiased: 1 for ``always``, m/(L-1) for
-    each of the other L-1 live workers when m of them counted, tilted by their measured inclusion rates where these are
-    uneven. Where dropped codewords come back through error feedback, every computed one counts once, sooner or later:
-    then each is divided by the mean number of codewords that are computed in the time of an update.
+    each of the other L-1 live workers when m of them counted, tilted by their inclusion rates in the last updates where
+    these are uneven. Where dropped codewords come back through error feedback, every computed one counts once, sooner
+    or later: then each is divided by the mean number of codewords that are computed in the time of an update.
 
     An update runs `open`, `counts` for each arrival, `decide` when it is `complete`, `close` when its gradient is
     there. Whoever dies before the close takes its codeword along, and the update goes on without it.
@@ -89,7 +87,8 @@ class ArrivalRule:
     version: int = field(init=False, default=-1)
     updates: int = field(init=False, default=0)
     inclusions: Counter[int] = field(init=False, default_factory=Counter)
-    arrivals: list[Arrival] = field(init=False, default_factory=list)
+    _counted: dict[int, Arrival] = field(init=False, default_factory=dict)
+    _rates: dict[int, float] = field(init=False, default_factory=dict)
     _opened_at: float = field(init=False, default=0.0)
     _decided_at: float | None = field(init=False, default=None)
     _decided: bool = field(init=False, default=False)
@@ -99,10 +98,14 @@ class ArrivalRule:
     _expected: set[int] = field(init=False, default_factory=set)
     _duals: dict[Code, list[list[float]]] = field(init=False, default_factory=dict)
     _tilt: dict[int, float] = field(init=False, default_factory=dict)
-    _shares: dict[frozenset[int], float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.live = set(range(self.code.n))
+
+    @property
+    def arrivals(self) -> list[Arrival]:
+        """The codewords that count in the open update, in the order in which they came."""
+        return list(self._counted.values())
 
     @property
     def needed(self) -> int:
@@ -112,13 +115,12 @@ class ArrivalRule:
     @property
     def complete(self) -> bool:
         """Whether the open update may close."""
-        counted = {arrival.worker for arrival in self.arrivals}
-        return len(counted) >= self.needed and (self.always is None or self.always in counted)
+        return len(self._counted) >= self.needed and (self.always is None or self.always in self._counted)
 
     @property
     def awaited(self) -> list[int]:
         """Live workers that have not yet counted in the open update."""
-        return sorted(self.live - {arrival.worker for arrival in self.arrivals})
+        return sorted(self.live - self._counted.keys())
 
     @property
     def oldest(self) -> int:
@@ -133,11 +135,11 @@ class ArrivalRule:
     def lose(self, worker: int) -> None:
         """A worker died: an erasure from now on, also of the codeword that it had ready for the open update."""
         self.live.discard(worker)
-        self.arrivals = [arrival for arrival in self.arrivals if arrival.worker != worker]
+        self._counted.pop(worker, None)
 
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
-        self.version, self._opened_at, self.arrivals, self._decided = version, now, [], False
+        self.version, self._opened_at, self._counted, self._decided = version, now, {}, False
         if self.adaptive is not None:
             if self._decided_at is not None:
                 self.adaptive.observe_rest(now - self._decided_at)
@@ -157,11 +159,11 @@ class ArrivalRule:
 
     def counts(self, worker: int, version: int, now: float) -> bool:
         """Whether a codeword of ``version`` that arrived at ``now`` counts in the open update, and note it if so."""
-        if worker not in self._expected & self.live or any(arrival.worker == worker for arrival in self.arrivals):
+        if worker not in self._expected or worker not in self.live or worker in self._counted:
             return False
         if not self.oldest <= version <= self.version:
             return False
-        self.arrivals.append(Arrival(worker, self.version - version, max(0.0, now - self._opened_at)))
+        self._counted[worker] = Arrival(worker, self.version - version, max(0.0, now - self._opened_at))
         return True
 
     def decide(self, now: float) -> Decoding:
@@ -172,10 +174,10 @@ class ArrivalRule:
             mean = self._computed if self._computed_mean is None else self._computed_mean
             self._computed_mean = mean + (self._computed - mean) / _COMPUTED_MEMORY
             self._computed = 0
-        counted = [arrival.worker for arrival in self.arrivals]
+        counted = list(self._counted)
         if self.decoder != "projective":
             solved = least_squares_coefficients(self.code, counted)
-            return Decoding(dict(zip(counted, solved.tolist(), strict=True)), self._share(counted))
+            return Decoding(dict(zip(counted, solved.tolist(), strict=True)))
         others = sum(worker != self.always for worker in counted)
         expected = len(self._expected - {self.always})
         scale, tilt = expected / others if others else 1.0, self._tilt
@@ -185,25 +187,22 @@ class ArrivalRule:
         for worker in counted:
             factor = 1.0 if worker == self.always else scale * tilt.get(worker, 1.0)
             coefficients[worker] = [factor * weight for weight in self._dual(worker)]
-        return Decoding(coefficients, self._share(counted))
+        return Decoding(coefficients)
 
     def close(self) -> None:
         """End the open update: its gradient has been decoded from what had arrived."""
         self.updates += 1
-        self.inclusions.update(arrival.worker for arrival in self.arrivals)
-
-    def _share(self, counted: list[int]) -> float:
-        rows = frozenset(counted)
-        if rows not in self._shares:
-            if len(self._shares) >= _KNOWN_SHARES:
-                self._shares.clear()
-            self._shares[rows] = float(torch.linalg.matrix_rank(self.code.generator[sorted(rows)])) / self.code.k
-        return self._shares[rows]
+        self.inclusions.update(self._counted.keys())
+        others = self.live - {self.always}
+        even = sum(worker in others for worker in self._counted) / max(1, len(others))
+        memory = min(self.updates + _EVEN_PRIOR, _RATE_MEMORY)
+        for worker in others:
+            rate = self._rates.get(worker, even)
+            self._rates[worker] = rate + ((worker in self._counted) - rate) / memory
 
     def _dual(self, worker: int) -> list[float]:
         """With what the worker's codeword enters each block while all live workers' are added: its version decides."""
-        staleness = next((arrival.staleness for arrival in self.arrivals if arrival.worker == worker), 0)
-        code = self.code.at(self.version - staleness)
+        code = self.code.at(self.version - self._counted[worker].staleness)
         if code not in self._duals:
             self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).tolist()
         return self._duals[code][worker]
@@ -212,9 +211,6 @@ class ArrivalRule:
         others = sorted(self.live - {self.always})
         if not others or self.needed == len(self.live):
             return {}  # all are waited for: no chance is involved
-        even = (self.needed - (self.always is not None)) / len(others)
-        rates = {w: (self.inclusions[w] + _EVEN_PRIOR * even) / (self.updates + _EVEN_PRIOR) for w in others}
+        rates = {worker: self._rates.get(worker, 0.0) for worker in others}
         mean = sum(rates.values()) / len(rates)
-        if mean == 0.0:
-            return {}
         return {w: min(_WEIGHT_CLIP, max(1 / _WEIGHT_CLIP, mean / rate)) if rate else 1.0 for w, rate in rates.items()}
