@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -112,4 +113,6 @@ def _of_numbers(returned: list[Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        return float(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.connectors.data_connector import _worker_check
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -283,6 +284,7 @@ class LWPDStrategy(ParallelStrategy):
         trainer = self._trainer
         if not trainer.training:
             return dataloader
+        _worker_check(trainer, dataloader, "train_dataloader")  # Lightning's advice, which looks at DataLoaders alone
         if self.settings.batch_size_means == "per_worker":
             dataloader = of_all_workers(dataloader, self.code.n)
         return training_loader(
