@@ -20,7 +20,7 @@ from lwpd_lightning.command import job_arguments
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from lwpd_lightning.exchange.rendezvous import Rendezvous
+    from lwpd_lightning.links.rendezvous import Rendezvous
 
 _CHECKPOINTS = ("best_model_path", "last_model_path", "best_model_score")
 # How long rank 0's process stays for the others to read what its last call led to.

@@ -24,9 +24,10 @@ from torch.optim import Optimizer
 from experiments.peers.batches import share_of
 from experiments.peers.launcher import ForkedRanks
 from experiments.peers.powersgd import PowerSGD
-from lwpd_lightning.callbacks import CpuShare, StragglerInjector, WorkerCallback
 from lwpd_lightning.data import training_loader
+from lwpd_lightning.injection import CpuShare, StragglerInjector
 from lwpd_lightning.rank_zero import seed_of_the_run
+from lwpd_lightning.worker_callback import WorkerCallback
 
 GradientDtype = Literal["float32", "bfloat16"]
 _Kind = TypeVar("_Kind", bound=pl.Callback)

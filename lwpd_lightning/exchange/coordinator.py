@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.delays import Delays
-from lwpd_lightning.exchange.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
-from lwpd_lightning.exchange.message import EMPTY, Messages, words
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
 from lwpd_lightning.exchange.state import Checksum, StateLayout
-from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
+from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
+from lwpd_lightning.links.message import EMPTY, Messages, words
+from lwpd_lightning.links.transport import Hub, LinkLost, Message
+from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
+from lwpd_lightning.rule.delays import Delays
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import spanned_share
-from lwpd_lightning.exchange.rule import Arrival
+from lwpd_lightning.rule.arrivals import Arrival
 
 
 class WorkerFailed(RuntimeError):

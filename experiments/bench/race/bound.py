@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from experiments.bench.race.plan import links_of, race_of
 from experiments.train import CONFIG_PATH
-from lwpd_lightning.stragglers import SlowWorkers, StragglerModel
+from lwpd_lightning.injection.stragglers import SlowWorkers, StragglerModel
 
 _BISECTIONS = 20
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.decoders import decodable, spanned_share
-from lwpd_lightning.exchange.rule import _WEIGHT_CLIP, Arrival, ArrivalRule
+from lwpd_lightning.rule.arrivals import _WEIGHT_CLIP, Arrival, ArrivalRule
 
 CODES = [
     lwpd_code(8, 4, 2),

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import Decoder, least_squares_coefficients, live_coefficients
-from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
+from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 
 Stale = Literal["apply", "drop"]
 

@@ -12,12 +12,12 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.keys import KeyPair, RunKey
-from lwpd_lightning.exchange.mesh import CoordinatorLost
-from lwpd_lightning.exchange.rendezvous import LOOPBACK
-from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
-from tests.exchange.links import (
+from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.keys import KeyPair, RunKey
+from lwpd_lightning.links.mesh import CoordinatorLost
+from lwpd_lightning.links.rendezvous import LOOPBACK
+from lwpd_lightning.links.transport import Hub, LinkLost, Message
+from tests.links.links import (
     DEADLINE_S,
     MAX_BYTES,
     QUEUED,
