@@ -10,11 +10,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import Decoder, least_squares_coefficients, live_coefficients
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 
 Stale = Literal["apply", "drop"]
+Floats = npt.NDArray[np.float64]
 
 # A worker that rarely counts is weighted up by the inverse of its measured inclusion rate, but never by more than this
 # against an even worker: a codeword that comes once in fifty updates must not become a fifty-fold step.
@@ -88,7 +92,7 @@ class ArrivalRule:
     updates: int = field(init=False, default=0)
     inclusions: Counter[int] = field(init=False, default_factory=Counter)
     _counted: dict[int, Arrival] = field(init=False, default_factory=dict)
-    _rates: dict[int, float] = field(init=False, default_factory=dict)
+    _rates: Floats | None = field(init=False, default=None)  # of all n workers
     _opened_at: float = field(init=False, default=0.0)
     _decided_at: float | None = field(init=False, default=None)
     _decided: bool = field(init=False, default=False)
@@ -96,8 +100,7 @@ class ArrivalRule:
     _computed_mean: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
-    _duals: dict[Code, list[list[float]]] = field(init=False, default_factory=dict)
-    _tilt: dict[int, float] = field(init=False, default_factory=dict)
+    _duals: dict[Code, Floats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.live = set(range(self.code.n))
@@ -149,7 +152,6 @@ class ArrivalRule:
         if self.live != self._expected:
             self._expected = set(self.live)
             self._duals = {}
-        self._tilt = self._measured_tilt()
 
     def observe(self, worker: int, seconds: float) -> None:
         """Note that a worker has computed a codeword, whether or not it counts, and how long that took."""
@@ -178,39 +180,46 @@ class ArrivalRule:
         if self.decoder != "projective":
             solved = least_squares_coefficients(self.code, counted)
             return Decoding(dict(zip(counted, solved.tolist(), strict=True)))
-        others = sum(worker != self.always for worker in counted)
+        others = len(counted) - (self.always in self._counted)
         expected = len(self._expected - {self.always})
-        scale, tilt = expected / others if others else 1.0, self._tilt
+        factors = self.tilt[counted] * (expected / others if others else 1.0)
         if self.feedback and self.stale == "drop":
-            scale, tilt = expected / (self._computed_mean or others or 1), {}
-        coefficients = {}
-        for worker in counted:
-            factor = 1.0 if worker == self.always else scale * tilt.get(worker, 1.0)
-            coefficients[worker] = [factor * weight for weight in self._dual(worker)]
-        return Decoding(coefficients)
+            factors = np.full(len(counted), expected / (self._computed_mean or others or 1))
+        factors[[worker == self.always for worker in counted]] = 1.0
+        return Decoding(dict(zip(counted, (factors[:, None] * self._entries(counted)).tolist(), strict=True)))
 
     def close(self) -> None:
         """End the open update: its gradient has been decoded from what had arrived."""
         self.updates += 1
         self.inclusions.update(self._counted.keys())
-        others = self.live - {self.always}
-        even = sum(worker in others for worker in self._counted) / max(1, len(others))
-        memory = min(self.updates + _EVEN_PRIOR, _RATE_MEMORY)
-        for worker in others:
-            rate = self._rates.get(worker, even)
-            self._rates[worker] = rate + ((worker in self._counted) - rate) / memory
+        others = self._others()
+        counted = np.zeros(self.code.n)
+        counted[list(self._counted)] = 1.0
+        if self._rates is None:
+            self._rates = np.full(self.code.n, counted[others].sum() / max(1, len(others)))
+        self._rates += (counted - self._rates) / min(self.updates + _EVEN_PRIOR, _RATE_MEMORY)
 
-    def _dual(self, worker: int) -> list[float]:
-        """With what the worker's codeword enters each block while all live workers' are added: its version decides."""
-        code = self.code.at(self.version - self._counted[worker].staleness)
-        if code not in self._duals:
-            self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).tolist()
-        return self._duals[code][worker]
+    def _entries(self, counted: list[int]) -> Floats:
+        """With what each codeword enters each block while all live workers' are added: its version decides."""
+        codes = [self.code.at(self.version - self._counted[worker].staleness) for worker in counted]
+        entries = np.empty((len(counted), self.code.blocks))
+        for code in set(codes):
+            if code not in self._duals:
+                self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).numpy()
+            its = [row for row, other in enumerate(codes) if other is code]
+            entries[its] = self._duals[code][[counted[row] for row in its]]
+        return entries
 
-    def _measured_tilt(self) -> dict[int, float]:
-        others = sorted(self.live - {self.always})
-        if not others or self.needed == len(self.live):
-            return {}  # all are waited for: no chance is involved
-        rates = {worker: self._rates.get(worker, 0.0) for worker in others}
-        mean = sum(rates.values()) / len(rates)
-        return {w: min(_WEIGHT_CLIP, max(1 / _WEIGHT_CLIP, mean / rate)) if rate else 1.0 for w, rate in rates.items()}
+    @property
+    def tilt(self) -> Floats:
+        """(n,): by how much more each worker's codeword counts than it would if all were equally often among the K."""
+        tilt, others = np.ones(self.code.n), self._others()
+        if self._rates is None or not others or self.needed == len(self.live):
+            return tilt  # all are waited for: no chance is involved
+        rates = self._rates[others]
+        with np.errstate(divide="ignore"):
+            tilt[others] = np.where(rates > 0, np.clip(rates.mean() / rates, 1 / _WEIGHT_CLIP, _WEIGHT_CLIP), 1.0)
+        return tilt
+
+    def _others(self) -> list[int]:
+        return sorted(self.live - {self.always})

@@ -335,7 +335,7 @@ def long_run(code, wait_for, always, speeds, updates, tilted, theta, seed=0):
         drawn = torch.multinomial(weights, wait_for - (always is not None), generator=random)
         arrived = [others[i] for i in drawn.tolist()] + ([always] if always is not None else [])
         if not tilted:
-            rule._rates.clear()
+            rule._rates = None
         total += update(rule, version, arrived, theta)
     return total / updates, rule
 
@@ -381,9 +381,9 @@ def test_a_worker_that_has_recovered_is_weighted_as_the_others_after_some_hundre
         update(rule, version, arrived, theta)
         if version == 2999:
             rule.open(version + 1, 0.0)
-            assert rule._tilt[slow] == _WEIGHT_CLIP
+            assert rule.tilt[slow] == _WEIGHT_CLIP
     rule.open(3500, 0.0)
-    assert rule._tilt[slow] == pytest.approx(1, abs=0.1)
+    assert rule.tilt[slow] == pytest.approx(1, abs=0.1)
 
 
 def test_nothing_is_tilted_when_everyone_is_waited_for():
