@@ -243,7 +243,8 @@ class Spoke:
     def send(self, frames: Sequence[Payload]) -> bool:
         """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
 
-        Any frames but `READING` alone. Returns whether there was room: a refused link has none, nor has a very slow one.
+        Any frames but `READING` alone. Returns whether there was room: a refused link has none, nor has a very slow
+        one.
         """
         try:
             _send(self._dealer, frames)
