@@ -289,6 +289,8 @@ class Coordinator:
             self._reduction.part_arrived(header, payload)
         elif header.op is Op.RESYNC:
             self._take_over(header.worker)
+        elif header.op is Op.LEAVING:
+            self._lose(header.worker, words(payload))
         elif header.op is Op.UNLINKED:
             self._unlinked(header.worker, header.version, words(payload))
         else:

@@ -7,6 +7,7 @@ computed at, and where they were others, or where it missed what it needed, it t
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from lwpd_lightning.links.mesh import Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import LinkLost
 
+_SHARED_TENSORS = os.path.join("torch", "multiprocessing", "reductions.py")
 # Versions that a worker lets pass while a part of an older one may still be on its way to it.
 _PATIENCE = 32
 
@@ -165,7 +167,10 @@ class Worker:
                     continue
                 self._compute()
             return self._end
-        except BaseException:
+        except BaseException as error:
+            if _lacks_a_process(error):
+                self._post(Op.LEAVING, text(f"a process of its DataLoader was killed: {error}".strip()))
+                raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
 
@@ -422,3 +427,13 @@ class Worker:
     def _post(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0) -> None:
         header = Header(op, self._messages.run_id, self._worker, version)
         self._links.send(COORDINATOR, self._messages.pack(header, payload))
+
+
+def _lacks_a_process(error: BaseException) -> bool:
+    """Whether a process that fetches batches was killed, as where memory is short: nothing that other workers do."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return True
+    # Or it is found out by a tensor that the process shared, and nobody has buried the process yet.
+    frames = traceback.extract_tb(error.__traceback__)
+    shared = any(frame.filename.endswith(_SHARED_TENSORS) for frame in frames)
+    return shared and isinstance(error, ConnectionError | EOFError | FileNotFoundError)

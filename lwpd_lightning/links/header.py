@@ -43,6 +43,7 @@ class Op(enum.IntEnum):
     FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
     STOP = 16  # coordinator -> worker: the fit is over
     MISSED = 17  # anybody -> worker: your queue was full, so something is lost, of decisions up to `decision`
+    LEAVING = 18  # worker -> coordinator: what I run on is gone, so go on without me [what, utf-8]
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time

@@ -1,6 +1,7 @@
 """Dead, stopped and failing workers, and what is left when a job ends: real processes, real signals."""
 
 import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -27,10 +28,10 @@ JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
 ROOT = Path(__file__).parents[2]
 
 
-def fit(strategy, *callbacks, devices=8, updates=30):
+def fit(strategy, *callbacks, devices=8, updates=30, **loading):
     monitor = ExchangeMonitor()
     trainer = quiet_trainer(devices=devices, strategy=strategy, max_steps=updates, callbacks=[*callbacks, monitor])
-    trainer.fit(Classifier(sgd), loader(shuffle=True), loader())
+    trainer.fit(Classifier(sgd), loader(shuffle=True, **loading), loader())
     return trainer, monitor.summary()
 
 
@@ -96,6 +97,25 @@ def test_a_worker_that_falls_silent_is_an_erasure():
     trainer, summary = fit(LWPDStrategy(code=uncoded(4), heartbeat_s=0.6), _StopMyself(), devices=4)
     assert trainer.global_step == 30
     assert [(failure["worker"], failure["reason"]) for failure in summary["failures"]] == [(1, "its link ended")]
+
+
+class _KillMyFetcher(WorkerCallback):
+    def on_codeword_start(self, trainer, worker, version):
+        if worker == 1 and version == 2:
+            fetchers = [child for child in multiprocessing.active_children() if child.pid != os.getpid()]
+            assert fetchers
+            for fetcher in fetchers:
+                fetcher.kill()
+
+
+@pytest.mark.parametrize("wait_for", [3, 4])
+def test_a_worker_whose_dataloader_process_is_killed_is_an_erasure(wait_for):
+    """As where memory is short."""
+    trainer, summary = fit(LWPDStrategy(code=uncoded(4), wait_for=wait_for), _KillMyFetcher(), devices=4, num_workers=1)
+    assert trainer.global_step == 30
+    (failure,) = summary["failures"]
+    assert failure["worker"] == 1
+    assert failure["reason"].startswith("a process of its DataLoader was killed: ")
 
 
 class _Failing(Classifier):
