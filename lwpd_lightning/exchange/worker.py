@@ -23,7 +23,7 @@ from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum, Checksums, Stateful, StateLayout, digest, from_bytes, whole_state
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.links.header import COORDINATOR, NO_BATCH, Header, Op
-from lwpd_lightning.links.mesh import Missed, WorkerLinks
+from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import LinkLost
 
@@ -167,6 +167,8 @@ class Worker:
                     continue
                 self._compute()
             return self._end
+        except CoordinatorLost:
+            raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
             if _lacks_a_process(error):
                 self._post(Op.LEAVING, text(f"a process of its DataLoader was killed: {error}".strip()))

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from rich.console import Console
@@ -97,6 +98,52 @@ def test_a_worker_that_falls_silent_is_an_erasure():
     trainer, summary = fit(LWPDStrategy(code=uncoded(4), heartbeat_s=0.6), _StopMyself(), devices=4)
     assert trainer.global_step == 30
     assert [(failure["worker"], failure["reason"]) for failure in summary["failures"]] == [(1, "its link ended")]
+
+
+class _WakeTheLost(pl.Callback):
+    """Wakes a worker that has been stopped and erased, and holds training up until it has ended."""
+
+    on_workers = False
+
+    def __init__(self, stopped):
+        self.stopped, self.woken_at = stopped, None
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.strategy.failures and self.woken_at is None:
+            self.woken_at = trainer.global_step
+            os.kill(self.stopped.value, signal.SIGCONT)
+            assert ended(self.stopped.value)
+
+
+def ended(pid):
+    """Whether a child of this process ends in time; it stays to be buried by who started it."""
+    deadline = time.monotonic() + ENDING_S
+    while time.monotonic() < deadline:
+        if Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class _StopMyselfOnce(WorkerCallback):
+    def __init__(self):
+        self.pid = multiprocessing.Value("q", 0)
+
+    def on_codeword_start(self, trainer, worker, version):
+        if worker == 1 and version == 2:
+            self.pid.value = os.getpid()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("wait_for", [3, 4])
+def test_an_erased_worker_that_wakes_ends_alone(wait_for):
+    stop = _StopMyselfOnce()
+    wake = _WakeTheLost(stop.pid)
+    strategy = LWPDStrategy(code=uncoded(4), wait_for=wait_for, heartbeat_s=0.6)
+    trainer, summary = fit(strategy, stop, wake, devices=4, updates=600 if wait_for == 3 else 30)
+    assert wake.woken_at is not None
+    assert wake.woken_at < trainer.global_step == trainer.max_steps
+    assert [failure["worker"] for failure in summary["failures"]] == [1]
 
 
 class _KillMyFetcher(WorkerCallback):
