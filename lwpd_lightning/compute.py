@@ -13,16 +13,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lwpd_lightning.callbacks import WorkerCallback
 from lwpd_lightning.carried import Carried
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import WireFormat, dtype_name
 from lwpd_lightning.data import CodedBatch, derive_seed, drawing_from
-from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Codeword, Contribution
+from lwpd_lightning.links.staging import Staging
 from lwpd_lightning.loss_scale import loss_scale
+from lwpd_lightning.worker_callback import WorkerCallback
 
 if TYPE_CHECKING:
     from lightning.pytorch.plugins.precision import Precision

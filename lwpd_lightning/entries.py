@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from lwpd_lightning.command import job_arguments
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from lwpd_lightning.exchange.rendezvous import Rendezvous
+    from lwpd_lightning.links.rendezvous import Rendezvous
 
 _CHECKPOINTS = ("best_model_path", "last_model_path", "best_model_score")
 # How long rank 0's process stays for the others to read what its last call led to.
@@ -112,4 +113,6 @@ def _of_numbers(returned: list[Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        return float(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -12,7 +12,7 @@ from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lwpd_lightning.exchange.header import NO_BATCH
+from lwpd_lightning.links.header import NO_BATCH
 
 if TYPE_CHECKING:
     from lwpd_lightning.exchange.worker import Assignment

@@ -15,12 +15,12 @@ from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
-from lwpd_lightning.exchange.arena import Arena
-from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory, parts_bytes
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.transport import Payload
+from lwpd_lightning.links.arena import Arena
+from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.message import Messages
+from lwpd_lightning.links.transport import Payload
 from lwpd_lightning.settings import ExchangeSettings
 
 if TYPE_CHECKING:

@@ -22,17 +22,15 @@ from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, loader_of
 from lwpd_lightning.entries import entries
-from lwpd_lightning.exchange import rendezvous
-from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.coordinator import Coordinator
-from lwpd_lightning.exchange.header import NO_BATCH
-from lwpd_lightning.exchange.keys import RunKey
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
-from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
+from lwpd_lightning.links import rendezvous
+from lwpd_lightning.links.header import NO_BATCH
+from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.transport import Hub
 from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import (
     ENV_KEY,
@@ -44,6 +42,8 @@ from lwpd_lightning.meeting import (
     queued,
     reduction,
 )
+from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
+from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
 from lwpd_lightning.step_log import StepLog, combined, from_json, relog, to_json

@@ -16,7 +16,7 @@ from lwpd_lightning.coding import Code, lwpd_code
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
 from lwpd_lightning.coding.wire import WireFormat, dtype_name, wire_format
 from lwpd_lightning.data.batch_size import BatchSizeMeans
-from lwpd_lightning.exchange.rule import Stale
+from lwpd_lightning.rule.arrivals import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.connectors.data_connector import _worker_check
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -22,10 +23,9 @@ from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.data import CodedLoader, training_loader
 from lwpd_lightning.data.batch_size import BatchSizeMeans, of_all_workers
 from lwpd_lightning.entries import entries
-from lwpd_lightning.exchange.rendezvous import Rendezvous
-from lwpd_lightning.exchange.rule import Stale
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
+from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.meeting import Meeting
 from lwpd_lightning.rank_zero import CodedFit, meet_elsewhere, run_key_for, seed_of_the_run
 from lwpd_lightning.refusals import (
@@ -35,6 +35,7 @@ from lwpd_lightning.refusals import (
     refuse_process_group,
     refuse_trainer,
 )
+from lwpd_lightning.rule.arrivals import Stale
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor, WireDtype
 from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher, serve
 
@@ -54,7 +55,7 @@ class LWPDStrategy(ParallelStrategy):
         code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
         wait_for: K, how many codewords an update waits for (2..n, 1 only with a dedicated coordinator); default n,
             which equals single-process training. "adaptive": chosen for every update from the measured delays and the
-            decoding error (`exchange.adaptive_wait`), and logged as ``exchange/wait_for``.
+            decoding error (`rule.adaptive_wait`), and logged as ``exchange/wait_for``.
         wait_for_bounds: (least, most) of the adaptive K; None: from the least that works to n.
         decoder: "projective" (add what arrives, no solve; for tight frames), "least_squares" (solve for the arrival
             set; for stale="drop") or "exact" (`gradient_code`: the same solve, with settings under which it is always
@@ -283,6 +284,7 @@ class LWPDStrategy(ParallelStrategy):
         trainer = self._trainer
         if not trainer.training:
             return dataloader
+        _worker_check(trainer, dataloader, "train_dataloader")  # Lightning's advice, which looks at DataLoaders alone
         if self.settings.batch_size_means == "per_worker":
             dataloader = of_all_workers(dataloader, self.code.n)
         return training_loader(

@@ -19,14 +19,14 @@ from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
-from lwpd_lightning.exchange.header import NO_BATCH
-from lwpd_lightning.exchange.mesh import WorkerLinks
-from lwpd_lightning.exchange.rendezvous import Rendezvous
 from lwpd_lightning.exchange.state import Structure
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
+from lwpd_lightning.links.header import NO_BATCH
+from lwpd_lightning.links.mesh import WorkerLinks
+from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import (
     ENV_FIT,

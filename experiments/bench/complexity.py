@@ -41,8 +41,8 @@ from lwpd_lightning.coding.blocks import accumulate
 from lwpd_lightning.coding.decoders import Decoder, block_coefficients, least_squares_coefficients
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.header import Header, Op
-from lwpd_lightning.exchange.message import Messages
+from lwpd_lightning.links.header import Header, Op
+from lwpd_lightning.links.message import Messages
 from lwpd_lightning.settings import ExchangeSettings
 
 aten = torch.ops.aten

@@ -22,9 +22,9 @@ import torch
 from lwpd_lightning.coding import Code, lwpd_code, uncoded
 from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.wire import CHUNK, wire_format
-from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import Checksums
 from lwpd_lightning.launcher import suggested_threads
+from lwpd_lightning.links.staging import Staging
 
 from . import against_ddp
 from .perceptron import Perceptron

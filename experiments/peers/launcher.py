@@ -22,8 +22,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed import TCPStore
 
 from lwpd_lightning.data import derive_seed, seed_everything_locally
-from lwpd_lightning.exchange.rendezvous import LOOPBACK, listen
 from lwpd_lightning.launcher import Workers, fork_workers, suggested_threads
+from lwpd_lightning.links.rendezvous import LOOPBACK, listen
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -7,6 +7,7 @@ added to block b with some weight. The functions here compute those weights, in 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -169,6 +170,17 @@ def spans_wanted(code: Code, sets: Tensor) -> Tensor:
     return torch.lt((nearest - target).abs().amax(dim=(1, 2)), _RESIDUAL)
 
 
+@lru_cache(maxsize=4096)
+def spanned_share(code: Code, arrived: frozenset[int]) -> float:
+    """The share of the k task directions that the arrived rows span: their rank over k. Remembers what it was asked.
+
+    >>> from lwpd_lightning.coding.families import lwpd_code
+    >>> spanned_share(lwpd_code(8, 4, 2), frozenset({0, 1, 2}))
+    0.75
+    """
+    return float(torch.linalg.matrix_rank(code.generator[sorted(arrived)])) / code.k
+
+
 def live_coefficients(code: Code, live: Collection[int], *, feedback: bool = False) -> Tensor:
     """How each codeword enters each block when only the ``live`` workers still send: (n, blocks) float64.
 
@@ -189,6 +201,10 @@ def live_coefficients(code: Code, live: Collection[int], *, feedback: bool = Fal
     [0.5, 0.0, 0.5, 0.0]
     """
     chosen = _checked(code, sorted(live))
+    if (
+        len(chosen) == code.n and len(code.cycle) == 1 and code.is_tight
+    ):  # a tight frame is its own dual, without a solve
+        return code.k / code.n * code.generator.view(code.n, code.data_parts, code.blocks).mean(dim=1)
     dual = least_squares_coefficients(code, chosen)
     if not decodable(code, chosen):
         rank = int(torch.linalg.matrix_rank(code.generator[chosen], rtol=_RTOL))

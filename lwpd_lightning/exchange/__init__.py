@@ -1,1 +1,1 @@
-"""Moving codewords and parameters between ranks: the K-of-n rule, links, rendezvous. Imports nothing of Lightning."""
+"""The protocol by which codewords are exchanged and added up. Imports nothing of Lightning."""

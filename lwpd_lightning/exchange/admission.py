@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lwpd_lightning.exchange.header import NO_BATCH, Header, Op
-from lwpd_lightning.exchange.message import EMPTY, text, words
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import digest
 from lwpd_lightning.exchange.update import WorkerFailed
+from lwpd_lightning.links.header import NO_BATCH, Header, Op
+from lwpd_lightning.links.message import EMPTY, text, words
 
 _DIGEST_BYTES = 32
 

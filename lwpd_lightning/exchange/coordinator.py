@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.delays import Delays
-from lwpd_lightning.exchange.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
-from lwpd_lightning.exchange.message import EMPTY, Messages, words
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.rule import Arrival, ArrivalRule
 from lwpd_lightning.exchange.state import Checksum, StateLayout
-from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
+from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
+from lwpd_lightning.links.message import EMPTY, Messages, words
+from lwpd_lightning.links.transport import Hub, LinkLost, Message
+from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
+from lwpd_lightning.rule.delays import Delays
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,6 @@ class _Open:
     counted: dict[int, Contribution] = field(default_factory=dict)
     arrivals: list[Arrival] = field(default_factory=list)  # those that were decided on
     decision: Decision | None = None
-    decoded_share: float = 0.0
     retries: Counter[tuple[int, int]] = field(default_factory=Counter)  # by reporter and the worker at the other end
     dropped: int = 0
     resyncs: int = 0
@@ -359,7 +358,6 @@ class Coordinator:
         touched = zip(*(update.counted[arrival.worker].touched for arrival in arrivals), strict=True)
         self._decisions += 1
         update.arrivals = arrivals
-        update.decoded_share = decoding.decoded_share
         update.decision = Decision(
             number=self._decisions,
             version=self.version,
@@ -402,7 +400,7 @@ class Coordinator:
             bytes_up=self._bytes_up + up,
             bytes_down=self._publication.bytes_sent - self._bytes_told + down,
             uploads=len(counted) - 1,  # each position is added up by one that has its own of it
-            decoded_share=update.decoded_share,
+            code=rule.code,
             dropped=update.dropped,
             resyncs=update.resyncs,
             live=len(rule.live),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.coding.wire import CHUNK
-from lwpd_lightning.exchange.header import Header, ProtocolError
+from lwpd_lightning.links.header import Header, ProtocolError
 
 # A slice is no shorter than this: below, messages cost ranks more than they take off links. Raced with the sketch of
 # 1.1M parameters, 32 ranks at 100 Mbit/s: 377 ms an update with 8, 303 ms with 32.

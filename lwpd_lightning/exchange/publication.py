@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.message import EMPTY, Messages
 from lwpd_lightning.exchange.state import Stateful, StateLayout, to_bytes, whole_state
-from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Step
+from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.message import EMPTY, Messages
+from lwpd_lightning.links.transport import Hub
 
 log = logging.getLogger(__name__)
 

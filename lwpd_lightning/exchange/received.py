@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import Header, ProtocolError
+from lwpd_lightning.links.header import Header, ProtocolError
 
 
 class BadPeer(ProtocolError):

@@ -18,11 +18,11 @@ from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import WireFormat, dtype_name
 from lwpd_lightning.exchange.decision import Decision, Slice
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.received import Received
-from lwpd_lightning.exchange.transport import Payload
 from lwpd_lightning.exchange.update import Codeword
+from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.message import Messages
+from lwpd_lightning.links.transport import Payload
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.serialization import default_restore_location
 
-from lwpd_lightning.exchange.header import ProtocolError
+from lwpd_lightning.links.header import ProtocolError
 
 _ALIGNMENT = 16
 # What a GPU hashes at a time: its second-level cache holds that and what it becomes.

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lwpd_lightning.exchange.rule import Arrival
+from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.decoders import spanned_share
+from lwpd_lightning.rule.arrivals import Arrival
 
 
 class WorkerFailed(RuntimeError):
@@ -88,7 +90,7 @@ class Update:
         bytes_up: of codewords on their way to those who add them up, and of what is told beside them.
         bytes_down: of decoded gradients on their way to all ranks, and of what rank 0 tells them beside.
         uploads: codewords that travelled: one less than counted, since whoever adds up has its own.
-        decoded_share: share of the k task directions that the arrivals span.
+        code: whose rows arrived.
         dropped: codewords that were computed and came too stale to count.
         resyncs: workers that took over rank 0's state because they could not step as it did.
         live: workers that live.
@@ -108,9 +110,14 @@ class Update:
     bytes_up: int
     bytes_down: int
     uploads: int
-    decoded_share: float
+    code: Code
     dropped: int
     resyncs: int
     live: int
     inclusion: list[float]
     logged: list[str] = field(default_factory=list)
+
+    @property
+    def decoded_share(self) -> float:
+        """Share of the k task directions that the arrivals span; computed when it is read."""
+        return spanned_share(self.code, frozenset(arrival.worker for arrival in self.arrivals))

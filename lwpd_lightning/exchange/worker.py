@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import COORDINATOR, NO_BATCH, Header, Op
-from lwpd_lightning.exchange.mesh import Missed, WorkerLinks
-from lwpd_lightning.exchange.message import EMPTY, Messages, text, words
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum, Checksums, Stateful, StateLayout, digest, from_bytes, whole_state
-from lwpd_lightning.exchange.transport import LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution
+from lwpd_lightning.links.header import COORDINATOR, NO_BATCH, Header, Op
+from lwpd_lightning.links.mesh import Missed, WorkerLinks
+from lwpd_lightning.links.message import EMPTY, Messages, text, words
+from lwpd_lightning.links.transport import LinkLost
 
 # Versions that a worker lets pass while a part of an older one may still be on its way to it.
 _PATIENCE = 32

@@ -12,18 +12,18 @@ from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.coordinator import _RETRIES, Coordinator
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.exchange.mesh import CoordinatorLost
-from lwpd_lightning.exchange.message import EMPTY, Messages, text
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Ranks, Reduction
-from lwpd_lightning.exchange.rendezvous import LOOPBACK
-from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import Checksum
-from lwpd_lightning.exchange.transport import Hub, LinkLost
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure
-from tests.exchange.links import DEADLINE_S, MAX_BYTES, QUEUED, links
+from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.mesh import CoordinatorLost
+from lwpd_lightning.links.message import EMPTY, Messages, text
+from lwpd_lightning.links.rendezvous import LOOPBACK
+from lwpd_lightning.links.transport import Hub, LinkLost
+from lwpd_lightning.rule.arrivals import ArrivalRule
+from tests.links.links import DEADLINE_S, MAX_BYTES, QUEUED, links
 
 CODE = uncoded(3)
 MESSAGES = Messages(bytes(range(16)), arena=None)

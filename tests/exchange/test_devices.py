@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lwpd_lightning.data.randomness import drawing_from
-from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.state import Checksums, StateLayout, from_bytes, to_bytes, whole_state
+from lwpd_lightning.links.staging import Staging
 from tests.devices import on_each_device
 
 

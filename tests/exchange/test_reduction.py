@@ -18,12 +18,12 @@ from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.message import Messages
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory, parts_bytes
-from lwpd_lightning.exchange.staging import Staging
 from lwpd_lightning.exchange.update import Codeword
+from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.message import Messages
+from lwpd_lightning.links.staging import Staging
 from tests.devices import on_each_device
 
 RUN = bytes(range(16))

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lwpd_lightning.exchange.header import ProtocolError
 from lwpd_lightning.exchange.state import (
     _PIECE_BYTES,
     StateLayout,
@@ -18,6 +17,7 @@ from lwpd_lightning.exchange.state import (
     from_bytes,
     to_bytes,
 )
+from lwpd_lightning.links.header import ProtocolError
 from tests.devices import on_cuda
 
 CPU = torch.device("cpu")

@@ -12,21 +12,21 @@ from torch import nn
 from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
 from lwpd_lightning.exchange.coordinator import Coordinator
-from lwpd_lightning.exchange.header import COORDINATOR, HEADER_BYTES, Header, Op
-from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.exchange.mesh import CoordinatorLost, WorkerLinks
-from lwpd_lightning.exchange.message import EMPTY, Messages, text
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Ranks, Reduction
-from lwpd_lightning.exchange.rendezvous import LOOPBACK
-from lwpd_lightning.exchange.rule import ArrivalRule
 from lwpd_lightning.exchange.state import Checksums
-from lwpd_lightning.exchange.transport import Hub
 from lwpd_lightning.exchange.update import Codeword, Contribution, Step
 from lwpd_lightning.exchange.worker import Worker
-from tests.exchange.links import DEADLINE_S, MAX_BYTES, links
+from lwpd_lightning.links.header import COORDINATOR, HEADER_BYTES, Header, Op
+from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.mesh import CoordinatorLost, WorkerLinks
+from lwpd_lightning.links.message import EMPTY, Messages, text
+from lwpd_lightning.links.rendezvous import LOOPBACK
+from lwpd_lightning.links.transport import Hub
+from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
+from lwpd_lightning.rule.arrivals import ArrivalRule
+from tests.links.links import DEADLINE_S, MAX_BYTES, links
 
 MESSAGES = Messages(bytes(range(16)), arena=None)
 FINGERPRINT = bytes(32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.bench.complexity import SCHEMES, Case, Operations, exponents, measure, sizes
-from lwpd_lightning.exchange.header import Header, Op
+from lwpd_lightning.links.header import Header, Op
 
 WIDTH = 64
 PARAMETERS = 2 * WIDTH * WIDTH + 2 * WIDTH

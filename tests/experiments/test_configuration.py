@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
 from experiments.peers import AllReduceMonitor, AlonePeer, DDPPeer, PowerSGDPeer
-from lwpd_lightning.callbacks import CpuShare, StragglerInjector
+from lwpd_lightning.injection import CpuShare, StragglerInjector
 
 CONF = Path(__file__).parents[2] / "conf"
 # A leading underscore marks what other files are made of. The job's own folder exists only under Hydra.

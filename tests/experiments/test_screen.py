@@ -20,7 +20,7 @@ from experiments.job import assemble
 from experiments.panel import rows
 from experiments.progress import ExchangeProgressBar
 from experiments.report import readable_bytes
-from lwpd_lightning.exchange.header import HEADER_BYTES
+from lwpd_lightning.links.header import HEADER_BYTES
 from tests.commands import PATIENCE_S, popen
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ RUN = [
     sys.executable, "-m", "experiments.train", "logger=csv", "code=lwpd_4_2_2", "code.wait_for=4", "model.hidden=[16]",
     "model.schedule=null", "trainer.max_steps=6", "trainer.max_epochs=-1",
     "callbacks.progress.refresh_s=0", "callbacks.progress.line_every_s=0",
-    "+callbacks.faults._target_=lwpd_lightning.callbacks.FaultInjector", "+callbacks.faults.kills={3: 2}",
+    "+callbacks.faults._target_=lwpd_lightning.injection.FaultInjector", "+callbacks.faults.kills={3: 2}",
 ]  # fmt: skip
 READY_BYTES = HEADER_BYTES + 4  # and a flag for each parameter
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"

@@ -76,7 +76,7 @@ def test_refused_jobs_fail_alone_and_are_told_at_the_end(tmp_path):
 
 @pytest.mark.real_start
 def test_losing_all_workers_of_a_job_leaves_the_others_right(tmp_path):
-    deaths = "+callbacks.faults={_target_: lwpd_lightning.callbacks.FaultInjector, kills: {1: 3, 2: 3, 3: 3}}"
+    deaths = "+callbacks.faults={_target_: lwpd_lightning.injection.FaultInjector, kills: {1: 3, 2: 3, 3: 3}}"
     with sweep(
         tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=100", deaths, *JOBLIB, kind=Job
     ) as running:

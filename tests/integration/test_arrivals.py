@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
-from lwpd_lightning.callbacks import ExchangeMonitor, WorkerCallback
+from lwpd_lightning.callbacks import ExchangeMonitor
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 
 _GATE_S = 60

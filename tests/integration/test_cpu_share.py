@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from experiments.peers import DDPPeer
-from lwpd_lightning import LWPDStrategy, cgroup, uncoded
-from lwpd_lightning.callbacks import CpuShare, FaultInjector, WorkerCallback
+from lwpd_lightning import LWPDStrategy, uncoded
+from lwpd_lightning.injection import CpuShare, FaultInjector, cgroup
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
 _NOBODY = 65534

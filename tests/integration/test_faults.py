@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.live import Live
 
 from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
-from lwpd_lightning.callbacks import ExchangeMonitor, FaultInjector, WorkerCallback
+from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.exchange.update import TooFewWorkers, WorkerFailed
+from lwpd_lightning.injection import FaultInjector
 from lwpd_lightning.launcher import fork_workers
 from lwpd_lightning.testing import Job
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
-from lwpd_lightning.callbacks import ExchangeMonitor, WorkerCallback
+from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.exchange.update import WorkerFailed
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.integration.hooked import CASES, Case, Steered, TaughtByBuffer, train
 
 CODES = {"lwpd(4,4,2)": lambda: lwpd_code(4, 4, 2), "uncoded(2)": lambda: uncoded(2)}

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.header import HEADER_BYTES
+from lwpd_lightning.links.header import HEADER_BYTES
 from tests.integration.models import Classifier, adam, classification, loader, quiet_trainer, sgd
 
 BLOCK = 108 + 9 + 27 + 2  # values in a codeword of a Classifier's two blocks

@@ -9,7 +9,7 @@ import torch
 import torchmetrics
 
 from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
-from lwpd_lightning.callbacks import WorkerCallback
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 
 LOADER = {"batch_size": 72}

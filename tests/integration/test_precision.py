@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
-from lwpd_lightning.callbacks import WorkerCallback
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.integration import precise
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 from tests.integration.precise import NEIGHBOUR

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
-from lwpd_lightning.callbacks import ExchangeMonitor, WorkerCallback
+from lwpd_lightning.callbacks import ExchangeMonitor
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.integration.models import Classifier, adam, loader, quiet_trainer, sgd
 
 UPDATES = 25

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.links.keys import RunKey
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from lwpd_lightning import LWPDStrategy, local_code
 from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.header import HEADER_BYTES
+from lwpd_lightning.links.header import HEADER_BYTES
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.testing import Job
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 from tests.integration import precise, ways

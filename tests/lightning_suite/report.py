@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tests.lightning_suite.plugin import records
 
-Kind = Literal["refusal", "assumption"]
+Kind = Literal["refusal", "difference", "assumption"]
 EXPECTED = Path(__file__).with_name("expected.toml")
 
 
@@ -21,8 +21,9 @@ class Reason:
     """Why some tests cannot pass.
 
     Attributes:
-        kind: "refusal": README says that coded exchange does not do this; "assumption": the test asks for what is no
-            promise of Lightning to its users (its own strategies' classes, processes or private calls).
+        kind: "refusal": README says that coded exchange does not do this; "difference": README or docs say that it does
+            it otherwise; "assumption": the test asks for what is no promise of Lightning to its users (its own
+            strategies' classes, processes or private calls).
         why: the reason, in a sentence.
         match: what the failure says; another failure of the same test is not expected.
         tests: names below tests_pytorch; one without brackets stands for all its parameters.

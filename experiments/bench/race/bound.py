@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lwpd_lightning.stragglers import SlowWorkers, StragglerModel
+from lwpd_lightning.injection.stragglers import SlowWorkers, StragglerModel
 
 from ...train import CONFIG_PATH
 from .plan import links_of, race_of

@@ -25,7 +25,7 @@ from experiments.bench.race.results import Results, standings
 from experiments.bench.race.table import markdown
 from experiments.bench.race.testbed import ShapedHosts
 from experiments.train import CONFIG_PATH
-from lwpd_lightning.stragglers import StragglerModel
+from lwpd_lightning.injection.stragglers import StragglerModel
 from tests.commands import PATIENCE_S
 from tests.experiments.bench.hosts import needs_root, tell
 

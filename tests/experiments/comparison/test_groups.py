@@ -5,7 +5,7 @@ import pytest
 from experiments.comparison.groups import baselines, group
 from tests.experiments.comparison.runs import run
 
-SLOW = {"_target_": "lwpd_lightning.callbacks.StragglerInjector", "slowdown": {1: 5.0}}
+SLOW = {"_target_": "lwpd_lightning.injection.StragglerInjector", "slowdown": {1: 5.0}}
 
 
 def labels(groups):

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from lwpd_lightning.callbacks import StragglerInjector
+from lwpd_lightning.injection import StragglerInjector
 
 
 class KeepParameters(pl.Callback):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lwpd_lightning.exchange.rendezvous import LOOPBACK, listen
+from lwpd_lightning.links.rendezvous import LOOPBACK, listen
 from lwpd_lightning.testing import Job
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 

@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from experiments.peers import DDPPeer, PowerSGDPeer
 from experiments.peers.launcher import RankFailed
 from lwpd_lightning import LWPDStrategy, uncoded
-from lwpd_lightning.callbacks import FaultInjector, WorkerCallback
 from lwpd_lightning.data import CodedLoader
-from lwpd_lightning.stragglers import Pareto, SlowWorkers
+from lwpd_lightning.injection import FaultInjector
+from lwpd_lightning.injection.stragglers import Pareto, SlowWorkers
+from lwpd_lightning.worker_callback import WorkerCallback
 from tests.experiments.peers.callbacks import RecordDelays
 from tests.integration.models import Classifier, adam, classification, loader, quiet_trainer, sgd
 from tests.integration.test_oracle import UPDATES, parameters_after, single_process, step_lr

@@ -11,7 +11,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from lwpd_lightning.exchange.header import ProtocolError
+from lwpd_lightning.links.header import ProtocolError
 
 _ALIGNMENT = 4096
 

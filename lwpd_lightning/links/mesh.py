@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import zmq
 
-from lwpd_lightning.exchange.header import COORDINATOR
-from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.exchange.rendezvous import endpoint
-from lwpd_lightning.exchange.transport import Hub, LinkLost, Message, Payload, Spoke
+from lwpd_lightning.links.header import COORDINATOR
+from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.rendezvous import endpoint
+from lwpd_lightning.links.transport import Hub, LinkLost, Message, Payload, Spoke
 
 
 class CoordinatorLost(RuntimeError):

@@ -4,7 +4,7 @@ import heapq
 import random
 from collections import defaultdict
 
-from lwpd_lightning.exchange.rule import ArrivalRule
+from lwpd_lightning.rule.arrivals import ArrivalRule
 
 
 class Exchange:

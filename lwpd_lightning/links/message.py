@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lwpd_lightning.exchange.arena import Arena
-from lwpd_lightning.exchange.header import HEADER_BYTES, INLINE, Header, ProtocolError
-from lwpd_lightning.exchange.transport import Payload
+from lwpd_lightning.links.arena import Arena
+from lwpd_lightning.links.header import HEADER_BYTES, INLINE, Header, ProtocolError
+from lwpd_lightning.links.transport import Payload
 
 EMPTY = torch.empty(0, dtype=torch.uint8)
 _FRAME_BYTES = 1 << 17

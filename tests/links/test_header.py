@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.exchange.header import COORDINATOR, INLINE, MAGIC, PROTOCOL_VERSION, Header, Op, ProtocolError
+from lwpd_lightning.links.header import COORDINATOR, INLINE, MAGIC, PROTOCOL_VERSION, Header, Op, ProtocolError
 
 RUN = bytes(range(16))
 SIZE = len(Header(Op.STOP, RUN, 0).pack())

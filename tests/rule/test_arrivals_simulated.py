@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lwpd_lightning.coding import local_code
-from lwpd_lightning.exchange.rule import ArrivalRule
+from lwpd_lightning.rule.arrivals import ArrivalRule
 
 WORKERS, WAIT_FOR, UPDATES, STEP = 200, 140, 40, 0.2
 SLOW = range(180, WORKERS)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
-from lwpd_lightning.coding.decoders import decodable
-from lwpd_lightning.exchange.rule import _WEIGHT_CLIP, Arrival, ArrivalRule
+from lwpd_lightning.coding.decoders import decodable, spanned_share
+from lwpd_lightning.rule.arrivals import _WEIGHT_CLIP, Arrival, ArrivalRule
 
 CODES = [
     lwpd_code(8, 4, 2),
@@ -315,14 +315,10 @@ def test_least_squares_is_exact_wherever_the_arrivals_span(always):
 
 @quick
 @given(st.sampled_from(CODES), st.data())
-def test_the_decoded_share_is_the_rank_of_the_arrivals(code, data):
+def test_the_spanned_share_is_the_rank_of_the_arrivals(code, data):
     arrived = data.draw(st.lists(st.integers(0, code.n - 1), min_size=1, unique=True))
-    rule = ArrivalRule(code, len(arrived))
-    rule.open(0, 0.0)
-    for worker in arrived:
-        rule.counts(worker, 0, 0.0)
     rank = int(torch.linalg.matrix_rank(code.generator[arrived]))
-    assert rule.decide(0.0).decoded_share == pytest.approx(rank / code.k)
+    assert spanned_share(code, frozenset(arrived)) == pytest.approx(rank / code.k)
 
 
 # Uneven arrival.
@@ -339,8 +335,7 @@ def long_run(code, wait_for, always, speeds, updates, tilted, theta, seed=0):
         drawn = torch.multinomial(weights, wait_for - (always is not None), generator=random)
         arrived = [others[i] for i in drawn.tolist()] + ([always] if always is not None else [])
         if not tilted:
-            rule.inclusions.clear()
-            rule.updates = 0
+            rule._rates = None
         total += update(rule, version, arrived, theta)
     return total / updates, rule
 
@@ -371,6 +366,24 @@ def test_a_rare_worker_is_weighted_up_by_the_clip_at_most():
     ratios = [tilted[w][0] / level[w][0] for w in range(8)]
     assert ratios[7] == pytest.approx(_WEIGHT_CLIP)
     assert all(1 / _WEIGHT_CLIP <= ratio < 1 for ratio in ratios[:7])
+
+
+@over_always
+def test_a_worker_that_has_recovered_is_weighted_as_the_others_after_some_hundred_updates(always):
+    """It was slow for 3000 updates."""
+    code, theta, random = uncoded(8), tasks(uncoded(8)), torch.Generator().manual_seed(0)
+    rule = ArrivalRule(code, 6, always=always)
+    slow, others = 7, [w for w in range(8) if w != always]
+    for version in range(3500):
+        speeds = torch.tensor([1e-3 if w == slow and version < 3000 else 1.0 for w in others])
+        drawn = torch.multinomial(speeds, 6 - (always is not None), generator=random)
+        arrived = [others[i] for i in drawn.tolist()] + ([always] if always is not None else [])
+        update(rule, version, arrived, theta)
+        if version == 2999:
+            rule.open(version + 1, 0.0)
+            assert rule.tilt[slow] == _WEIGHT_CLIP
+    rule.open(3500, 0.0)
+    assert rule.tilt[slow] == pytest.approx(1, abs=0.1)
 
 
 def test_nothing_is_tilted_when_everyone_is_waited_for():

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lwpd_lightning.stragglers import Pareto, ShiftedExponential, SlowTail, SlowWorkers, StragglerModel, Trace, uniform
+from lwpd_lightning.injection.stragglers import (
+    Pareto,
+    ShiftedExponential,
+    SlowTail,
+    SlowWorkers,
+    StragglerModel,
+    Trace,
+    uniform,
+)
 
 RANDOM = {
     "exponential": lambda seed: ShiftedExponential(mean_s=0.25, shift_s=0.125, seed=seed),

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.exchange.rendezvous import LOOPBACK, Rendezvous, listen
+from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.rendezvous import LOOPBACK, Rendezvous, listen
 
 SOON_S = 0.3
 KEY = RunKey.generate()

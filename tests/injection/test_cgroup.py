@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lwpd_lightning import cgroup
+from lwpd_lightning.injection import cgroup
 
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

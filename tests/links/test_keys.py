@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zmq.utils import z85
 
-from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.links.keys import RunKey
 
 secrets = st.binary(min_size=32, max_size=32)
 

@@ -22,13 +22,13 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
-from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.links.keys import RunKey
 
 Payload = bytes | memoryview
 
 _LINGER_MS = 1000
 _SMALL_BYTES = 1 << 16
-_READING = b"lwpd: is reading"  # from a worker: count anew what it has not read
+READING = b"lwpd: is reading"  # a worker's message of this frame alone: count anew what it has not read
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Hub:
             self._watch_links()
         if ready:  # also where only an end is reported, before which something may have come just now
             while (message := self._receive()) is not None:
-                if message.frames == [_READING]:
+                if message.frames == [READING]:
                     self._unread[message.worker] = 0
                 else:
                     yield message
@@ -243,7 +243,7 @@ class Spoke:
     def send(self, frames: Sequence[Payload]) -> bool:
         """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
 
-        Returns whether there was room: a refused link has none, nor has a very slow one.
+        Any frames but `READING` alone. Returns whether there was room: a refused link has none, nor has a very slow one.
         """
         try:
             _send(self._dealer, frames)
@@ -253,7 +253,7 @@ class Spoke:
 
     def say_reading(self) -> None:
         """Let the hub count anew what this worker has not read."""
-        self.send([_READING])
+        self.send([READING])
 
     def take(self) -> list[memoryview] | None:
         """The next message's frames; None where none is there."""

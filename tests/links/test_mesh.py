@@ -6,12 +6,12 @@ from contextlib import ExitStack, closing
 import pytest
 import zmq
 
-from lwpd_lightning.exchange.header import COORDINATOR
-from lwpd_lightning.exchange.keys import RunKey
-from lwpd_lightning.exchange.mesh import CoordinatorLost, Missed, WorkerLinks
-from lwpd_lightning.exchange.rendezvous import LOOPBACK
-from lwpd_lightning.exchange.transport import Hub, LinkLost
-from tests.exchange.links import DEADLINE_S, MAX_BYTES, QUEUED, address, events_until, links
+from lwpd_lightning.links.header import COORDINATOR
+from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
+from lwpd_lightning.links.rendezvous import LOOPBACK
+from lwpd_lightning.links.transport import Hub, LinkLost
+from tests.links.links import DEADLINE_S, MAX_BYTES, QUEUED, address, events_until, links
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.noise import decoded_noise
-from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
-from lwpd_lightning.stragglers import Pareto, ShiftedExponential, SlowTail, SlowWorkers
-from tests.exchange.weather import Exchange
+from lwpd_lightning.injection.stragglers import Pareto, ShiftedExponential, SlowTail, SlowWorkers
+from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
+from tests.rule.weather import Exchange
 
 N, UPDATES, SETTLED = 8, 500, 100
 CODES = {"uncoded": uncoded(N), "lwpd": lwpd_code(N, 4, 2), "sketch": local_code(N, N, 4)}

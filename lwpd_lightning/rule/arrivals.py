@@ -10,23 +10,26 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import Decoder, least_squares_coefficients, live_coefficients
-from lwpd_lightning.exchange.adaptive_wait import AdaptiveWait
+from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 
 Stale = Literal["apply", "drop"]
+Floats = npt.NDArray[np.float64]
 
 # A worker that rarely counts is weighted up by the inverse of its measured inclusion rate, but never by more than this
 # against an even worker: a codeword that comes once in fifty updates must not become a fifty-fold step.
 _WEIGHT_CLIP = 4.0
+# Updates that an inclusion rate is measured over, the newest counting most: long enough that chance moves a weight by a
+# few percent only, short enough that a worker which has recovered is weighted as the others after some hundred updates.
+_RATE_MEMORY = 128
 # Updates' worth of belief in even inclusion before the measured rates take over.
-_EVEN_PRIOR = 20.0
+_EVEN_PRIOR = 20
 # Updates that the mean number of codewords computed for one is taken over.
 _COMPUTED_MEMORY = 24
-# Arrival sets whose rank is remembered: a solve for each update would cost rank 0 more than all the rest of the rule.
-_KNOWN_SHARES = 4096
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,6 @@ class Decoding:
     """How an update's gradient comes of its codewords: block b is ``sum_i coefficients[i][b] * codeword i``."""
 
     coefficients: dict[int, list[float]]
-    decoded_share: float
 
 
 @dataclass
@@ -56,9 +58,9 @@ class ArrivalRule:
     Weights: with all of n arriving, codeword i enters block b with the coefficient D[i, b] of the live rows' canonical
     dual, k/n * sum_a C[i, (a, b)] / A for a tight frame with nobody dead. When only some arrive, each is divided by its
     inclusion probability (Horvitz-Thompson), which keeps the decoded gradient unbiased: 1 for ``always``, m/(L-1) for
-    each of the other L-1 live workers when m of them counted, tilted by their measured inclusion rates where these are
-    uneven. Where dropped codewords come back through error feedback, every computed one counts once, sooner or later:
-    then each is divided by the mean number of codewords that are computed in the time of an update.
+    each of the other L-1 live workers when m of them counted, tilted by their inclusion rates in the last updates where
+    these are uneven. Where dropped codewords come back through error feedback, every computed one counts once, sooner
+    or later: then each is divided by the mean number of codewords that are computed in the time of an update.
 
     An update runs `open`, `counts` for each arrival, `decide` when it is `complete`, `close` when its gradient is
     there. Whoever dies before the close takes its codeword along, and the update goes on without it.
@@ -89,7 +91,8 @@ class ArrivalRule:
     version: int = field(init=False, default=-1)
     updates: int = field(init=False, default=0)
     inclusions: Counter[int] = field(init=False, default_factory=Counter)
-    arrivals: list[Arrival] = field(init=False, default_factory=list)
+    _counted: dict[int, Arrival] = field(init=False, default_factory=dict)
+    _rates: Floats | None = field(init=False, default=None)  # of all n workers
     _opened_at: float = field(init=False, default=0.0)
     _decided_at: float | None = field(init=False, default=None)
     _decided: bool = field(init=False, default=False)
@@ -97,12 +100,15 @@ class ArrivalRule:
     _computed_mean: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
-    _duals: dict[Code, list[list[float]]] = field(init=False, default_factory=dict)
-    _tilt: dict[int, float] = field(init=False, default_factory=dict)
-    _shares: dict[frozenset[int], float] = field(init=False, default_factory=dict)
+    _duals: dict[Code, Floats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.live = set(range(self.code.n))
+
+    @property
+    def arrivals(self) -> list[Arrival]:
+        """The codewords that count in the open update, in the order in which they came."""
+        return list(self._counted.values())
 
     @property
     def needed(self) -> int:
@@ -112,13 +118,12 @@ class ArrivalRule:
     @property
     def complete(self) -> bool:
         """Whether the open update may close."""
-        counted = {arrival.worker for arrival in self.arrivals}
-        return len(counted) >= self.needed and (self.always is None or self.always in counted)
+        return len(self._counted) >= self.needed and (self.always is None or self.always in self._counted)
 
     @property
     def awaited(self) -> list[int]:
         """Live workers that have not yet counted in the open update."""
-        return sorted(self.live - {arrival.worker for arrival in self.arrivals})
+        return sorted(self.live - self._counted.keys())
 
     @property
     def oldest(self) -> int:
@@ -133,11 +138,11 @@ class ArrivalRule:
     def lose(self, worker: int) -> None:
         """A worker died: an erasure from now on, also of the codeword that it had ready for the open update."""
         self.live.discard(worker)
-        self.arrivals = [arrival for arrival in self.arrivals if arrival.worker != worker]
+        self._counted.pop(worker, None)
 
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
-        self.version, self._opened_at, self.arrivals, self._decided = version, now, [], False
+        self.version, self._opened_at, self._counted, self._decided = version, now, {}, False
         if self.adaptive is not None:
             if self._decided_at is not None:
                 self.adaptive.observe_rest(now - self._decided_at)
@@ -147,7 +152,6 @@ class ArrivalRule:
         if self.live != self._expected:
             self._expected = set(self.live)
             self._duals = {}
-        self._tilt = self._measured_tilt()
 
     def observe(self, worker: int, seconds: float) -> None:
         """Note that a worker has computed a codeword, whether or not it counts, and how long that took."""
@@ -157,11 +161,11 @@ class ArrivalRule:
 
     def counts(self, worker: int, version: int, now: float) -> bool:
         """Whether a codeword of ``version`` that arrived at ``now`` counts in the open update, and note it if so."""
-        if worker not in self._expected & self.live or any(arrival.worker == worker for arrival in self.arrivals):
+        if worker not in self._expected or worker not in self.live or worker in self._counted:
             return False
         if not self.oldest <= version <= self.version:
             return False
-        self.arrivals.append(Arrival(worker, self.version - version, max(0.0, now - self._opened_at)))
+        self._counted[worker] = Arrival(worker, self.version - version, max(0.0, now - self._opened_at))
         return True
 
     def decide(self, now: float) -> Decoding:
@@ -172,49 +176,50 @@ class ArrivalRule:
             mean = self._computed if self._computed_mean is None else self._computed_mean
             self._computed_mean = mean + (self._computed - mean) / _COMPUTED_MEMORY
             self._computed = 0
-        counted = [arrival.worker for arrival in self.arrivals]
+        counted = list(self._counted)
         if self.decoder != "projective":
             solved = least_squares_coefficients(self.code, counted)
-            return Decoding(dict(zip(counted, solved.tolist(), strict=True)), self._share(counted))
-        others = sum(worker != self.always for worker in counted)
+            return Decoding(dict(zip(counted, solved.tolist(), strict=True)))
+        others = len(counted) - (self.always in self._counted)
         expected = len(self._expected - {self.always})
-        scale, tilt = expected / others if others else 1.0, self._tilt
+        factors = self.tilt[counted] * (expected / others if others else 1.0)
         if self.feedback and self.stale == "drop":
-            scale, tilt = expected / (self._computed_mean or others or 1), {}
-        coefficients = {}
-        for worker in counted:
-            factor = 1.0 if worker == self.always else scale * tilt.get(worker, 1.0)
-            coefficients[worker] = [factor * weight for weight in self._dual(worker)]
-        return Decoding(coefficients, self._share(counted))
+            factors = np.full(len(counted), expected / (self._computed_mean or others or 1))
+        factors[[worker == self.always for worker in counted]] = 1.0
+        return Decoding(dict(zip(counted, (factors[:, None] * self._entries(counted)).tolist(), strict=True)))
 
     def close(self) -> None:
         """End the open update: its gradient has been decoded from what had arrived."""
         self.updates += 1
-        self.inclusions.update(arrival.worker for arrival in self.arrivals)
+        self.inclusions.update(self._counted.keys())
+        others = self._others()
+        counted = np.zeros(self.code.n)
+        counted[list(self._counted)] = 1.0
+        if self._rates is None:
+            self._rates = np.full(self.code.n, counted[others].sum() / max(1, len(others)))
+        self._rates += (counted - self._rates) / min(self.updates + _EVEN_PRIOR, _RATE_MEMORY)
 
-    def _share(self, counted: list[int]) -> float:
-        rows = frozenset(counted)
-        if rows not in self._shares:
-            if len(self._shares) >= _KNOWN_SHARES:
-                self._shares.clear()
-            self._shares[rows] = float(torch.linalg.matrix_rank(self.code.generator[sorted(rows)])) / self.code.k
-        return self._shares[rows]
+    def _entries(self, counted: list[int]) -> Floats:
+        """With what each codeword enters each block while all live workers' are added: its version decides."""
+        codes = [self.code.at(self.version - self._counted[worker].staleness) for worker in counted]
+        entries = np.empty((len(counted), self.code.blocks))
+        for code in set(codes):
+            if code not in self._duals:
+                self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).numpy()
+            its = [row for row, other in enumerate(codes) if other is code]
+            entries[its] = self._duals[code][[counted[row] for row in its]]
+        return entries
 
-    def _dual(self, worker: int) -> list[float]:
-        """With what the worker's codeword enters each block while all live workers' are added: its version decides."""
-        staleness = next((arrival.staleness for arrival in self.arrivals if arrival.worker == worker), 0)
-        code = self.code.at(self.version - staleness)
-        if code not in self._duals:
-            self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).tolist()
-        return self._duals[code][worker]
+    @property
+    def tilt(self) -> Floats:
+        """(n,): by how much more each worker's codeword counts than it would if all were equally often among the K."""
+        tilt, others = np.ones(self.code.n), self._others()
+        if self._rates is None or not others or self.needed == len(self.live):
+            return tilt  # all are waited for: no chance is involved
+        rates = self._rates[others]
+        with np.errstate(divide="ignore"):
+            tilt[others] = np.where(rates > 0, np.clip(rates.mean() / rates, 1 / _WEIGHT_CLIP, _WEIGHT_CLIP), 1.0)
+        return tilt
 
-    def _measured_tilt(self) -> dict[int, float]:
-        others = sorted(self.live - {self.always})
-        if not others or self.needed == len(self.live):
-            return {}  # all are waited for: no chance is involved
-        even = (self.needed - (self.always is not None)) / len(others)
-        rates = {w: (self.inclusions[w] + _EVEN_PRIOR * even) / (self.updates + _EVEN_PRIOR) for w in others}
-        mean = sum(rates.values()) / len(rates)
-        if mean == 0.0:
-            return {}
-        return {w: min(_WEIGHT_CLIP, max(1 / _WEIGHT_CLIP, mean / rate)) if rate else 1.0 for w, rate in rates.items()}
+    def _others(self) -> list[int]:
+        return sorted(self.live - {self.always})

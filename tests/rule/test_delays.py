@@ -2,7 +2,7 @@
 
 import pytest
 
-from lwpd_lightning.exchange.delays import Delays
+from lwpd_lightning.rule.delays import Delays
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from lwpd_lightning.exchange.header import COORDINATOR
-from lwpd_lightning.exchange.mesh import WorkerLinks
-from lwpd_lightning.exchange.rendezvous import LOOPBACK
-from lwpd_lightning.exchange.transport import Message, Spoke
+from lwpd_lightning.links.header import COORDINATOR
+from lwpd_lightning.links.mesh import WorkerLinks
+from lwpd_lightning.links.rendezvous import LOOPBACK
+from lwpd_lightning.links.transport import Message, Spoke
 
 DEADLINE_S = 20.0
 MAX_BYTES = 1 << 20

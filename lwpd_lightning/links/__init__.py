@@ -1,0 +1,1 @@
+"""Bytes between ranks: encrypted links, messages, keys, rendezvous, shared memory. Knows nothing of gradients."""

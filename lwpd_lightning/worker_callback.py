@@ -1,0 +1,15 @@
+"""A callback around every codeword, on whichever rank it is computed."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+
+
+class WorkerCallback(pl.Callback):
+    """A callback that also runs in worker processes, around every codeword that they compute."""
+
+    def on_codeword_start(self, trainer: pl.Trainer, worker: int, version: int) -> None:
+        """Called before ``worker`` computes its codeword of ``version``."""
+
+    def on_codeword_end(self, trainer: pl.Trainer, worker: int, version: int, compute_s: float) -> None:
+        """Called when the codeword is computed, ``compute_s`` seconds after its start, before it is sent."""
