@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.refusals import refusal
+from .refusals import refusal
 
 if TYPE_CHECKING:
-    from experiments.comparison.groups import Group
-    from experiments.comparison.run import Run
+    from .comparison.groups import Group
+    from .comparison.run import Run
 
 # Runs that are left out are all counted, and so many named.
 _NAMED = 10
@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from experiments.comparison import figures, page, report, table
-    from experiments.comparison.groups import baselines, group
-    from experiments.console import open_console
+    from .comparison import figures, page, report, table
+    from .comparison.groups import baselines, group
+    from .console import open_console
 
     if options.report and not options.online:
         raise ValueError("--report writes to W&B: name the project with --online entity/project.")
@@ -86,8 +86,8 @@ def _title(runs: Sequence[Run], groups: Sequence[Group], against: Mapping[int, G
 
 
 def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
-    from experiments.comparison.find import local_runs
-    from experiments.comparison.wandb_runs import online_runs
+    from .comparison.find import local_runs
+    from .comparison.wandb_runs import online_runs
 
     if not options.paths and not options.online:
         raise ValueError(
@@ -102,7 +102,7 @@ def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
     if not runs:
         where = " ".join([*map(str, options.paths), *([options.online] if options.online else [])])
         raise ValueError(
-            f"No finished run in {where}: train one with python -m experiments.train, "
+            f"No finished run in {where}: train one with python -m {__package__}.train, "
             f"which leaves summary.json when it ends. {' '.join(_unfinished(left_out))}".rstrip()
         )
     return runs, left_out
@@ -125,7 +125,9 @@ def _unfinished(left_out: Sequence[str]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__package__}.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="directory that holds runs, at any depth")
     parser.add_argument(

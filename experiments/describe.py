@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.refusals import refusal
-from experiments.train import CONFIG_PATH
+from .refusals import refusal
+from .train import CONFIG_PATH
 
 try:
     import hydra
@@ -33,9 +33,10 @@ def run(cfg: DictConfig) -> Path:
         # Lightning takes seconds to import, and `--help` needs none of it.
         from hydra.utils import instantiate
 
-        from experiments.description import describe
-        from experiments.drawing import draw
         from lwpd_lightning import LWPDStrategy
+
+        from .description import describe
+        from .drawing import draw
 
         strategy = instantiate(cfg.scheme.strategy, _convert_="all")
         if not isinstance(strategy, LWPDStrategy):

@@ -9,7 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.code_facts import (
+from lwpd_lightning import Code
+from lwpd_lightning.settings import ExchangeSettings
+
+from .code_facts import (
     MAX_SETS,
     Arrivals,
     exactness,
@@ -20,9 +23,7 @@ from experiments.code_facts import (
     tasks_text,
     workers_of_a_task,
 )
-from experiments.report import compute_cost
-from lwpd_lightning import Code
-from lwpd_lightning.settings import ExchangeSettings
+from .report import compute_cost
 
 _ROWS = 16  # of the generator, and of who computes what, that a terminal shows
 _NUMBERS = 12  # columns of the generator that fit as numbers; more are shown as signs

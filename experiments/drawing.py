@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.code_facts import MAX_SETS, Arrivals, recovery, size, tolerance
 from lwpd_lightning import Code
+
+from .code_facts import MAX_SETS, Arrivals, recovery, size, tolerance
 
 _INK, _MUTED, _BLUE, _ORANGE = "#222222", "#8a8a8a", "#2166ac", "#d6604d"  # the ends of the matrix' colours
 _TICKS = 16  # workers or tasks that get a label each

@@ -11,14 +11,15 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import wandb_run
-from experiments.data import Digits, StdlibText, Vision
-from experiments.peers import AllReduceMonitor, DDPPeer
-from experiments.sizes import refuse_sizes
-from experiments.summary import git_revision, versions
-from experiments.targets import TargetTimer
 from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
+
+from . import names, wandb_run  # noqa: F401 - the configuration says ${experiments:...}
+from .data import Digits, StdlibText, Vision
+from .peers import AllReduceMonitor, DDPPeer
+from .sizes import refuse_sizes
+from .summary import git_revision, versions
+from .targets import TargetTimer
 
 Kind = TypeVar("Kind", bound=Callback)
 

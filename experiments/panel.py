@@ -10,16 +10,17 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 
-from experiments.code_facts import exactness, layout, recovery, size, span, tasks_text
-from experiments.description import decoding, waits
-from experiments.progress import is_interactive
-from experiments.report import compute_cost, readable_bytes
 from lwpd_lightning import LWPDStrategy
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.settings import ExchangeSettings
 
+from .code_facts import exactness, layout, recovery, size, span, tasks_text
+from .description import decoding, waits
+from .progress import is_interactive
+from .report import compute_cost, readable_bytes
+
 if TYPE_CHECKING:
-    from experiments.job import Job
+    from .job import Job
 
 _GROUPS = 8  # groups of workers that are listed
 
@@ -73,7 +74,7 @@ def rows(job: Job) -> list[tuple[str, str]]:
         who = f"worker{'s' * (len(group.workers) > 1)} {span(group.workers)}"
         lines.append((who, tasks_text(group, code)))
     if len(groups) > _GROUPS:
-        lines.append(("", f"and {len(groups) - _GROUPS} more groups of workers: python -m experiments.describe"))
+        lines.append(("", f"and {len(groups) - _GROUPS} more groups of workers: python -m {__package__}.describe"))
     if len(code.cycle) > 1:
         lines.append(("rows", "change from version to version"))
     return [

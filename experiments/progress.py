@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from experiments.report import readable_bytes
+from .report import readable_bytes
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.code_facts import exactness, recovery, worker_loads
 from lwpd_lightning import Code
+
+from .code_facts import exactness, recovery, worker_loads
 
 
 def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:

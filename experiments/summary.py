@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from experiments.job import Job
+    from .job import Job
 
 # Measured by ExchangeMonitor; null for a scheme that has none. bytes_up_per_update_per_worker is of a codeword that
 # travels whole, or of all that a rank sends in its all-reduces.

@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from experiments.summary import job_overrides, without_sweep, write_atomically
+from .summary import job_overrides, without_sweep, write_atomically
 
 SUMMARY, FAILURE = "summary.json", "failure.json"
 # Pid of the process that waits for this job: the job ends when that is gone.
@@ -48,7 +48,7 @@ def run_job(cfg: DictConfig) -> None:
         (directory / old).unlink(missing_ok=True)
     own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     command = [
-        *(sys.executable, "-m", "experiments.train", f"--config-name={hydra.job.config_name}"),
+        *(sys.executable, "-m", f"{__package__}.train", f"--config-name={hydra.job.config_name}"),
         *(f"--config-dir={path}" for path in own),
         *overrides,
         f"sweep.name={_quoted(Path(hydra.sweep.dir).name)}",

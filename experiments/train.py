@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.refusals import refusal
+from .refusals import refusal
 
 try:
     import hydra
@@ -23,11 +23,11 @@ except ModuleNotFoundError as error:
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from experiments import sweep
+from . import names, sweep  # noqa: F401 - the configuration says ${experiments:...}
 
-# A checkout has conf/ beside experiments/; an installation has it inside of the package.
-_SOURCE = Path(__file__).resolve().parents[1] / "conf"
-CONFIG_PATH = str(_SOURCE) if (_SOURCE / "train.yaml").is_file() else "pkg://lwpd_lightning.conf"
+# An installation has conf/ inside of the package; a checkout has it beside experiments/.
+_HERE = Path(__file__).resolve().parent
+CONFIG_PATH = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -52,12 +52,13 @@ def _trained(cfg: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         # Lightning takes seconds to import, and `--help` needs none of it.
-        from experiments.job import assemble, record_configuration
-        from experiments.panel import announce
-        from experiments.report import show
-        from experiments.summary import summarise, write_atomically
-        from experiments.wandb_run import conclude
         from lwpd_lightning.launcher import watch_parent
+
+        from .job import assemble, record_configuration
+        from .panel import announce
+        from .report import show
+        from .summary import summarise, write_atomically
+        from .wandb_run import conclude
 
         waiting = sweep.waiting_process()
         if waiting is not None:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from experiments.job import Job
+    from .job import Job
 
 RESULT = "result/"  # before the names of summary.json's figures in a W&B run's summary
 _STEP = "trainer/global_step"
@@ -58,9 +58,9 @@ def conclude(job: Job, summary: dict[str, Any], directory: Path) -> None:
 def _pictures(directory: Path) -> list[Path]:
     """Draw the learning curve and the arrivals, as far as they were logged: a comparison of one run."""
     # matplotlib takes a second to import.
-    from experiments.comparison import curves, timeline, workers
-    from experiments.comparison.find import local_runs
-    from experiments.comparison.groups import group
+    from .comparison import curves, timeline, workers
+    from .comparison.find import local_runs
+    from .comparison.groups import group
 
     groups = group(local_runs([directory])[0], ["scheme"])
     drawn = []

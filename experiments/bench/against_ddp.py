@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.bench.own_process import measured, tell
+from .own_process import measured, tell
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,9 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int, accel
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
-    from experiments.bench.perceptron import Perceptron
     from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
+
+    from .perceptron import Perceptron
 
     warm_up = 20
 
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for pair in range(options.pairs):
         for scheme in options.schemes:
             try:
-                figures = measured("experiments.bench.against_ddp", scheme, environment, **sizes)
+                figures = measured(f"{__package__}.against_ddp", scheme, environment, **sizes)
             except RuntimeError as error:
                 sys.exit(str(error))
             seconds[scheme].append(figures["per_update_s"])

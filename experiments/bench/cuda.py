@@ -19,14 +19,15 @@ from collections.abc import Callable
 
 import torch
 
-from experiments.bench import against_ddp
-from experiments.bench.perceptron import Perceptron
 from lwpd_lightning.coding import Code, lwpd_code, uncoded
 from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.wire import CHUNK, wire_format
 from lwpd_lightning.exchange.state import Checksums
 from lwpd_lightning.launcher import suggested_threads
 from lwpd_lightning.links.staging import Staging
+
+from . import against_ddp
+from .perceptron import Perceptron
 
 RANKS, ROUNDS = 2, 15
 WIRES = ("float32", "bfloat16", "int8", "ternary")

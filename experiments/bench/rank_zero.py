@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench.own_process import measured, tell
+from .own_process import measured, tell
 
 COORDINATOR_ONLY = "sketch, coordinator only"
 SCHEMES = ("sketch", COORDINATOR_ONLY, "uncoded", "lwpd")
@@ -36,10 +36,11 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
-    from experiments.bench.perceptron import Perceptron
     from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
     from lwpd_lightning.coding.wire import wire_format
     from lwpd_lightning.rank_zero import CodedFit
+
+    from .perceptron import Perceptron
 
     spent = {"inside": 0.0, "model": 0.0}
 
@@ -137,7 +138,7 @@ def _resident() -> int:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.rank_zero", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.rank_zero", description=__doc__)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--updates", type=int, default=200)
@@ -152,7 +153,7 @@ def main() -> None:
     with Console().status("measuring"):
         for scheme in SCHEMES:
             cost, large = (
-                measured("experiments.bench.rank_zero", scheme, workers=options.workers, hidden=hidden, updates=updates)
+                measured(f"{__package__}.rank_zero", scheme, workers=options.workers, hidden=hidden, updates=updates)
                 for hidden, updates in ((options.hidden, options.updates), (MEMORY_HIDDEN, 5))
             )
             table.add_row(

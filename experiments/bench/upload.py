@@ -40,10 +40,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench.race.plan import Race
-from experiments.bench.race.testbed import Host, refuse_missing_tools
-from experiments.console import open_console
 from lwpd_lightning.coding.wire import wire_format
+
+from ..console import open_console
+from .race.plan import Race
+from .race.testbed import Host, refuse_missing_tools
 
 BASELINE, CODED, T = "k_async", "lwpd", 2  # conf/code/lwpd_8_4_2
 DTYPES = "float32", "int8"  # of decoded gradients: far apart, so that chance in the counts weighs little
@@ -72,7 +73,7 @@ class FixedRun(Race):
             "callbacks.stop=null",
             f"trainer.max_steps={self.max_steps}",
             f"scheme.strategy.update_dtype={self.update_dtype}",
-            "+callbacks.cable._target_=experiments.bench.upload.Cable",
+            f"+callbacks.cable._target_={__package__}.upload.Cable",
         ]
 
 
@@ -137,7 +138,7 @@ def _share_of_float32(row: dict[str, Any]) -> float:
 
 def main() -> None:
     """Run, print what travelled, and exit with 1 where the coded upload is more than 1/t of the baseline's."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.upload", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.upload", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/upload"))
     out = parser.parse_args().out
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # no host and no rank is left behind
@@ -146,9 +147,8 @@ def main() -> None:
     except OSError:
         sys.exit("hosts with interfaces of their own need root and iproute2: run as root, with ip and tc installed.")
     # Imported once, for all ranks of all runs.
-    import experiments.job
-    import experiments.report  # noqa: F401
-    from experiments.bench.race.ranks import run
+    from .. import job, report  # noqa: F401
+    from .race.ranks import run
 
     console = open_console()
     rows: dict[str, list[dict[str, Any]]] = {}

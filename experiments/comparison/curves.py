@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from experiments.comparison.groups import Group
-from experiments.comparison.run import Run
-from experiments.comparison.series import Column
-from experiments.comparison.style import COLUMN, drawing, legend, legend_height, log_where_asked, looks
-from experiments.comparison.table import bytes_unit
+from .groups import Group
+from .run import Run
+from .series import Column
+from .style import COLUMN, drawing, legend, legend_height, log_where_asked, looks
+from .table import bytes_unit
 
 _LABELS = {
     "wall": "wall time since the start of fit (s)",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.comparison import curves, timeline, workers
-from experiments.comparison.groups import Group
-from experiments.comparison.page import Picture
-from experiments.comparison.run import AXES
+from . import curves, timeline, workers
+from .groups import Group
+from .page import Picture
+from .run import AXES
 
 DRAWN = 10  # more lines than that nobody tells apart
 _SPENT = {"wall": "wall time", "bytes": "bytes over all links", "updates": "updates"}

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from experiments.comparison.run import Run
-from experiments.comparison.series import read_metrics
-from experiments.comparison.wandb_runs import offline_run
+from .run import Run
+from .series import read_metrics
+from .wandb_runs import offline_run
 
 # libyaml's parser where it is there: five hundred configurations are otherwise most of the reading.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

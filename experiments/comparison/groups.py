@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.comparison.run import MISSING, Run
+from .run import MISSING, Run
 
 # What a summary says of the method, in the order in which a reader asks.
 _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", "wait_for")

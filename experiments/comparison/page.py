@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.comparison.groups import Group
-from experiments.comparison.style import DPI
+from .groups import Group
+from .style import DPI
 
 _STYLE = """
 :root { color-scheme: light dark;

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.comparison.groups import Group
-from experiments.comparison.table import NOTE
+from .groups import Group
+from .table import NOTE
 
 
 def build(project: str, title: str, table: tuple[list[str], list[list[str]]], groups: Sequence[Group]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison.series import Curve, Series, Wanted, learning_curve, of_curve
+from .series import Curve, Series, Wanted, learning_curve, of_curve
 
 AXES = ("wall", "bytes", "updates")
 

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments.comparison.groups import SCHEMES, Group
+from .groups import SCHEMES, Group
 
 COLUMN = 3.5  # inches: one column of a two-column page
 DPI = 200

@@ -12,9 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.comparison.groups import Group
-from experiments.comparison.run import AXES, MISSING, Run
-from experiments.comparison.statistics import LEVEL, Comparison, Spread, adjusted, compare, spread
+from .groups import Group
+from .run import AXES, MISSING, Run
+from .statistics import LEVEL, Comparison, Spread, adjusted, compare, spread
 
 NOTE = (
     "Time since the start of fit, bytes over all links and updates are those to the target. Median over runs, "

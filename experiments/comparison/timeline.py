@@ -11,9 +11,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from experiments.comparison.groups import Group
-from experiments.comparison.run import Run
-from experiments.comparison.style import drawing
+from .groups import Group
+from .run import Run
+from .style import drawing
 
 UPDATES = 120  # columns that a reader still tells apart on a page's width
 PANELS = 6

@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison.run import Run
-from experiments.comparison.series import columns
-from experiments.wandb_run import RESULT
+from ..wandb_run import RESULT
+from .run import Run
+from .series import columns
 
 
 def offline_run(directory: Path) -> Run | None:

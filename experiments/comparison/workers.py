@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from experiments.comparison.groups import Group
-from experiments.comparison.run import Run
-from experiments.comparison.series import Column
-from experiments.comparison.style import COLUMN, Look, drawing, legend, legend_height, looks
+from .groups import Group
+from .run import Run
+from .series import Column
+from .style import COLUMN, Look, drawing, legend, legend_height, looks
 
 
 def inclusion(run: Run) -> list[float]:

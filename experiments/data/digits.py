@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from experiments.data.split import SplitData
+from .split import SplitData
 
 
 class Digits(SplitData):

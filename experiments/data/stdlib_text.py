@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from experiments.data.split import SplitData
+from .split import SplitData
 
 VOCABULARY = 128
 

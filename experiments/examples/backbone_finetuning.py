@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, Subset, TensorDataset
 
 import lwpd_lightning  # noqa: F401 - knows the strategy "lwpd"
-from experiments.examples.curve import Curve, options
+
+from .curve import Curve, options
 
 BATCH = 32  # pictures of an update
 TRAINED, VALIDATED = 640, 192

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, Subset
 
 import lwpd_lightning  # noqa: F401 - knows the strategy "lwpd"
-from experiments.examples.curve import Curve, options
+
+from .curve import Curve, options
 
 try:
     from transformers import BertConfig, BertForSequenceClassification, ByT5Tokenizer, DataCollatorWithPadding

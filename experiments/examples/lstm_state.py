@@ -20,8 +20,9 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from experiments.examples.curve import Curve, options
 from lwpd_lightning import LWPDStrategy, uncoded
+
+from .curve import Curve, options
 
 ROWS, CONTEXT = 16, 24  # rows of an update, bytes of each
 STEPS, VALIDATED = 30, 8  # batches of an epoch, and of validation

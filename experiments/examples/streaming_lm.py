@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 import lwpd_lightning  # noqa: F401 - knows the strategy "lwpd"
-from experiments.examples.curve import Curve, options
+
+from .curve import Curve, options
 
 BATCH, CONTEXT = 16, 32  # windows of an update, bytes of a window
 WINDOWS, VALIDATED = 320, 64  # windows of an epoch, and of validation

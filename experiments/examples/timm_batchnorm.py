@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, Subset, TensorDataset
 
-from experiments.examples.curve import Curve, options
 from lwpd_lightning import LWPDStrategy, uncoded
+
+from .curve import Curve, options
 
 BATCH = 64  # pictures of an update
 TRAINED, VALIDATED = 1280, 512

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lwpd_lightning  # noqa: F401 - knows the strategy "lwpd"
-from experiments.examples.curve import Curve, options
+
+from .curve import Curve, options
 
 BATCH, LATENT = 64, 6  # pictures of an update, size of their code
 TRAINED, VALIDATED = 1280, 512

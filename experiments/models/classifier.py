@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from experiments.models.schedule import OptimizerFactory, ScheduleFactory, optimizers
+from .schedule import OptimizerFactory, ScheduleFactory, optimizers
 
 
 class Classifier(LightningModule):

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
-from experiments.models.gpt import GPT
-from experiments.models.schedule import OptimizerFactory, ScheduleFactory, optimizers
+from .gpt import GPT
+from .schedule import OptimizerFactory, ScheduleFactory, optimizers
 
 
 class LanguageModel(LightningModule):

@@ -1,6 +1,6 @@
 """What a user would train with today: DDP over Gloo, with a bfloat16 all-reduce, and PowerSGD."""
 
-from experiments.peers.monitor import AllReduceMonitor
-from experiments.peers.strategy import AlonePeer, DDPPeer, PowerSGDPeer
+from .monitor import AllReduceMonitor
+from .strategy import AlonePeer, DDPPeer, PowerSGDPeer
 
 __all__ = ["AllReduceMonitor", "AlonePeer", "DDPPeer", "PowerSGDPeer"]

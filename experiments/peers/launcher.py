@@ -28,7 +28,7 @@ from lwpd_lightning.links.rendezvous import LOOPBACK, listen
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from experiments.peers.strategy import DDPPeer
+    from .strategy import DDPPeer
 
 # A rank that broke ends before the others lose their connections to it, and is seen to have within this time.
 _BLAME_S = 1.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from experiments.peers.strategy import DDPPeer
+from .strategy import DDPPeer
 
 
 def ring_bytes(payload_bytes: int, ranks: int) -> float:

@@ -21,13 +21,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from experiments.peers.batches import share_of
-from experiments.peers.launcher import ForkedRanks
-from experiments.peers.powersgd import PowerSGD
 from lwpd_lightning.data import training_loader
 from lwpd_lightning.injection import CpuShare, StragglerInjector
 from lwpd_lightning.rank_zero import seed_of_the_run
 from lwpd_lightning.worker_callback import WorkerCallback
+
+from .batches import share_of
+from .launcher import ForkedRanks
+from .powersgd import PowerSGD
 
 GradientDtype = Literal["float32", "bfloat16"]
 _Kind = TypeVar("_Kind", bound=pl.Callback)

@@ -21,7 +21,8 @@ from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.bench.race.plan import (
+from ...console import open_console
+from .plan import (
     QUICK,
     RANKS,
     SCHEMES,
@@ -34,8 +35,7 @@ from experiments.bench.race.plan import (
     races,
     tuning,
 )
-from experiments.bench.race.testbed import refuse_missing_tools
-from experiments.console import open_console
+from .testbed import refuse_missing_tools
 
 
 def main() -> None:
@@ -50,11 +50,10 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     # Imported here, once, for all ranks of all races.
-    import experiments.job
-    import experiments.report  # noqa: F401
-    from experiments.bench.race.figures import draw
-    from experiments.bench.race.results import Results, standings
-    from experiments.bench.race.table import markdown
+    from ... import job, report  # noqa: F401
+    from .figures import draw
+    from .results import Results, standings
+    from .table import markdown
 
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out / "results.jsonl")
@@ -82,7 +81,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.race", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
     parser.add_argument(
         "--regimes", nargs="+", metavar="LINKS/STRAGGLER", default=["unshaped/none", "even/none", "even/slow_tail"]
@@ -108,9 +107,9 @@ def _regime(workload: str, text: str, ranks: int) -> Regime:
 
 
 def _race(planned: list[Race], results: object, out: Path) -> None:
-    from experiments.bench.race.ranks import run
-    from experiments.bench.race.results import Results, standings
-    from experiments.bench.race.table import table
+    from .ranks import run
+    from .results import Results, standings
+    from .table import table
 
     assert isinstance(results, Results)
     left = [race for race in planned if not results.has(race)]

@@ -10,9 +10,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from experiments.bench.race.plan import links_of, race_of
-from experiments.train import CONFIG_PATH
 from lwpd_lightning.injection.stragglers import SlowWorkers, StragglerModel
+
+from ...train import CONFIG_PATH
+from .plan import links_of, race_of
 
 _BISECTIONS = 20
 

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.bench.race.plan import OURS, Regime, links_of, race_of
-from experiments.bench.race.results import Row, Standing, counting, standings
-from experiments.comparison import curves
-from experiments.comparison.find import local_runs
-from experiments.comparison.groups import group
-from experiments.comparison.style import COLOURS, COLUMN, MARKERS, PLAIN, drawing
+from ...comparison import curves
+from ...comparison.find import local_runs
+from ...comparison.groups import group
+from ...comparison.style import COLOURS, COLUMN, MARKERS, PLAIN, drawing
+from .plan import OURS, Regime, links_of, race_of
+from .results import Row, Standing, counting, standings
 
 BESIDE = ("ddp", "k_sync", "powersgd")
 _FLOAT32_BYTES = 4

@@ -220,7 +220,7 @@ class Race:
             f"tags=[{self.links}]",
             "trainer.devices=1",
             f"+trainer.num_nodes={len(self.hosts)}",
-            "+callbacks.first_update._target_=experiments.bench.race.traffic.FirstUpdate",
+            f"+callbacks.first_update._target_={__package__}.traffic.FirstUpdate",
             *workload.grid[self.point],
             *(["callbacks.stop=null", f"trainer.max_steps={_ALONE_UPDATES}"] if self.scheme == ALONE else []),
         ]

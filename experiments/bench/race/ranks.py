@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.race.plan import Race, links_of
-from experiments.bench.race.testbed import Host, ShapedHosts
-from experiments.bench.race.traffic import MARK, Traffic, of_process
+from .plan import Race, links_of
+from .testbed import Host, ShapedHosts
+from .traffic import MARK, Traffic, of_process
 
 _PORT = 29500
 _POLL_S = 0.1
@@ -111,7 +111,7 @@ def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment
         os.environ.update(environment)
         run_dir = directory if rank == 0 else directory / f"rank{rank}"
         sys.argv = ["train", *race.overrides(), f"hydra.run.dir={run_dir}"]
-        from experiments.train import main
+        from ...train import main
 
         main()
         code = 0

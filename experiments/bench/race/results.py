@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.race.bound import bound_s, bytes_of_update, update_s
-from experiments.bench.race.plan import ALONE, PEERS, TUNING_SEED, WORKLOADS, Race, Regime, race_of
+from .bound import bound_s, bytes_of_update, update_s
+from .plan import ALONE, PEERS, TUNING_SEED, WORKLOADS, Race, Regime, race_of
 
 Row = dict[str, Any]
 _BEYOND = 1.25

@@ -6,8 +6,8 @@ import math
 
 from rich.table import Table
 
-from experiments.bench.race.plan import OURS, RANKS, WORKLOADS, Regime
-from experiments.bench.race.results import Standing
+from .plan import OURS, RANKS, WORKLOADS, Regime
+from .results import Standing
 
 COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "KB/rank", "tuned to")
 

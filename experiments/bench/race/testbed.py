@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from types import TracebackType
 
-from experiments.bench.race.traffic import Traffic
+from .traffic import Traffic
 
 # A token bucket must hold what a link sends between two ticks of the kernel's clock, and no more than the sockets'
 # buffers would notice: 4 ms at the rate, at least two full segments.
