@@ -11,8 +11,8 @@ from experiments.comparison.run import MISSING, Run
 
 # What a summary says of the method, in the order in which a reader asks.
 _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", "wait_for")
-# Parts of a configuration that change no result, or that the summary tells better.
-_IDLE = {"code", "seed", "paths", "logger", "task_name", "tags", "ckpt_path", "choices"}
+# Parts of a configuration that change no result (what a run is called among them), or that the summary tells better.
+_IDLE = {"code", "seed", "paths", "logger", "sweep", "task_name", "tags", "ckpt_path", "choices"}
 _TARGET = ("target.metric", "target.value")
 # The order in which schemes are listed and drawn, others after them.
 SCHEMES = (
@@ -196,15 +196,18 @@ def _normalised(run: Run) -> Any:
 
 
 def _without_the_run(node: Any, run: Run) -> Any:
-    """What would be the same had the run another seed and another directory."""
-    directory = run.get("paths.run_dir")
+    """What would be the same had the run another seed and other directories."""
+    paths = run.config.get("paths")
+    directories = [path for path in paths.values() if isinstance(path, str)] if isinstance(paths, dict) else []
     if isinstance(node, dict):
         kept = ((name, below) for name, below in node.items() if not (name == "seed" and below == run.get("seed")))
         return {name: _without_the_run(below, run) for name, below in kept}
     if isinstance(node, list):
         return [_without_the_run(below, run) for below in node]
-    if isinstance(node, str) and isinstance(directory, str) and directory and directory in node:
-        return node.replace(directory, "")
+    if isinstance(node, str):
+        # The longest first: a run's directory lies in the root of all.
+        within = (path for path in sorted(directories, key=len, reverse=True) if f"{node}/".startswith(f"{path}/"))
+        return node.removeprefix(next(within, ""))
     return node
 
 

@@ -32,6 +32,40 @@ def test_a_seed_or_a_directory_inside_of_a_setting_splits_nothing():
     assert len(group(runs)) == 1
 
 
+def test_seeds_of_two_sweeps_and_of_single_runs_are_one_group():
+    def named(name, seed):
+        where = f"/{name}/{seed}"
+        return run(
+            seed=seed,
+            config={
+                "sweep": {"name": name, "resume": seed > 2},
+                "task_name": name,
+                "tags": [name],
+                "logger": {"wandb": {"group": name}},
+                "paths": {"root": f"/{name}", "run_dir": where, "data": f"/data/{name}"},
+                "data": {"batch_size": 128, "root": f"/data/{name}/digits"},
+                "callbacks": {"checkpoint": {"dirpath": f"{where}/checkpoints"}},
+                "trainer": {"default_root_dir": where},
+                "choices": {"sweep": name},
+            },
+        )
+
+    runs = [named(name, seed) for seed, name in enumerate(["monday", "monday", "tuesday", "tuesday", "train"])]
+
+    (one,) = group(runs)
+
+    assert (one.label, [member.get("seed") for member in one.runs], one.pooled) == ("lwpd", [0, 1, 2, 3, 4], [])
+
+
+def test_a_name_does_not_stand_in_for_what_really_differs():
+    runs = [
+        run(config={"sweep": {"name": name}, "data": {"batch_size": size}})
+        for name, size in (("monday", 64), ("tuesday", 128))
+    ]
+
+    assert labels(group(runs)) == ["batch_size=64", "batch_size=128"]
+
+
 def test_labels_say_only_what_differs():
     sizes = [run(seed=seed, config={"data": {"batch_size": size}}) for size in (64, 256, 128) for seed in (0, 1)]
 
