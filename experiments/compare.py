@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from experiments.comparison import figures, page, report, table
-    from experiments.comparison.groups import baselines, group
+    from experiments.comparison.baselines import baselines
+    from experiments.comparison.groups import group
     from experiments.console import open_console
 
     if options.report and not options.online:
@@ -49,10 +50,10 @@ def _compare(options: argparse.Namespace) -> None:
         )
     runs, left_out = _read(options)
     groups = group(runs, options.group_by.split(",") if options.group_by else None)
-    against = baselines(groups, options.baseline)
+    against, unmeasured = baselines(groups, options.baseline)
     rows = table.rows(groups, against, options.x)
     title = _title(runs, groups, against, options.x)
-    remarks = [*_pooled(groups), *_unfinished(left_out)]
+    remarks = [*_pooled(groups), *unmeasured, *_unfinished(left_out)]
 
     console = open_console()
     table.show(console, rows, title)
