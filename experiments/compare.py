@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from experiments.comparison import figures, page, report, table
+    from experiments.comparison import figures, page, parts, report, table
     from experiments.comparison.baselines import baselines
     from experiments.comparison.groups import group
     from experiments.console import open_console
@@ -53,7 +53,8 @@ def _compare(options: argparse.Namespace) -> None:
     against, unmeasured = baselines(groups, options.baseline)
     rows = table.rows(groups, against, options.x)
     title = _title(runs, groups, against, options.x)
-    remarks = [*_pooled(groups), *unmeasured, *_unfinished(left_out)]
+    repeated = [line for one in groups if not one.pooled for line in parts.repeated_seeds(one.label, one.runs)]
+    remarks = [*_pooled(groups), *repeated, *unmeasured, *parts.remarks(runs), *_unfinished(left_out)]
 
     console = open_console()
     table.show(console, rows, title)
