@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .comparison import figures, page, report, table
-    from .comparison.groups import baselines, group
+    from .comparison import figures, page, parts, report, table
+    from .comparison.baselines import baselines
+    from .comparison.groups import group
     from .console import open_console
 
     if options.report and not options.online:
@@ -49,10 +50,11 @@ def _compare(options: argparse.Namespace) -> None:
         )
     runs, left_out = _read(options)
     groups = group(runs, options.group_by.split(",") if options.group_by else None)
-    against = baselines(groups, options.baseline)
+    against, unmeasured = baselines(groups, options.baseline)
     rows = table.rows(groups, against, options.x)
     title = _title(runs, groups, against, options.x)
-    remarks = [*_pooled(groups), *_unfinished(left_out)]
+    repeated = [line for one in groups if not one.pooled for line in parts.repeated_seeds(one.label, one.runs)]
+    remarks = [*_pooled(groups), *repeated, *unmeasured, *parts.remarks(runs), *_unfinished(left_out)]
 
     console = open_console()
     table.show(console, rows, title)

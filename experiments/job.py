@@ -16,6 +16,7 @@ from lwpd_lightning.callbacks import ExchangeMonitor
 
 from . import names, wandb_run  # noqa: F401 - the configuration says ${experiments:...}
 from .data import Digits, StdlibText, Vision
+from .earlier_parts import EarlierParts, resumed_from
 from .peers import AllReduceMonitor, DDPPeer
 from .sizes import refuse_sizes
 from .summary import git_revision, versions
@@ -33,6 +34,7 @@ class Job:
     trainer: Trainer
     timer: TargetTimer | None
     monitor: ExchangeMonitor | AllReduceMonitor | None
+    earlier: EarlierParts
     code: Code | None
     wait_for: int | str | None
 
@@ -59,6 +61,11 @@ def assemble(cfg: DictConfig) -> Job:
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]
     if isinstance(strategy, DDPPeer):
         callbacks.append(AllReduceMonitor())
+    monitor: ExchangeMonitor | AllReduceMonitor | None = (
+        _only(callbacks, AllReduceMonitor) if isinstance(strategy, DDPPeer) else _only(callbacks, ExchangeMonitor)
+    )
+    earlier = EarlierParts(monitor)
+    callbacks.append(earlier)
     trainer = instantiate(cfg.trainer, _convert_="all", _partial_=True)(
         strategy=strategy, callbacks=callbacks, logger=_loggers(cfg, strategy)
     )
@@ -72,7 +79,8 @@ def assemble(cfg: DictConfig) -> Job:
         data=data,
         trainer=trainer,
         timer=_only(callbacks, TargetTimer),
-        monitor=_only(callbacks, AllReduceMonitor if isinstance(strategy, DDPPeer) else ExchangeMonitor),
+        monitor=monitor,
+        earlier=earlier,
         code=code,
         wait_for=strategy.settings.wait_for if isinstance(strategy, LWPDStrategy) else None,
     )
@@ -82,7 +90,7 @@ def record_configuration(cfg: DictConfig, job: Job) -> None:
     """Give every logger the resolved configuration, the words that chose its groups, and what data and code run."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     resolved["data"]["facts"] = job.data.facts
-    resolved |= {"git_revision": git_revision(), "versions": versions()}
+    resolved |= {"git_revision": git_revision(), "versions": versions(), "resumed_from": resumed_from(cfg.ckpt_path)}
     if HydraConfig.initialized():
         choices = HydraConfig.get().runtime.choices.items()
         resolved["choices"] = {group: word for group, word in choices if not group.startswith("hydra/")}

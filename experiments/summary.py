@@ -43,6 +43,9 @@ LIBRARIES = ("lwpd-lightning", "torch", "lightning", "numpy", "pyzmq", "hydra-co
 def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: float) -> dict[str, Any]:
     """Figures of a finished run; every key is always there, null where nothing measured it.
 
+    Of a run that was continued from a checkpoint, updates, samples, seconds and bytes are those of all its parts; means
+    and counts of the exchange are of the last one.
+
     Args:
         cfg: the run's configuration.
         job: what was trained.
@@ -50,7 +53,7 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         wall_s: seconds from the start of the job, loading and validation included.
     """
     trainer, updates = job.trainer, job.trainer.global_step
-    return {
+    figures = {
         "task_name": cfg.task_name,
         "tags": list(cfg.tags),
         "overrides": job_overrides(),
@@ -75,6 +78,7 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         "git_revision": git_revision(),
         "versions": versions(),
     }
+    return job.earlier.whole(figures, cfg.ckpt_path)
 
 
 def _sizes(job: Job) -> dict[str, Any] | None:

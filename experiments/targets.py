@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -14,6 +14,7 @@ class TargetTimer(Callback):
 
     At the end of every validation the seconds so far are logged as `val_wall_s`, with the number of updates made as the
     step: a metric against wall time is comparable between schemes, also those without an exchange to be monitored.
+    A fit that goes on from a checkpoint goes on with the checkpoint's clock.
 
     Args:
         metric: name of a metric that the model logs in validation.
@@ -39,13 +40,31 @@ class TargetTimer(Callback):
         self.reached_s: float | None = None
         self.best: float | None = None
         self._started = 0.0
+        self._before: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         # A strategy that starts its ranks before this hook says when it did.
         self._started = getattr(trainer.strategy, "started_at", time.perf_counter())
-        self.reached_s = None
-        self.best = None
+        # A checkpoint is read before this hook, and speaks for this fit only.
+        before, self._before = self._before, {}
+        self._started -= before.get("elapsed_s", 0.0)
+        same_target = before.get("target") == [self.metric, self.value, self.mode]
+        self.reached_s = before["reached_s"] if same_target else None
+        self.best = before["best"] if same_target else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the clock shows, for the fit that goes on from a checkpoint."""
+        return {
+            "elapsed_s": time.perf_counter() - self._started,
+            "target": [self.metric, self.value, self.mode],
+            "reached_s": self.reached_s,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a checkpoint's clock in the fit that begins next."""
+        self._before = dict(state_dict)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock when the metric has reached the target for the first time."""

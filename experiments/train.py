@@ -64,6 +64,7 @@ def _trained(cfg: DictConfig) -> dict[str, Any]:
         if waiting is not None:
             watch_parent(waiting)
         job = assemble(cfg)
+        job.earlier.started = started
     except Exception as error:
         _refuse(error)
     finished = False

@@ -72,11 +72,16 @@ def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
         axes.set_ylim(low, high)
         log_where_asked(axes, float(visible.min()) / scale, float(visible.max()) / scale)
         _reach(axes, visible / scale)
-        axes.set_xlabel(_LABELS[axis].format(unit=unit))
+        axes.set_xlabel(_LABELS[axis].format(unit=unit) + (", logarithmic" if axes.get_xscale() == "log" else ""))
         axes.set_ylabel(_NAMES.get(first.metric, first.metric))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        legend(figure, lines, "median and quartiles over runs")
+        legend(figure, lines, statistic([one for one, _, _ in drawn]))
     return left_out
+
+
+def statistic(groups: Sequence[Group]) -> str:
+    """What lines and bands show; single runs have neither median nor quartiles."""
+    return "median and quartiles over runs" if any(len(one.runs) > 1 for one in groups) else "single runs"
 
 
 def focus(values: Column, targets: set[float], minimised: bool) -> tuple[float, float]:

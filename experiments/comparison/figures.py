@@ -30,8 +30,7 @@ def draw(out: Path, groups: Sequence[Group], axis: str) -> tuple[list[Picture], 
             if left_out:
                 remarks.append(f"{metric} against {_SPENT[spent]}: not logged by {', '.join(left_out)}.")
             if len(left_out) < len(of_metric):
-                caption = f"{metric} against {_SPENT[spent]}: median over runs at each validation, "
-                caption += "band from lower to upper quartile."
+                caption = f"{metric} against {_SPENT[spent]}, at each validation: {curves.statistic(of_metric)}."
                 pictures.append(Picture(path, caption))
     monitored = workers.monitored(groups)[:DRAWN]
     if monitored:

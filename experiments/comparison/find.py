@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from .parts import join
 from .run import Run
 from .series import read_metrics
 from .wandb_runs import offline_run
@@ -19,7 +20,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Finished runs below `paths`, and a line for each that is left out: unfinished, or not to be read.
+    """Finished runs below `paths`, each with those that it continues, and a line for each that is left out and why.
 
     Raises:
         ValueError: a path does not exist.
@@ -27,7 +28,7 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path} is no directory: use one that holds runs, such as outputs.")
-    runs, left_out = [], []
+    runs, unfinished, left_out = [], [], []
     directories = {directory.resolve(): directory for path in paths for directory in _directories(path)}
     for directory in directories.values():
         try:
@@ -36,10 +37,14 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             left_out.append(f"{directory} (cannot be read: {error})")
             continue
         if run is None:
-            left_out.append(f"{directory} (unfinished)")
+            unfinished.append(directory)
         else:
             runs.append(run)
-    return runs, left_out
+    logs = [_log_alone(directory) for directory in unfinished] if any(run.resumed_from for run in runs) else []
+    whole = join(runs, [log for log in logs if log is not None])
+    continued = {source for run in whole for source in run.parts}
+    left_out += [f"{directory} (unfinished)" for directory in unfinished if str(directory) not in continued]
+    return whole, left_out
 
 
 def _directories(path: Path) -> Iterator[Path]:
@@ -61,8 +66,23 @@ def _read(directory: Path) -> Run | None:
 
 def _finished(directory: Path) -> Run:
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    return _run(directory, summary, _config(directory))
+
+
+def _log_alone(directory: Path) -> Run | None:
+    """What a killed run has left, for a finished run that continues it; None where that is too little."""
+    try:
+        config = _config(directory)
+        return _run(directory, {"target": config.get("target")}, config)
+    except (ValueError, OSError, yaml.YAMLError):
+        return None
+
+
+def _config(directory: Path) -> dict[str, Any]:
     hparams = directory / "csv/hparams.yaml"
     config = yaml.load(hparams.read_text(encoding="utf-8"), Loader=_Loader) if hparams.is_file() else None
-    return Run(
-        str(directory), summary, config or {}, lambda wanted: read_metrics(directory / "csv/metrics.csv", wanted)
-    )
+    return config or {}
+
+
+def _run(directory: Path, summary: dict[str, Any], config: dict[str, Any]) -> Run:
+    return Run(str(directory), summary, config, lambda wanted: read_metrics(directory / "csv/metrics.csv", wanted))

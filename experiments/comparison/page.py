@@ -7,6 +7,7 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from .groups import Group
@@ -55,8 +56,10 @@ def write(
     remarks: Sequence[str],
 ) -> None:
     """Write the page: `table` is header and lines as `experiments.comparison.table.cells` gives them."""
+    heading = f"Comparison of runs, {date.today().isoformat()}"
     body = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{heading}</h1>",
+        f"<p>{html.escape(title)}</p>",
         f'<div class="wide">{_table(*table)}</div>',
         f"<p>{html.escape(note)}</p>",
         *(f"<p>{html.escape(remark)}</p>" for remark in remarks),
@@ -69,9 +72,7 @@ def write(
     path.write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n",
+        f"<title>{heading}</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n",
         encoding="utf-8",
     )
 

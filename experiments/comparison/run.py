@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,9 @@ class Run:
         summary: figures of the finished run (`experiments.summary.summarise`).
         config: its resolved configuration.
         read: reads series whose names are wanted; called when a table or a figure needs them.
+        parts: sources of the earlier parts of a continued run, whose logs `read` reads too.
+        lost: directory of an earlier part whose log is not among those that were read.
+        bytes_before: what that and what was before it had sent over all links, NaN where nothing tells.
 
     Raises:
         ValueError: the summary has no target.
@@ -40,6 +43,9 @@ class Run:
     summary: dict[str, Any]
     config: dict[str, Any]
     read: Callable[[Wanted], Series] = field(repr=False)
+    parts: tuple[str, ...] = ()
+    lost: str | None = None
+    bytes_before: float = 0.0
 
     def __post_init__(self) -> None:
         target = self.summary.get("target")
@@ -70,7 +76,20 @@ class Run:
     @cached_property
     def curve(self) -> Curve:
         """The metric at every validation."""
-        return learning_curve(self.read(of_curve(self.metric)), self.metric, self.summary.get("startup_s"))
+        curve = learning_curve(self.read(of_curve(self.metric)), self.metric, self.summary.get("startup_s"))
+        curve = replace(curve, bytes=curve.bytes + self.bytes_before)
+        return curve if self.timed else replace(curve, wall=np.full(len(curve.wall), float("nan")))
+
+    @property
+    def resumed_from(self) -> str | None:
+        """Directory of the run that this one continues."""
+        origin = self.get("resumed_from")
+        return None if origin is MISSING else origin
+
+    @property
+    def timed(self) -> bool:
+        """Whether its clock runs from the start of its first part: an older checkpoint does not tell the time."""
+        return self.resumed_from is None or self.summary.get("resumed_at_s") is not None
 
     @cached_property
     def arrivals(self) -> Series:
@@ -84,9 +103,13 @@ class Run:
 
     def to_target(self, axis: str) -> float:
         """Seconds, bytes or updates to the target: infinite where it was not reached, NaN where not measured."""
+        reached_s = self.summary.get("time_to_target_s")
+        if axis == "wall" and not self.timed:
+            return float("nan")
         if axis == "wall" and "time_to_target_s" in self.summary:
-            reached_s = self.summary["time_to_target_s"]
             return float("inf") if reached_s is None else float(reached_s)
+        if self.lost is not None and reached_s is not None and (self.curve.wall > reached_s).all():
+            return float("nan")  # reached in the part whose log is lost
         at = self.curve.first_reach(self.summary["target"]["value"], self.minimised)
         if at is None:
             return float("inf") if len(self.curve.value) else float("nan")

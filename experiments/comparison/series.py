@@ -114,8 +114,9 @@ def learning_curve(series: Series, metric: str, startup_s: float | None) -> Curv
     at = np.flatnonzero(~np.isnan(values))
     update_s = series.get("exchange/update_s", missing)
     is_update = ~np.isnan(update_s)
-    made = np.cumsum(is_update)
-    updates = made.astype(np.float64) if is_update.any() else series.get("step", missing) + 1.0
+    step = series.get("step", missing)
+    # An update is logged with its number, which a continued run counts on from its checkpoint.
+    updates = np.maximum.accumulate(np.where(is_update, step, 0.0)) if is_update.any() else step + 1.0
     traffic = sum((np.nan_to_num(series[name]) for name in _TRAFFIC if name in series), np.zeros(len(values)))
     spent = np.cumsum(traffic) if is_update.any() and any(name in series for name in _TRAFFIC) else missing
 

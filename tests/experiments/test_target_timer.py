@@ -93,6 +93,39 @@ def test_the_wall_time_of_every_validation_is_logged_beside_its_metric(tmp_path)
     assert clock[1][1] == timer.reached_s
 
 
+def continued(timer, after, scores, checkpoint, tmp_path):
+    trainer = Trainer(
+        max_epochs=after + len(scores), accelerator="cpu", callbacks=[timer], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
+        logger=CSVLogger(tmp_path, name="", version=""),
+    )  # fmt: skip
+    trainer.fit(Scripted(scores), DataLoader(torch.ones(1)), DataLoader(torch.ones(1)), ckpt_path=checkpoint)
+
+
+def test_a_continued_fit_goes_on_with_the_clock_of_its_checkpoint(tmp_path):
+    first, second = (TargetTimer("score", 0.5, "max") for _ in range(2))
+    trainer = fit(first, [0.1, 0.6], tmp_path)
+    first._started -= 100.0
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    continued(second, 2, [0.2], tmp_path / "last.ckpt", tmp_path)
+
+    assert (second.reached_s, second.best) == (first.reached_s, first.best)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        (wall,) = (float(row["val_wall_s"]) for row in csv.DictReader(file) if row["val_wall_s"])
+    assert 100.0 < wall < 200.0
+
+
+def test_another_target_is_reached_anew(tmp_path):
+    trainer = fit(TargetTimer("score", 0.5, "max"), [0.6], tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    higher = TargetTimer("score", 0.9, "max")
+
+    continued(higher, 1, [0.2], tmp_path / "last.ckpt", tmp_path)
+
+    assert higher.reached_s is None
+
+
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match=r"target.mode=best is unknown: use min or max."):
         TargetTimer("score", 0.5, "best")

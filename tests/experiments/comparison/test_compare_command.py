@@ -16,7 +16,7 @@ import pytest
 from experiments.compare import main
 from experiments.comparison.find import local_runs
 from experiments.comparison.wandb_runs import offline_run
-from tests.commands import PATIENCE_S
+from tests.commands import PATIENCE_S, run
 from tests.experiments.comparison.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -98,6 +98,39 @@ def test_a_sweep_becomes_a_table_figures_a_csv_and_a_page(sweep, tmp_path):
 
     again, _ = local_runs([runs])  # what was written is not read as a run
     assert len(again) == 4
+
+
+def test_a_continued_run_costs_what_all_its_parts_cost(sweep, tmp_path, capsys):
+    command = [
+        sys.executable, "-m", "experiments.train", "scheme=k_async", "seed=0", "code=lwpd_4_2_2", "model.hidden=[16]",
+        "trainer.max_steps=8", "trainer.val_check_interval=2", "target.value=0.05", "logger=csv",
+        f"ckpt_path={sweep / '2/checkpoints/last.ckpt'}", f"hydra.run.dir={tmp_path / 'on'}",
+    ]  # fmt: skip
+    done = run(command, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(sweep / "2", tmp_path / "begun", ignore=shutil.ignore_patterns("wandb"))  # and moved
+
+    first, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("begun", "on"))
+    assert whole["resumed_from"] == str(sweep / "2")
+    assert whole["resumed_at_update"] in (2, 4, 6)  # last.ckpt is of the last validation that was better
+    assert (whole["updates"], whole["samples"]) == (8, 8 * whole["data"]["batch_size"])
+    assert first["bytes_up"] < whole["bytes_up"]
+    assert whole["wall_s"] > whole["resumed_at_s"] > first["time_to_target_s"]
+    assert whole["time_to_target_s"] == first["time_to_target_s"]
+
+    main([str(tmp_path)])
+
+    assert "1 runs in 1 groups" in capsys.readouterr().out
+    page = (tmp_path / "comparison/comparison.html").read_text()
+    assert f"One run: {tmp_path}/begun and {tmp_path}/on, which continues it." in page
+    ((joined,), left_out) = local_runs([tmp_path])
+    assert left_out == []
+    assert joined.curve.updates.tolist() == [2, 4, 6, 8]
+    assert (np.diff(joined.curve.wall) > 0).all()
+    assert joined.curve.bytes[-1] == whole["bytes_up"] + whole["bytes_down"]
+    (tmp_path / "begun/summary.json").unlink()  # as if it had been killed
+    ((again,), left_out) = local_runs([tmp_path])
+    assert (again.curve.updates.tolist(), left_out) == ([2, 4, 6, 8], [])
 
 
 def test_an_offline_wandb_run_says_what_the_csv_says(sweep):

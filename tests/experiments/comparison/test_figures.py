@@ -1,10 +1,13 @@
 """What figures are drawn from; how they look is for eyes."""
 
+from datetime import date
+
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
-from experiments.comparison import figures, timeline, workers
-from experiments.comparison.curves import band, focus
+from experiments.comparison import curves, figures, page, timeline, workers
+from experiments.comparison.curves import band, focus, statistic
 from experiments.comparison.groups import SCHEMES, group
 from experiments.comparison.style import COLOURS, looks
 from tests.experiments.comparison.runs import run
@@ -95,6 +98,34 @@ def test_what_was_not_logged_is_said_and_the_rest_is_drawn(tmp_path):
     assert all(picture.path.stat().st_size > 0 for picture in pictures)
     assert "val_acc against wall time: not logged by powersgd." in remarks
     assert "val_acc against bytes over all links: not logged by lwpd, ddp, powersgd." in remarks
+
+
+def test_single_runs_have_no_quartiles():
+    single, both = group([run("lwpd"), run("ddp")]), group([run("lwpd", 0), run("lwpd", 1), run("ddp")])
+
+    assert statistic(single) == "single runs"
+    assert statistic(both) == "median and quartiles over runs"
+
+
+@pytest.mark.parametrize(("updates", "label"), [((1, 5), "updates"), ((1, 50), "updates, logarithmic")])
+def test_a_logarithmic_axis_says_so(tmp_path, monkeypatch, updates, label):
+    labels = []
+    set_xlabel = Axes.set_xlabel
+    monkeypatch.setattr(Axes, "set_xlabel", lambda axes, text: (labels.append(text), set_xlabel(axes, text)))
+
+    curves.draw(tmp_path / "curve.png", group([run(series=curve([0.9, 0.9], [1.0, 3.0], updates))]), "updates")
+
+    assert labels == [label]
+
+
+def test_the_page_has_a_heading_and_a_date(tmp_path):
+    page.write(tmp_path / "page.html", "2 runs", (["group"], [["lwpd"]]), "note", [], group([run()]), [])
+
+    text = (tmp_path / "page.html").read_text()
+    heading = f"Comparison of runs, {date.today().isoformat()}"
+    assert f"<title>{heading}</title>" in text
+    assert f"<h1>{heading}</h1>" in text
+    assert "<p>2 runs</p>" in text
 
 
 @pytest.mark.parametrize("target", [0.01, 0.5, 0.99])

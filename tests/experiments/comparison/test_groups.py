@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.comparison.groups import baselines, group
+from experiments.comparison.baselines import baselines
+from experiments.comparison.groups import group
 from tests.experiments.comparison.runs import run
 
 SLOW = {"_target_": "lwpd_lightning.injection.StragglerInjector", "slowdown": {1: 5.0}}
@@ -32,6 +33,58 @@ def test_a_seed_or_a_directory_inside_of_a_setting_splits_nothing():
     assert len(group(runs)) == 1
 
 
+def test_seeds_of_two_sweeps_and_of_single_runs_are_one_group():
+    def named(name, seed):
+        where = f"/{name}/{seed}"
+        return run(
+            seed=seed,
+            config={
+                "sweep": {"name": name, "resume": seed > 2},
+                "task_name": name,
+                "tags": [name],
+                "logger": {"wandb": {"group": name}},
+                "paths": {"root": f"/{name}", "run_dir": where, "data": f"/data/{name}"},
+                "data": {"batch_size": 128, "root": f"/data/{name}/digits"},
+                "callbacks": {"checkpoint": {"dirpath": f"{where}/checkpoints"}},
+                "trainer": {"default_root_dir": where},
+                "choices": {"sweep": name},
+            },
+        )
+
+    runs = [named(name, seed) for seed, name in enumerate(["monday", "monday", "tuesday", "tuesday", "train"])]
+
+    (one,) = group(runs)
+
+    assert (one.label, [member.get("seed") for member in one.runs], one.pooled) == ("lwpd", [0, 1, 2, 3, 4], [])
+
+
+def test_a_name_does_not_stand_in_for_what_really_differs():
+    runs = [
+        run(config={"sweep": {"name": name}, "data": {"batch_size": size}})
+        for name, size in (("monday", 64), ("tuesday", 128))
+    ]
+
+    assert labels(group(runs)) == ["batch_size=64", "batch_size=128"]
+
+
+def test_a_setting_that_differs_is_shown_where_the_scheme_tells_the_runs_apart_too():
+    runs = [
+        run("lwpd", config={"data": {"batch_size": 64}, "trainer": {"max_epochs": 30}}),
+        run("ddp", config={"data": {"batch_size": 128}, "trainer": {"max_epochs": 4}}),
+    ]
+
+    assert labels(group(runs)) == ["lwpd batch_size=64 max_epochs=30", "ddp batch_size=128 max_epochs=4"]
+
+
+def test_what_follows_from_the_scheme_is_not_shown():
+    runs = [
+        run(scheme, config={"scheme": {"name": scheme, "strategy": {"stale": stale}}})
+        for scheme, stale in (("k_async", "apply"), ("k_sync", "drop"))
+    ]
+
+    assert labels(group(runs)) == ["k_async", "k_sync"]
+
+
 def test_labels_say_only_what_differs():
     sizes = [run(seed=seed, config={"data": {"batch_size": size}}) for size in (64, 256, 128) for seed in (0, 1)]
 
@@ -45,7 +98,8 @@ def test_a_group_of_the_configuration_is_called_by_the_word_that_chose_it():
     ]
 
     assert labels(group(runs)) == ["straggler=one_slow", "straggler=none"]
-    assert baselines(group(runs), "straggler=none")[0].label == "straggler=none"
+    against, _ = baselines(group(runs), "straggler=none")
+    assert against[0].label == "straggler=none"
 
 
 def test_one_word_with_two_meanings_is_spelt_out():
@@ -90,46 +144,3 @@ def test_a_key_of_no_run_is_refused():
         ValueError, match=r"^--group-by code.q has no value in any run's summary .*: use one of scheme, .*wait_for"
     ):
         group([run(), run("ddp")], ["code.q"])
-
-
-def test_the_baseline_of_a_group_has_its_other_settings():
-    runs = [run(scheme, config={"straggler": how}) for scheme in ("lwpd", "k_async", "ddp") for how in ({}, SLOW)]
-    groups = group(runs)
-
-    against = baselines(groups, "scheme=ddp")
-
-    assert len(against) == 6
-    for index, one in enumerate(groups):
-        assert against[index].scheme == "ddp"
-        assert against[index].values["straggler"] == one.values["straggler"]
-
-
-def test_without_a_counterpart_a_group_is_measured_against_nothing():
-    runs = [
-        run("lwpd", config={"data": {"batch_size": 32}}),
-        *(run("ddp", config={"data": {"batch_size": size}}) for size in (64, 128)),
-    ]
-
-    assert set(baselines(group(runs), "scheme=ddp")) == {1, 2}
-
-
-def test_the_plainest_scheme_is_the_baseline_of_those_who_name_none():
-    groups = group([run("lwpd"), run("k_sync"), run("sync")])
-
-    assert {base.label for base in baselines(groups, None).values()} == {"sync"}
-    assert baselines(group([run("lwpd"), run("local")]), None) == {}
-
-
-@pytest.mark.parametrize(
-    ("wanted", "sentence"),
-    [
-        ("ddp", r"^--baseline ddp names no group: use key=value, such as scheme=ddp.$"),
-        ("scheme=ddp", r"^--baseline scheme=ddp fits no group: there is scheme=k_async, lwpd.$"),
-        ("wait_for=5", r"^--baseline wait_for=5 fits no group: none holds such runs alone, so group by wait_for too.$"),
-    ],
-)
-def test_a_baseline_that_is_not_there_is_refused(wanted, sentence):
-    groups = group([run("lwpd"), run("lwpd", summary={"wait_for": 5}), run("k_async")], ["scheme"])
-
-    with pytest.raises(ValueError, match=sentence):
-        baselines(groups, wanted)

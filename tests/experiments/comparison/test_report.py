@@ -3,14 +3,15 @@
 import pytest
 
 from experiments.comparison import report, table
-from experiments.comparison.groups import baselines, group
+from experiments.comparison.baselines import baselines
+from experiments.comparison.groups import group
 from tests.experiments.comparison.runs import run
 
 
 def test_a_report_holds_the_table_and_panels_of_the_groups():
     pytest.importorskip("wandb_workspaces")
     groups = group([run(scheme, seed) for scheme in ("lwpd", "ddp") for seed in (0, 1)])
-    cells = table.cells(table.rows(groups, baselines(groups, None), "wall"))
+    cells = table.cells(table.rows(groups, baselines(groups, None)[0], "wall"))
 
     made = report.build("team/project", "four runs", cells, groups)
 
