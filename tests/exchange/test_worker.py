@@ -3,10 +3,12 @@
 import math
 import threading
 import time
+from collections import deque
 from contextlib import ExitStack, closing
 
 import pytest
 import torch
+import zmq
 from torch import nn
 
 from lwpd_lightning.coding import uncoded
@@ -31,6 +33,7 @@ from tests.links.links import DEADLINE_S, MAX_BYTES, links
 MESSAGES = Messages(bytes(range(16)), arena=None)
 FINGERPRINT = bytes(32)
 QUEUED = 4
+QUIET_S = 0.3  # by then what another thread has sent is here
 
 
 class Seat:
@@ -395,16 +398,30 @@ def junk(worker):
 
 
 def fill(links, to):
-    """Send what nobody reads until there is no room."""
+    """Send what nobody reads until there is no room, nor any made by what is still on its way."""
+    deadline = time.monotonic() + QUIET_S
+    while time.monotonic() < deadline:
+        zmq.select(list(links._inbox.sockets), [], [], QUIET_S)
+        assert links.waiting in (True, False)  # it has taken in what came
     while to not in links._refusing:
         links.send(to, junk(links._worker))
 
 
 def fill_for(hub, worker):
-    """As `fill`, from rank 0."""
+    """As `fill`, from rank 0, which finds what comes meanwhile when it looks the next time."""
+    came, events, deadline = deque(), hub.events, time.monotonic() + QUIET_S
+    while time.monotonic() < deadline:
+        came.extend(events(QUIET_S))
     while worker not in hub.refused:
         hub.send(worker, junk(COORDINATOR))
     hub.refused.discard(worker)
+
+    def all_events(timeout_s):
+        while came:
+            yield came.popleft()
+        yield from events(timeout_s)
+
+    hub.events = all_events
 
 
 def opens_after(thread, to, gate):
