@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from experiments.stopping import speaks_for_the_run
 from experiments.summary import job_overrides, without_sweep, write_atomically
 
 SUMMARY, FAILURE = "summary.json", "failure.json"
@@ -67,8 +68,8 @@ def run_job(cfg: DictConfig) -> None:
 
 def record_failure(directory: Path, error: BaseException) -> None:
     """Leave the last line of `error`'s traceback, or the sentence of a refusal, in the run's `failure.json`."""
-    if any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK")):
-        return  # rank 0 speaks for the run
+    if not speaks_for_the_run():
+        return
     if isinstance(error, CompactHydraException):
         sentence = str(error)
     else:

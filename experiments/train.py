@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from experiments import sweep
+from experiments import stopping, sweep
 
 # A checkout has conf/ beside experiments/; an installation has it inside of the package.
 _SOURCE = Path(__file__).resolve().parents[1] / "conf"
@@ -34,6 +34,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and validate what `cfg` describes, write `summary.json` and print what the code bought.
 
     A run that fails leaves a `failure.json` instead, which holds the last line of its traceback.
+    One that is stopped says how to continue it.
 
     Returns:
         The summary.
@@ -42,13 +43,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         CompactHydraException: the configuration cannot run; its message is one sentence that says why.
     """
     try:
-        return _trained(cfg)
+        with stopping.telling() as stop:
+            return _trained(cfg, stop)
     except Exception as error:
         sweep.record_failure(Path(cfg.paths.run_dir), error)
         raise
 
 
-def _trained(cfg: DictConfig) -> dict[str, Any]:
+def _trained(cfg: DictConfig, stop: stopping.Stop) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         # Lightning takes seconds to import, and `--help` needs none of it.
@@ -63,6 +65,7 @@ def _trained(cfg: DictConfig) -> dict[str, Any]:
         if waiting is not None:
             watch_parent(waiting)
         job = assemble(cfg)
+        stop.trainer = job.trainer
     except Exception as error:
         _refuse(error)
     finished = False
@@ -116,7 +119,10 @@ def _command(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Command line; exit status 1 and one sentence where the configuration cannot run, 130 after Ctrl-C."""
+    """Command line; exit status 1 and one sentence where the configuration cannot run.
+
+    A run that is stopped ends with 143 (SIGTERM) or 130 (Ctrl-C).
+    """
     try:
         _command()
     except KeyboardInterrupt:
