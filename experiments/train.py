@@ -109,13 +109,12 @@ def _finish_wandb(exit_code: int) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="train")
-def _command(cfg: DictConfig) -> None:
+def _command(cfg: DictConfig) -> float | None:
     if sweep.is_job_of_sweep():
-        sweep.run_job(cfg)
-    elif cfg.sweep.resume:
+        return sweep.run_job(cfg)
+    if cfg.sweep.resume:
         raise CompactHydraException("sweep.resume=true continues a sweep, and this is a single run: add -m.")
-    else:
-        run(cfg)
+    return sweep.optimized(cfg, run(cfg))
 
 
 def main() -> None:
