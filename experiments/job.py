@@ -17,6 +17,7 @@ from experiments.peers import AllReduceMonitor, DDPPeer
 from experiments.sizes import refuse_sizes
 from experiments.summary import git_revision, versions
 from experiments.targets import TargetTimer
+from experiments.wandb_online import refuse_unreachable
 from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
 
@@ -44,6 +45,7 @@ def assemble(cfg: DictConfig) -> Job:
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
+    refuse_unreachable(cfg.logger.get("mode", "offline"))
     refuse_sizes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = _build(cfg.scheme.strategy)
