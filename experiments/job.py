@@ -21,6 +21,7 @@ from .peers import AllReduceMonitor, DDPPeer
 from .sizes import refuse_sizes
 from .summary import git_revision, versions
 from .targets import TargetTimer
+from .wandb_online import refuse_unreachable
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -47,6 +48,7 @@ def assemble(cfg: DictConfig) -> Job:
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
+    refuse_unreachable(cfg.logger.get("mode", "offline"))
     refuse_sizes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = _build(cfg.scheme.strategy)

@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from .stopping import speaks_for_the_run
 from .summary import job_overrides, without_sweep, write_atomically
 
 SUMMARY, FAILURE = "summary.json", "failure.json"
@@ -37,13 +38,17 @@ def is_job_of_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-def run_job(cfg: DictConfig) -> None:
-    """Run one job of a sweep as a process and wait for it; a failure is left in its `failure.json`, and not raised."""
+def run_job(cfg: DictConfig) -> float | None:
+    """Run one job of a sweep as a process and wait for it; a failure is left in its `failure.json`, and not raised.
+
+    Returns:
+        What a sweeper optimizes; None where the job failed.
+    """
     hydra = HydraConfig.get()
     directory, overrides = Path(hydra.runtime.output_dir), without_sweep(hydra.overrides.task)
     if cfg.sweep.resume and _finished(directory, overrides):
         print(f"job {hydra.job.num} is finished: {directory}", flush=True)
-        return
+        return optimized(cfg, _read(directory / SUMMARY))
     for old in (SUMMARY, FAILURE):
         (directory / old).unlink(missing_ok=True)
     own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
@@ -58,17 +63,24 @@ def run_job(cfg: DictConfig) -> None:
     ]
     code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd, env=_environment()))
     if code == 0 and (directory / SUMMARY).is_file():
-        return
+        return optimized(cfg, _read(directory / SUMMARY))
     ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     told = _read(directory / FAILURE)
     failure = {"number": hydra.job.num, "overrides": overrides, "sentence": told.get("sentence", f"rank 0 {ended}")}
     write_atomically(directory / FAILURE, failure)
+    return None
+
+
+def optimized(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
+    """The figure of `summary` that `optimized_metric` names; None where it has none."""
+    value = summary.get(cfg.optimized_metric)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def record_failure(directory: Path, error: BaseException) -> None:
     """Leave the last line of `error`'s traceback, or the sentence of a refusal, in the run's `failure.json`."""
-    if any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK")):
-        return  # rank 0 speaks for the run
+    if not speaks_for_the_run():
+        return
     if isinstance(error, CompactHydraException):
         sentence = str(error)
     else:

@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from . import names, sweep  # noqa: F401 - the configuration says ${experiments:...}
+from . import names, stopping, sweep  # noqa: F401 - the configuration says ${experiments:...}
 
 # An installation has conf/ inside of the package; a checkout has it beside experiments/.
 _HERE = Path(__file__).resolve().parent
@@ -34,6 +34,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and validate what `cfg` describes, write `summary.json` and print what the code bought.
 
     A run that fails leaves a `failure.json` instead, which holds the last line of its traceback.
+    One that is stopped says how to continue it.
 
     Returns:
         The summary.
@@ -42,13 +43,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         CompactHydraException: the configuration cannot run; its message is one sentence that says why.
     """
     try:
-        return _trained(cfg)
+        with stopping.telling() as stop:
+            return _trained(cfg, stop)
     except Exception as error:
         sweep.record_failure(Path(cfg.paths.run_dir), error)
         raise
 
 
-def _trained(cfg: DictConfig) -> dict[str, Any]:
+def _trained(cfg: DictConfig, stop: stopping.Stop) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         # Lightning takes seconds to import, and `--help` needs none of it.
@@ -65,6 +67,7 @@ def _trained(cfg: DictConfig) -> dict[str, Any]:
             watch_parent(waiting)
         job = assemble(cfg)
         job.earlier.started = started
+        stop.trainer = job.trainer
     except Exception as error:
         _refuse(error)
     finished = False
@@ -108,17 +111,19 @@ def _finish_wandb(exit_code: int) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="train")
-def _command(cfg: DictConfig) -> None:
+def _command(cfg: DictConfig) -> float | None:
     if sweep.is_job_of_sweep():
-        sweep.run_job(cfg)
-    elif cfg.sweep.resume:
+        return sweep.run_job(cfg)
+    if cfg.sweep.resume:
         raise CompactHydraException("sweep.resume=true continues a sweep, and this is a single run: add -m.")
-    else:
-        run(cfg)
+    return sweep.optimized(cfg, run(cfg))
 
 
 def main() -> None:
-    """Command line; exit status 1 and one sentence where the configuration cannot run, 130 after Ctrl-C."""
+    """Command line; exit status 1 and one sentence where the configuration cannot run.
+
+    A run that is stopped ends with 143 (SIGTERM) or 130 (Ctrl-C).
+    """
     try:
         _command()
     except KeyboardInterrupt:

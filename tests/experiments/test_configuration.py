@@ -1,5 +1,6 @@
 """Every choice under conf/ composes, and every preset becomes a run that could start."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from lwpd_lightning.injection import CpuShare, StragglerInjector
 CONF = Path(__file__).parents[2] / "conf"
 # A leading underscore marks what other files are made of. The job's own folder exists only under Hydra.
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
+if find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+    CHOICES.remove(("sweep", "learning_rate"))  # which overrides hydra/sweeper
 # What a choice needs beside it to make sense.
 COMPANIONS = {
     ("model", "gpt"): ["data=stdlib_text"],
