@@ -112,8 +112,9 @@ def test_a_continued_run_costs_what_all_its_parts_cost(sweep, tmp_path, capsys):
 
     first, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("begun", "on"))
     assert whole["resumed_from"] == str(sweep / "2")
-    assert whole["resumed_at_update"] in (2, 4, 6)  # last.ckpt is of the last validation that was better
-    assert (whole["updates"], whole["samples"]) == (8, 8 * whole["data"]["batch_size"])
+    assert whole["resumed_at_update"] == 6  # last.ckpt is where the run ended
+    assert whole["updates"] == 8
+    assert first["samples"] < whole["samples"] <= 8 * whole["data"]["batch_size"]  # parts that came too late are none
     assert first["bytes_up"] < whole["bytes_up"]
     assert whole["wall_s"] > whole["resumed_at_s"] > first["time_to_target_s"]
     assert whole["time_to_target_s"] == first["time_to_target_s"]
