@@ -50,7 +50,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         unfinished = self.path.with_name(f".{LAST}")  # beside it: only within a file system is a renaming atomic
-        trainer.save_checkpoint(unfinished)
+        trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:
             os.replace(unfinished, self.path)
         self.saved = trainer.global_step
