@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lwpd_lightning.coding import Code
+from lwpd_lightning.steering import is_metric
 
 _WATCHED = 4  # calls: a hook may forget the state that the first one left
 
@@ -96,7 +97,7 @@ def _tensors(module: nn.Module) -> dict[str, list[Tensor]]:
     """The tensors in plain attributes of a module and its submodules, by the attribute's name."""
     found: dict[str, list[Tensor]] = {}
     for path, owner in module.named_modules():
-        if hasattr(owner, "compute") and hasattr(owner, "reset"):  # a torchmetrics object
+        if is_metric(owner):
             continue
         for name, value in vars(owner).items():
             if name not in _REGISTERED and isinstance(value, (Tensor, tuple, list, dict)):

@@ -86,14 +86,19 @@ def steer(module: nn.Module, attributes: Mapping[str, Any]) -> None:
 
 def _attributes(module: nn.Module) -> dict[tuple[str, str], Any]:
     """The plain attributes of a module and its submodules: what a hook sets to steer the training."""
-    found = {}
-    for path, owner in module.named_modules():
-        if hasattr(owner, "compute") and hasattr(owner, "reset"):  # a torchmetrics object counts what rank 0 validates
-            continue
-        for name, value in owner.__dict__.items():
-            if name not in _OWN and _plain(value):
-                found[path, name] = value
-    return found
+    # A torchmetrics object counts what rank 0 validates.
+    owners = ((path, owner) for path, owner in module.named_modules() if not is_metric(owner))
+    return {
+        (path, name): value
+        for path, owner in owners
+        for name, value in vars(owner).items()
+        if name not in _OWN and _plain(value)
+    }
+
+
+def is_metric(module: nn.Module) -> bool:
+    """Whether a module is a torchmetrics object, which need not be installed: its state is its own."""
+    return hasattr(module, "compute") and hasattr(module, "reset")
 
 
 def _plain(value: Any) -> bool:

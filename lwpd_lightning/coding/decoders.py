@@ -201,9 +201,8 @@ def live_coefficients(code: Code, live: Collection[int], *, feedback: bool = Fal
     [0.5, 0.0, 0.5, 0.0]
     """
     chosen = _checked(code, sorted(live))
-    if (
-        len(chosen) == code.n and len(code.cycle) == 1 and code.is_tight
-    ):  # a tight frame is its own dual, without a solve
+    # A tight frame is its own dual, without a solve.
+    if len(chosen) == code.n and len(code.cycle) == 1 and code.is_tight:
         return code.k / code.n * code.generator.view(code.n, code.data_parts, code.blocks).mean(dim=1)
     dual = least_squares_coefficients(code, chosen)
     if not decodable(code, chosen):
