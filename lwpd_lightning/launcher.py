@@ -80,6 +80,13 @@ class Workers:
             return None
         return f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
+    def kill(self, rank: int) -> None:
+        """Kill the process of ``rank`` at once, and wait until it is gone; none that runs on another machine."""
+        process = self._processes.get(rank)
+        if process is not None and process.exit_code(0.0) is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.exit_code(_TERMINATE_GRACE_S)
+
     def end(self) -> None:
         """Wait briefly for all to end, then tell those that do not to, and at last kill them."""
         for patience, signum in ((_STOP_GRACE_S, _END), (_TERMINATE_GRACE_S, signal.SIGKILL)):

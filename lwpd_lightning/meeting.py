@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +57,7 @@ class Meeting:
     arena: Arena | None = None
     memory: SharedMemory | None = None
 
-    @property
+    @cached_property
     def messages(self) -> Messages:
         """Packs and reads the messages of the fit."""
         return Messages(self.run_key.run_id(self.generation, self.segment), self.arena)

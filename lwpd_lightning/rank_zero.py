@@ -23,6 +23,7 @@ from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, loader_of
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.coordinator import Coordinator
+from lwpd_lightning.exchange.membership import Membership
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
 from lwpd_lightning.exchange.update import Failure, Step, Update
@@ -436,12 +437,15 @@ class CodedFit:
             adaptive=adaptive,
         )
         reducing = reduction(self._blocks, settings, meeting, self._own, hub.send, feedback, self._loader.seed)
+        members = Membership(workers, self._own, grace_s=settings.heartbeat_s / 6, join_s=2 * settings.heartbeat_s)
         for worker in lost:
+            members.lose(worker)
             rule.lose(worker)
             reducing.ranks.workers.discard(worker)
         optimizer, precision = self._trainer.optimizers[0], self._trainer.precision_plugin
         return Coordinator(
             hub=hub,
+            members=members,
             publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer, precision),
             rule=rule,
             reduction=reducing,
@@ -452,7 +456,13 @@ class CodedFit:
             min_workers=settings.fewest_workers,
             timeout_s=settings.timeout_s,
             exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
+            fence=self._fence,
         )
+
+    def _fence(self, worker: int) -> None:
+        """A fork that was silent for long may wake, and shares the memory in which others add up."""
+        if self._settings.start_method == "fork":
+            self._workers.kill(worker + self._rank_of)
 
     def _forked_work(
         self, meeting: Meeting, listener: socket.socket, at: tuple[int, int] | None

@@ -11,22 +11,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.membership import Introduction, Membership, Refused
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.state import Checksum, StateLayout
+from lwpd_lightning.exchange.state import Checksum, StateLayout, digest
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
 from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
-from lwpd_lightning.links.message import EMPTY, Messages, words
+from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import Hub, LinkLost, Message
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
@@ -36,14 +35,16 @@ log = logging.getLogger(__name__)
 # How often a waiting coordinator looks whether processes died before they joined, and says whom it waits for.
 _LOOK_S = 0.2
 _REPORT_S = 60.0
+_START_REPORT_S = 10.0
+# How long too few workers may be live where others may come back, as after a link to all of them was down.
+_RETURN_S = 60.0
 # How long workers on other machines may take to hear that the fit is over and hang up.
 _FAREWELL_S = 10.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
 # Versions whose checksum is kept: a codeword of an older one, were it to count, is taken for that of other parameters.
 _REMEMBERED = 4096
-# Decisions that one update may have because a link between two workers broke and came back, before one is given up.
-_RETRIES = 3
+_DIGEST_BYTES = 32
 # Bytes of logged values that one codeword may bring.
 _MOST_LOGGED = 1 << 16
 
@@ -57,7 +58,6 @@ class _Open:
     counted: dict[int, Contribution] = field(default_factory=dict)
     arrivals: list[Arrival] = field(default_factory=list)  # those that were decided on
     decision: Decision | None = None
-    retries: Counter[tuple[int, int]] = field(default_factory=Counter)  # by reporter and the worker at the other end
     dropped: int = 0
     resyncs: int = 0
 
@@ -67,6 +67,7 @@ class Coordinator:
 
     Args:
         hub: links to the workers.
+        members: who is in.
         publication: what is sent over them.
         rule: which codewords count.
         reduction: rank 0's share in adding up.
@@ -77,12 +78,14 @@ class Coordinator:
         min_workers: fewer live workers than this, the coordinator's own included, end the run.
         timeout_s: longest wait for one update.
         exited: how a worker's process ended, None where it lives or is not known; waits up to the given seconds.
+        fence: keeps a lost worker's process from touching memory that it shares with others.
     """
 
     def __init__(
         self,
         *,
         hub: Hub,
+        members: Membership,
         publication: Publication,
         rule: ArrivalRule,
         reduction: Reduction,
@@ -93,12 +96,17 @@ class Coordinator:
         min_workers: int,
         timeout_s: float,
         exited: Callable[[int, float], str | None],
+        fence: Callable[[int], None],
     ) -> None:
         self.failures: list[Failure] = []
         self.version = first_version - 1
         self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
         self._messages, self._fingerprint = messages, fingerprint
-        self._min_workers, self._timeout_s, self._exited = min_workers, timeout_s, exited
+        self._min_workers, self._timeout_s, self._exited, self._fence = min_workers, timeout_s, exited, fence
+        self._members = members
+        self._too_few_since: float | None = None
+        self._greeted_at = 0.0  # when workers whose links broke were last asked to greet each other
+        self._first_state: tuple[Tensor, bytes] | None = None  # that workers begin with, and its digest
         self._tensors = len(reduction.blocks.parameters)
         self._statistics = StateLayout.statistics(model, reduction.blocks.device)
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
@@ -111,7 +119,7 @@ class Coordinator:
 
     @property
     def _others(self) -> list[int]:
-        return sorted(self._rule.live - {self._rule.always})
+        return sorted(self._members.present)
 
     @property
     def updates(self) -> int:
@@ -122,21 +130,74 @@ class Coordinator:
 
     def admit(self) -> None:
         """Start-up barrier: wait until every live worker has rank 0's state and has met those it will talk to."""
-        admission = Admission(self._publication, self._fingerprint, self.version)
-        deadline = time.monotonic() + self._timeout_s
-        while waiting := [worker for worker in self._others if worker not in admission.met]:
-            self._check_deadline(deadline, f"workers {waiting} to {admission.awaited}")
+        state = self._publication.state()
+        self._first_state = state, digest(state)
+        deadline, report = time.monotonic() + self._timeout_s, time.monotonic() + _START_REPORT_S
+        while waiting := sorted(self._members.expected):
+            vacant = sorted(self._members.vacant)
+            awaited = f"workers {vacant} to join" if vacant else f"workers {waiting} to reach each other"
+            self._check_deadline(deadline, awaited)
+            if time.monotonic() > report:
+                report += _START_REPORT_S
+                log.warning("Waiting for %s", awaited)
             for worker in waiting:
                 if (reason := self._exited(worker, 0.0)) is not None:
                     raise WorkerFailed(f"worker {worker} {reason} before it joined; its output is above.")
             for event in self._hub.events(_LOOK_S):
-                if isinstance(event, LinkLost):
-                    self._lose(event.worker)
-                    admission.lose(event.worker)
-                else:
-                    admission.take(event.worker, *self._messages.read(event.frames))
-            admission.introduce(self._others)
+                self._handle(event, time.monotonic())
+            self._introduce()
             self._check_enough_live()
+        self._first_state = None
+
+    def _join(self, event: Message, header: Header, payload: Tensor, rest: Tensor) -> None:
+        """A process proves that it belongs to this fit and gets rank 0's state; it counts once it has met the rest."""
+        worker, joined = event.worker, bytes(payload.tolist())
+        fingerprint, its = joined[:-_DIGEST_BYTES], joined[-_DIGEST_BYTES:]
+        other = (
+            f"worker {worker} came to another fit than rank 0: its model's shapes, its code, its batches or its seed "
+            "differ."
+        )
+        if fingerprint != self._fingerprint and self._first_state is not None:
+            raise WorkerFailed(other)
+        try:
+            if fingerprint != self._fingerprint:
+                raise Refused(other)
+            self._members.join(worker, header.incarnation, words(rest), time.monotonic())
+        except Refused as refused:
+            log.warning("A process is not let in: %s", refused)
+            self._hub.answer(event.link, self._messages.pack(self._publication.header(Op.REFUSED), text(str(refused))))
+            return
+        self._hub.adopt(worker, event.link)
+        if self._first_state is not None:
+            state, digested = self._first_state
+            at = self._publication.header(Op.STATE, self.version)._replace(batch_index=NO_BATCH)
+            # Ranks of one seed have built the same model already.
+            self._publication.send([worker], at, EMPTY if its == digested else state)
+        else:
+            self._introduce()
+            self._take_over(worker)
+
+    def _introduce(self) -> None:
+        """Tell workers of each other, at the start once all have joined."""
+        introduction = self._members.introduce()
+        if introduction is None:
+            return
+        self._reduction.ranks.workers |= set(introduction.newcomers)
+        self._tell_of(introduction, introduction.newcomers, [*introduction.addresses])
+        self._tell_of(introduction, introduction.elders, introduction.newcomers)
+
+    def _tell_of(self, introduction: Introduction, recipients: list[int], workers: list[int]) -> None:
+        lines = (
+            f"{worker} {introduction.addresses[worker][0]} {introduction.addresses[worker][1]}" for worker in workers
+        )
+        header = self._publication.header(Op.PEERS, introduction.number)
+        self._publication.send(recipients, header, text("\n".join(lines)))
+
+    def _welcome(self, workers: set[int]) -> None:
+        """These workers count from the next update on."""
+        for worker in sorted(workers - self._rule.live):
+            self._rule.join(worker)
+            log.warning("Worker %d is back after update %d", worker, self._rule.updates)
 
     # One update.
 
@@ -166,6 +227,7 @@ class Coordinator:
         """
         self.version += 1
         self._open = _Open(epoch, batch_index)
+        self._members.update_begins()
         self._rule.open(self.version, time.monotonic(), void_older=void_older)
         position = self._publication.header(Op.VERSION, self.version)._replace(
             epoch=epoch,
@@ -211,8 +273,9 @@ class Coordinator:
                 self._handle(event, time.monotonic() if waits else self._heard_at)
             self._heard_at = time.monotonic()
             self._tell_who_missed()
+            self._mend_links(self._heard_at)
             self._check_enough_live()
-            if update.decision is None and self._rule.complete:
+            if update.decision is None and self._rule.complete and not self._members.broken(self._rule.counted):
                 self._decide(update)
             if update.decision is not None and self._reduction.complete(update.decision.number):
                 return self._close(update, started)
@@ -240,39 +303,50 @@ class Coordinator:
         staying = set(self._others)
         end = self._publication.header(Op.STOP, self.version)
         end = end._replace(epoch=epoch, batch_index=batch_index, global_step=global_step)
-        self._publication.send(self._others, end)
+        self._publication.send(sorted(self._members.workers), end)  # those that were given up too
         deadline = time.monotonic() + _FAREWELL_S
-        while await_farewell and staying and time.monotonic() < deadline:
+        while True:
+            for event in self._hub.events(_LOOK_S if await_farewell else 0.0):
+                if isinstance(event, LinkLost):
+                    staying.discard(event.worker)
+                elif not self._hub.uses(event.worker, event.link):  # that of one which wants to come back
+                    self._hub.answer(event.link, self._messages.pack(end))
+            if not await_farewell or not staying or time.monotonic() > deadline:
+                break
             for worker in self._hub.refused & staying:
                 self._hub.refused.discard(worker)
                 self._publication.send([worker], end)
-            staying -= {event.worker for event in self._hub.events(_LOOK_S) if isinstance(event, LinkLost)}
         self._hub.close()
 
     # What workers send.
 
     def _handle(self, event: Message | LinkLost, now: float) -> None:
         if isinstance(event, LinkLost):
-            self._lose(event.worker)
+            if event.used:
+                self._lose(event.worker)
             return
         try:
             header, payload, rest = self._messages.read(event.frames)
-            if header.op is Op.FAILURE:  # also from a worker whose link has ended since
-                raise WorkerFailed(words(payload))
-            if event.worker not in self._rule.live:
-                self._publication.send([event.worker], self._publication.header(Op.STOP))
-                return
             if header.worker != event.worker:
                 raise ProtocolError(f"a message in the name of worker {header.worker}")
-            self._take(header, payload, rest, now)
+            if header.op is Op.JOIN:
+                self._join(event, header, payload, rest)
+            elif self._members.holds(event.worker, header.incarnation):
+                self._take(header, payload, rest, now)
+            else:
+                given_up = text(f"worker {event.worker} has been given up")
+                self._hub.answer(event.link, self._messages.pack(self._publication.header(Op.REFUSED), given_up))
         except BadPeer as error:
             self._lose(error.worker, str(error))
         except ProtocolError as error:
-            self._lose(event.worker, str(error))
+            if self._hub.uses(event.worker, event.link):  # and it is not of a process that has no say
+                self._lose(event.worker, str(error))
 
     def _take(self, header: Header, payload: Tensor, rest: Tensor, now: float) -> None:
         if header.op in (Op.READY, Op.LATE):
             self._observe(header, now)
+        if header.op is Op.FAILURE:
+            raise WorkerFailed(words(payload))
         if header.op is Op.READY:
             contribution = self._contribution(header, payload, rest)
             self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
@@ -291,8 +365,12 @@ class Coordinator:
             self._take_over(header.worker)
         elif header.op is Op.LEAVING:
             self._lose(header.worker, words(payload))
+        elif header.op is Op.MET:
+            self._welcome(self._members.meets(header.worker, header.version))
+        elif header.op is Op.LINKED:
+            self._members.linked(header.worker, header.version)
         elif header.op is Op.UNLINKED:
-            self._unlinked(header.worker, header.version, words(payload))
+            self._unlinked(header, words(payload), now)
         else:
             raise ProtocolError(f"{header.op.name} from a worker")
 
@@ -414,21 +492,31 @@ class Coordinator:
 
     # Links and workers that are lost.
 
-    def _unlinked(self, reporter: int, worker: int, reason: str) -> None:
-        """A link between two workers broke: what was on it is lost, so the update is decided again; not for ever."""
-        update = self._open
+    def _unlinked(self, header: Header, reason: str, now: float) -> None:
+        """A link between two workers ended: what was on it is lost, so the update is decided again."""
+        reporter, worker = header.worker, header.version
         if worker not in self._rule.live or self._exited(worker, 0.0) is not None:
             return  # its own link's end says the same
         if worker == self._rule.always:
             self._lose(reporter, f"{reason}, says it of rank 0")  # which is the truth
         elif reason:
             self._lose(worker, f"{reason}, says worker {reporter}")
-        elif update is not None:
-            update.retries[reporter, worker] += 1
-            if update.retries[reporter, worker] > _RETRIES:
-                self._lose(worker, f"its link to worker {reporter} ended")
-            elif update.decision is not None:
-                self._reopen(update)
+        elif self._members.unlinked(reporter, worker, now, stands=header.elements > 0):
+            self._greeted_at = 0.0
+            if self._open is not None and self._open.decision is not None:
+                self._reopen(self._open)
+
+    def _mend_links(self, now: float) -> None:
+        """Let workers between whom a link broke try it again; who is cut off for good is an erasure."""
+        if now - self._greeted_at >= _LOOK_S:
+            self._greeted_at = now
+            for one, other in self._members.greetings():
+                self._publication.send([one], self._publication.header(Op.GREET, other))
+        for worker, others in self._members.cut_off(now).items():
+            to = f"worker {others[0]}" if len(others) == 1 else f"workers {others}"
+            self._lose(worker, f"its link to {to} ended")
+        for worker in self._members.late(now):
+            self._lose(worker, "it came back and did not reach the others")
 
     def _tell_who_missed(self) -> None:
         """Let workers whose queue was full ask for the state; decide again where one lacks what it was to add up."""
@@ -439,19 +527,25 @@ class Coordinator:
                 self._reopen_if_needs(worker)
 
     def _lose(self, worker: int, reason: str | None = None) -> None:
-        if worker not in self._rule.live:
+        if worker not in self._members.present | self._members.vacant:
             return
+        reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
+        self._fence(worker)
+        given_up = text(f"worker {worker} has been given up: {reason}")
+        self._publication.send([worker], self._publication.header(Op.REFUSED), given_up)
+        returned = self._members.lose(worker)
         self._rule.lose(worker)
         self._reduction.ranks.workers.discard(worker)
         self._ready.pop(worker, None)
         self._delays.forget(worker)
+        self._publication.forget(worker)
         self._reopen_if_needs(worker)
-        reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self.failures.append(Failure(worker, self._rule.updates, reason))
         log.warning(
             "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
         )
         self._tell(Op.LOST, version=worker)
+        self._welcome(returned)
 
     def _reopen_if_needs(self, worker: int) -> None:
         """Decide again where something of the worker is needed that it may not give."""
@@ -475,10 +569,17 @@ class Coordinator:
         return f"workers {self._reduction.missing(update.decision.number)} to add codewords up"
 
     def _check_enough_live(self) -> None:
-        if len(self._rule.live) < self._min_workers:
+        """Raise where too few live; a while later where some that were lost may come back, since their hosts may."""
+        if len(self._rule.live) >= self._min_workers:
+            self._too_few_since = None
+            return
+        now = time.monotonic()
+        self._too_few_since = self._too_few_since or now
+        away = [failure.worker for failure in self.failures if failure.worker not in self._rule.live]
+        may_return = not self._reduction.shares_memory and any(self._exited(w, 0.0) is None for w in away)
+        if not may_return or now - self._too_few_since > _RETURN_S:
             raise TooFewWorkers(
-                f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; "
-                f"lost: {[failure.worker for failure in self.failures]}."
+                f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; lost: {away}."
             )
 
     def _check_deadline(self, deadline: float, awaited: str) -> None:

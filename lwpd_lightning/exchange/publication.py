@@ -128,6 +128,10 @@ class Publication:
             log.warning("Worker %d takes over rank 0's state at version %d: %s", worker, self._position.version, reason)
         self._send_state([worker], void=0 if diverged_at is None else diverged_at + 1)
 
+    def forget(self, worker: int) -> None:
+        """A worker is lost: another process may take its place."""
+        self._whole.pop(worker, None)
+
     def _send_state(self, workers: Sequence[int], *, void: int) -> None:
         """The whole state and then the version; what was computed at versions below ``void`` counts nowhere."""
         assert self._position is not None

@@ -126,6 +126,11 @@ class Reduction:
         self._offered = None
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether codewords and parts lie in memory that all ranks share."""
+        return self.memory is not None
+
+    @property
     def rows(self) -> int:
         """Rows of a decoded gradient."""
         return 1 if self.along_direction else self.code.blocks

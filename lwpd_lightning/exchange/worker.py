@@ -7,8 +7,11 @@ computed at, and where they were others, or where it missed what it needed, it t
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import secrets
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.membership import Refused
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum, Checksums, Stateful, StateLayout, digest, from_bytes, whole_state
@@ -27,7 +31,15 @@ from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import LinkLost
 
+log = logging.getLogger(__name__)
+
 _SHARED_TENSORS = os.path.join("torch", "multiprocessing", "reductions.py")
+# Between two tries to be let in; doubled each time that a worker is given up again.
+_AGAIN_S, _LONGEST_PAUSE_S = 0.5, 30.0
+# How long a process asks for a row that another one has: longer than it takes to notice that it is dead.
+_INSIST_S = 15.0
+# How long a worker tries to reach rank 0 again whose link has ended.
+_RETURN_S = 60.0
 # Versions that a worker lets pass while a part of an older one may still be on its way to it.
 _PATIENCE = 32
 
@@ -140,7 +152,14 @@ class Worker:
         self._done = -1  # the version whose batch has been computed or left out
         self._computed_at = Checksum(0, 0)
         self._end: Assignment | None = None
-        self._unmet: set[int] | None = None
+        self._entered = False  # whether rank 0 has given its state to this incarnation
+        self._pause_s = _AGAIN_S
+        # Who is in besides: which process of each worker rank 0 told of, and which one has greeted last.
+        self._introduction = 0
+        self._incarnations: dict[int, int] = {}
+        self._greeted: dict[int, int] = {}
+        self._unmet: set[int] | None = None  # who is yet to greet; None: rank 0 knows that all have
+        self._unlinked: set[int] = set()  # workers whose link to this one ended
 
     def run(self) -> Assignment:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
@@ -149,25 +168,18 @@ class Worker:
 
         Raises:
             CoordinatorLost: the link ended without a word.
+        Refused: rank 0 does not let this process in.
         """
-        self._unmet = set(self._links.peers)
-        join = Header(Op.JOIN, self._messages.run_id, self._worker)
-        state = digest(whole_state(self._everything, self._optimizer, self._precision, {}))
-        fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
-        self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
         try:
-            self._receive(self._timeout_s)
+            self._enter(self._timeout_s)
             self._buffers.pack(self._buffer_values)
             while self._end is None:
-                caught_up = self._catch_up()
-                if not caught_up or self._codeword is not None or not self._has_batch:
-                    if caught_up:
-                        self._reduction.prepare()
-                    self._receive(None)
-                    continue
-                self._compute()
+                try:
+                    self._follow()
+                except (CoordinatorLost, Refused) as error:
+                    self._come_back(error)
             return self._end
-        except CoordinatorLost:
+        except (CoordinatorLost, Refused):
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
             if _lacks_a_process(error):
@@ -175,6 +187,88 @@ class Worker:
                 raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
+
+    def _follow(self) -> None:
+        caught_up = self._catch_up()
+        if caught_up and self._codeword is None and self._has_batch:
+            self._compute()
+            return
+        if caught_up:
+            self._reduction.prepare()
+        self._receive(None)
+
+    # Coming in, and back.
+
+    def _enter(self, patience_s: float) -> None:
+        """Ask to be let in, again and again while the row is taken: the process that has it may be dying.
+
+        Raises:
+            CoordinatorLost: rank 0 does not answer in time.
+            Refused: rank 0 goes on refusing.
+        """
+        started, self._entered = time.monotonic(), False
+        self._messages.incarnation = 1 + secrets.randbits(62)
+        self._ask_in()
+        while not self._entered and self._end is None:
+            try:
+                self._receive(patience_s - (time.monotonic() - started))
+            except Refused:
+                if time.monotonic() + _AGAIN_S > started + min(patience_s, _INSIST_S):
+                    raise
+                time.sleep(_AGAIN_S)
+                self._ask_in()
+
+    def _ask_in(self) -> None:
+        join = Header(Op.JOIN, self._messages.run_id, self._worker)
+        state = digest(whole_state(self._everything, self._optimizer, self._precision, {}))
+        fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
+        self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
+
+    def _come_back(self, reason: CoordinatorLost | Refused) -> None:
+        """Begin anew, as another process would: the link broke, or this worker was silent for too long.
+
+        Raises:
+            CoordinatorLost: rank 0 is not to be reached any more.
+            Refused: it does not let this worker in.
+        """
+        if self._reduction.shares_memory:
+            raise reason  # rank 0 ends a fork that it gives up
+        started = time.monotonic()
+        log.warning("Worker %d tries to come back: %s", self._worker, reason)
+        while self._end is None:
+            if isinstance(reason, Refused):
+                self._pause(self._pause_s)
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+                if self._end is not None:
+                    return
+            self._forget()
+            try:
+                self._enter(_RETURN_S - (time.monotonic() - started))
+            except CoordinatorLost:
+                if time.monotonic() - started > _RETURN_S:
+                    raise
+                time.sleep(_AGAIN_S)
+            else:
+                return
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, and hear when the fit ends meanwhile."""
+        until = time.monotonic() + seconds
+        while self._end is None and (left := until - time.monotonic()) > 0:
+            try:
+                self._receive(left)
+            except CoordinatorLost:
+                time.sleep(max(0.0, until - time.monotonic()))
+            except Refused:
+                pass  # said again
+
+    def _forget(self) -> None:
+        """What was going on when the link ended."""
+        self._links.renew()
+        self._withdraw()
+        self._versions, self._newest, self._at, self._done, self._resyncing = {}, -1, -1, -1, False
+        self._introduction, self._incarnations, self._unmet = 0, {}, None
+        self._unlinked.clear()
 
     @property
     def _has_batch(self) -> bool:
@@ -216,9 +310,7 @@ class Worker:
         """Take one message."""
         event = self._links.receive(timeout_s)
         if isinstance(event, LinkLost):
-            self._reduction.unlinked(event.worker)
-            if event.worker in self._reduction.ranks.workers:
-                self._post(Op.UNLINKED, version=event.worker)
+            self._link_ended(event)
             return
         if isinstance(event, Missed):
             self._has_missed(event.worker)
@@ -228,7 +320,11 @@ class Worker:
             if event.worker == COORDINATOR and header.worker == COORDINATOR:
                 self._told(header, payload, rest)
             elif event.worker in (header.worker, COORDINATOR):  # rank 0 may be a worker too
-                self._asked(header, payload)
+                if event.worker == COORDINATOR or self._incarnations.get(header.worker) == header.incarnation:
+                    self._asked(header, payload)
+                if header.op is Op.MEET:  # which may come before rank 0 has told of it
+                    self._greeted[header.worker] = header.incarnation
+                    self._say_met()
         except BadPeer as error:
             self._post(Op.UNLINKED, text(str(error)), version=error.worker)
 
@@ -237,8 +333,9 @@ class Worker:
             self._reduction.slice_arrived(header, payload)
         elif header.op is Op.PART:
             self._reduction.part_arrived(header, payload)
-        elif header.op is Op.MEET:
-            self._met(header.worker)
+        elif header.op is Op.MEET and header.worker in self._unlinked:
+            self._unlinked.discard(header.worker)
+            self._post(Op.LINKED, version=header.worker)
         elif header.op is Op.MISSED:
             self._reduction.heard(header.worker, header.decision)
 
@@ -247,7 +344,16 @@ class Worker:
         header = Header(Op.MISSED, self._messages.run_id, self._worker, decision=self._reduction.sent)
         self._links.send(worker, self._messages.pack(header))
         if self._reduction.depends_on(worker):
-            self._post(Op.UNLINKED, version=worker)
+            self._post(Op.UNLINKED, version=worker, elements=1)
+
+    def _link_ended(self, event: LinkLost) -> None:
+        """Tell rank 0, which lets both ends greet until the link is back, or gives one of the two up."""
+        self._reduction.unlinked(event.worker)
+        if event.worker not in self._reduction.ranks.workers:
+            return
+        if not event.stands:
+            self._unlinked.add(event.worker)
+        self._post(Op.UNLINKED, version=event.worker, elements=int(event.stands))
 
     def _told(self, header: Header, payload: Tensor, rest: Tensor) -> None:
         if header.op is Op.STOP:
@@ -258,7 +364,11 @@ class Worker:
             self._resyncing = False  # the state that it asked for may be what is lost
             self._ask_for_state()
         elif header.op is Op.PEERS:
-            self._meet(words(payload))
+            self._meet(header.version, words(payload))
+        elif header.op is Op.GREET:
+            self._greet(header.version)
+        elif header.op is Op.REFUSED:
+            raise Refused(words(payload))
         elif header.op is Op.VERSION:
             self._published(_Version(header, told=rest, buffers=payload))
         elif header.op is Op.DECISION:
@@ -290,30 +400,43 @@ class Worker:
 
     # Among workers.
 
-    def _meet(self, peers: str) -> None:
-        addresses = {int(worker): address for worker, address in (line.split(" ", 1) for line in peers.splitlines())}
+    def _meet(self, introduction: int, peers: str) -> None:
+        """Rank 0 tells of others: at first of all that are in, later of those that come."""
+        told = dict[int, str]()
+        for line in peers.splitlines():
+            number, incarnation, address = line.split(" ", 2)
+            if int(number) != self._worker:
+                self._incarnations[int(number)], told[int(number)] = int(incarnation), address
         ranks = self._reduction.ranks
-        for worker in ranks.workers - addresses.keys() - {ranks.coordinator}:
-            self._lost(worker)  # before there was a link to hear it on
-        self._links.connect({worker: addresses[worker] for worker in self._links.peers if worker in addresses})
-        for worker in self._links.peers:
-            self._links.send(worker, self._messages.pack(Header(Op.MEET, self._messages.run_id, self._worker)))
+        if not self._introduction:
+            ranks.workers &= told.keys() | {self._worker} | ({ranks.coordinator} - {None})  # others are lost by now
+        ranks.workers |= told.keys()
+        self._introduction, self._unmet = introduction, told.keys() & set(self._links.peers)
+        self._links.connect({worker: told[worker] for worker in self._unmet})
+        for worker in self._unmet:
+            self._greet(worker)
         self._say_met()
+
+    def _greet(self, worker: int) -> None:
+        self._links.send(worker, self._messages.pack(Header(Op.MEET, self._messages.run_id, self._worker)))
 
     def _lost(self, worker: int) -> None:
         self._reduction.ranks.workers.discard(worker)
-        self._met(worker)
-
-    def _met(self, worker: int) -> None:
+        self._incarnations.pop(worker, None)
+        self._unlinked.discard(worker)
+        self._links.disconnect(worker)
         if self._unmet is not None:
             self._unmet.discard(worker)
             self._say_met()
 
     def _say_met(self) -> None:
-        """Tell rank 0, once, when links from all other workers are there and to all are opened."""
-        if self._unmet is not None and not self._unmet and self._links.connected:
+        """Tell rank 0, once, when everybody that it told of has greeted."""
+        if self._unmet is None:
+            return
+        self._unmet = {w for w in self._unmet if self._greeted.get(w) != self._incarnations[w]}
+        if not self._unmet:
             self._unmet = None
-            self._post(Op.MET)
+            self._post(Op.MET, version=self._introduction)
 
     # From version to version.
 
@@ -393,7 +516,7 @@ class Worker:
             self._taken_over = header.version, state
         self._buffer_values = self._buffers.buffer()
         self._buffers.pack(self._buffer_values)
-        self._resyncing, self._skipped, self._done = False, 0, -1
+        self._entered, self._resyncing, self._skipped, self._done = True, False, 0, -1
         self._reduction.commit(header.decision)
         self._reach(header.version)
         self._versions.pop(header.version, None)  # it comes again, with the buffers that its batch is computed on
@@ -426,8 +549,8 @@ class Worker:
         told = torch.cat([touched, text(contribution.logged)]) if contribution.logged else touched
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, told))
 
-    def _post(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0) -> None:
-        header = Header(op, self._messages.run_id, self._worker, version)
+    def _post(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0, elements: int = 0) -> None:
+        header = Header(op, self._messages.run_id, self._worker, version, elements=elements)
         self._links.send(COORDINATOR, self._messages.pack(header, payload))
 
 

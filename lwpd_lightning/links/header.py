@@ -7,15 +7,15 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 NO_BATCH = 0xFFFF_FFFF
 
-# magic, protocol, op, run id, worker, version, epoch, batch index, loss, compute seconds, samples,
+# magic, protocol, op, run id, worker, incarnation, version, epoch, batch index, loss, compute seconds, samples,
 # elements, global step, decision, oldest version, two checksums, the payload's offset in the arena, bytes of both
 # payloads.
-_LAYOUT = struct.Struct("<4sHH16sIqIIddIQqQqqqqQQ")
+_LAYOUT = struct.Struct("<4sHH16sIqqIIddIQqQqqqqQQ")
 HEADER_BYTES = _LAYOUT.size
 
 
@@ -28,9 +28,9 @@ class Op(enum.IntEnum):
 
     JOIN = 1  # worker -> coordinator: here I am [fingerprint and digest of its state, address of its inbox]
     STATE = 2  # coordinator -> worker: everything at a version [`state.whole_state`; nothing: you have it]
-    PEERS = 3  # coordinator -> worker: all that live have joined [addresses of all their inboxes]
-    MEET = 4  # worker -> worker: the first message of a link
-    MET = 5  # worker -> coordinator: a link from every other worker is there
+    PEERS = 3  # coordinator -> worker: these have joined, says introduction `version` [addresses of their inboxes]
+    MEET = 4  # worker -> worker: the first message of a link, also of one that has come back
+    MET = 5  # worker -> coordinator: links from all whom introductions up to `version` told of are there
     VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]
     READY = 7  # worker -> coordinator: my codeword is computed [statistics, touched parameters]
     LATE = 8  # worker -> coordinator: my codeword is computed, but counts no more
@@ -38,12 +38,15 @@ class Op(enum.IntEnum):
     SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
     PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
     RESYNC = 12  # worker -> coordinator: I missed what I need to step as you did, send STATE
-    UNLINKED = 13  # worker -> coordinator: my link from the worker named by `version` ended, or the one to it lost some
+    UNLINKED = 13  # worker -> coordinator: my link from worker `version` ended; `elements`: another has taken its place
     LOST = 14  # coordinator -> worker: the worker named by `version` is an erasure from now on
     FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
     STOP = 16  # coordinator -> worker: the fit is over
     MISSED = 17  # anybody -> worker: your queue was full, so something is lost, of decisions up to `decision`
     LEAVING = 18  # worker -> coordinator: what I run on is gone, so go on without me [what, utf-8]
+    REFUSED = 19  # coordinator -> worker: you are not let in [why, utf-8]
+    LINKED = 20  # worker -> coordinator: worker `version`, from whom my link had ended, has greeted
+    GREET = 21  # coordinator -> worker: greet worker `version`, whose link from you has ended
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time
@@ -56,6 +59,7 @@ class Header(NamedTuple):
         op: what the message asks or tells.
         run_id: 16 bytes that name the fit.
         worker: the sending worker (its row of the code); COORDINATOR for the coordinator.
+        incarnation: which process of that worker it is; 0 for the coordinator's.
         version: version of the parameters that are meant, or that a codeword was computed at.
         epoch: epoch of the batch.
         batch_index: index of the batch in its epoch; NO_BATCH: there is none to compute. In READY and LATE, how many
@@ -91,6 +95,7 @@ class Header(NamedTuple):
     rest: int = 0
     offset: int = INLINE
     sizes: tuple[int, int] = (0, 0)
+    incarnation: int = 0
 
     def pack(self) -> bytes:
         """The header as little-endian bytes, always equally many.
@@ -100,7 +105,7 @@ class Header(NamedTuple):
         True
         """
         return _LAYOUT.pack(
-            MAGIC, PROTOCOL_VERSION, self.op, self.run_id, self.worker, self.version, self.epoch,
+            MAGIC, PROTOCOL_VERSION, self.op, self.run_id, self.worker, self.incarnation, self.version, self.epoch,
             self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.global_step, self.decision,
             self.oldest, self.checksum, self.rest, self.offset, *self.sizes,
         )  # fmt: skip
@@ -118,8 +123,10 @@ class Header(NamedTuple):
         known = _OPS.get(op)
         if known is None:
             raise ProtocolError(f"unknown op {op}")
-        worker, version, epoch, batch_index, loss, compute_s, samples, elements, step, decision, oldest, *rest = fields
+        worker, incarnation, *fields = fields
+        version, epoch, batch_index, loss, compute_s, samples, elements, step, decision, oldest, *rest = fields
         return cls(
             known, run, worker, version, epoch, batch_index, loss, compute_s, samples, elements, step, decision,
             oldest, checksum=rest[0], rest=rest[1], offset=rest[2], sizes=(first, second),
+            incarnation=incarnation,
         )  # fmt: skip

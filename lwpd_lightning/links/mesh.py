@@ -74,6 +74,7 @@ class WorkerLinks:
                 owner=worker,
             )
             self.address = endpoint(host, self._inbox.port)
+        self._coordinator_address = address
         self._coordinator = self._spoke(address, None)
         self._spokes: dict[int, Spoke] = {}
         self._refusing: set[int] = set()  # workers that have had no room for what was sent to them
@@ -83,14 +84,34 @@ class WorkerLinks:
         for polled in (*self._coordinator.sockets, *(self._inbox.sockets if self._inbox is not None else ())):
             self._poller.register(polled, zmq.POLLIN)
 
-    def connect(self, addresses: Mapping[int, str]) -> None:
-        """Open a link to the inbox of every worker in ``addresses``; messages queue until it stands."""
-        self._spokes = {worker: self._spoke(address, worker) for worker, address in addresses.items()}
+    def renew(self) -> None:
+        """Close all links but the inbox, with all that is still on them, and open another to the coordinator."""
+        for worker in list(self._spokes):
+            self.disconnect(worker)
+        for polled in self._coordinator.sockets:
+            self._poller.unregister(polled)
+        self._coordinator.close(linger=False)
+        self._coordinator = self._spoke(self._coordinator_address, None)
+        for polled in self._coordinator.sockets:
+            self._poller.register(polled, zmq.POLLIN)
+        self._arrived = deque(event for event in self._arrived if event.worker != COORDINATOR)
 
-    @property
-    def connected(self) -> bool:
-        """Whether `connect` has been called, if there is anybody to connect to."""
-        return bool(self._spokes) or not self.peers
+    def connect(self, addresses: Mapping[int, str]) -> None:
+        """Open a link to the inbox of every worker in ``addresses``; messages queue until it stands.
+
+        One that there was to an older process of the worker's is closed.
+        """
+        assert self._inbox is not None or not addresses
+        for worker, address in addresses.items():
+            self.disconnect(worker)
+            self._inbox.renew(worker)  # type: ignore[union-attr]
+            self._spokes[worker] = self._spoke(address, worker)
+
+    def disconnect(self, worker: int) -> None:
+        """Close the link to a worker that is an erasure, with all that is still on it."""
+        self._refusing.discard(worker)
+        if worker in self._spokes:
+            self._spokes.pop(worker).close(linger=False)
 
     @property
     def waiting(self) -> bool:
@@ -128,7 +149,7 @@ class WorkerLinks:
             CoordinatorLost: that link ended, or nothing came in time.
         """
         while not self._arrived:
-            if not self._poller.poll(None if timeout_s is None else int(timeout_s * 1000)):
+            if not self._poller.poll(None if timeout_s is None else max(0, int(timeout_s * 1000))):
                 raise CoordinatorLost(f"nothing came from the coordinator for {timeout_s:g} s")
             ended = self._coordinator.ended  # asked first: what was sent before the end still counts
             self._take()

@@ -30,11 +30,13 @@ class Messages:
     Args:
         run_id: 16 bytes that every header of this fit carries.
         arena: memory shared with the peer, or None.
+        incarnation: of this process, which every message that it packs carries; 0: it is the coordinator's.
     """
 
-    def __init__(self, run_id: bytes, arena: Arena | None) -> None:
+    def __init__(self, run_id: bytes, arena: Arena | None, incarnation: int = 0) -> None:
         self.run_id = run_id
         self.arena = arena
+        self.incarnation = incarnation
 
     def pack(self, header: Header, payload: Tensor = EMPTY, rest: Tensor = EMPTY) -> list[Payload]:
         """Frames for a header with two uint8 payloads; the first must stay as it is until the peer has read it.
@@ -42,7 +44,11 @@ class Messages:
         The second is meant for little things, and copied.
         """
         offset = self.arena.offset(payload) if self.arena is not None and payload.numel() else None
-        header = header._replace(offset=INLINE if offset is None else offset, sizes=(payload.numel(), rest.numel()))
+        header = header._replace(
+            offset=INLINE if offset is None else offset,
+            sizes=(payload.numel(), rest.numel()),
+            incarnation=self.incarnation,
+        )
         head = header.pack() + rest.numpy().tobytes()
         if offset is not None:
             return [head]

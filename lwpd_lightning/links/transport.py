@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -33,17 +33,26 @@ READING = b"lwpd: is reading"  # a worker's message of this frame alone: count a
 
 @dataclass(frozen=True)
 class Message:
-    """A message from an authenticated peer; frames are views of ZeroMQ's own memory, not copies."""
+    """A message from an authenticated peer, on one of its links; frames are views of ZeroMQ's memory, not copies."""
 
     worker: int
     frames: list[memoryview]
+    link: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class LinkLost:
-    """A worker's link ended: its process died, its host fell silent or the network broke."""
+    """A worker's link ended: its process died, its host fell silent or the network broke.
+
+    Attributes:
+        worker: whose.
+        used: it was the link that the worker is sent to on.
+        stands: another link of the worker's is there.
+    """
 
     worker: int
+    used: bool = True
+    stands: bool = False
 
 
 class Hub:
@@ -93,11 +102,13 @@ class Hub:
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
-        self._identity: dict[int, bytes] = {}
+        self._identity: dict[int, bytes] = {}  # of the link in use of each worker: its first, until it ends
         # Links are numbered, since the file descriptor by which ZeroMQ names one is the next one's as soon as it ends.
         self._accepted = 0
         self._link: dict[int, int] = {}  # file descriptor -> newest link on it
-        self._owner: dict[int, tuple[int | None, bytes]] = {}  # link -> worker and its routing identity
+        self._owner: dict[int, tuple[int, bytes]] = {}  # link -> worker and its routing identity
+        self._number: dict[bytes, int] = {}  # routing identity -> link
+        self._standing: set[int] = set()  # links that have not ended
         self._ended: deque[int] = deque()  # links whose end is still to be reported
 
     def callback(self, domain: str, key: bytes) -> bool:
@@ -110,20 +121,45 @@ class Hub:
         Nothing is sent to a worker that has no link (`events` reports, or has reported, that it is lost) or whose queue
         is full, which is noted in `refused`.
         """
-        identity = self._identity.get(worker)
-        if identity is None:
+        if worker not in self._identity:
             return
         if not self.reads(worker):
             self.refused.add(worker)
-            return
+        elif self._put(self._identity[worker], frames):
+            self.sent(worker)
+        else:
+            self.refused.add(worker)
+
+    def answer(self, link: int, frames: Sequence[Payload]) -> None:
+        """Queue a short message on the link that one came on, whether or not it is in use; nothing if that ended."""
+        if link in self._owner:
+            self._put(self._owner[link][1], frames)
+
+    def uses(self, worker: int, link: int) -> bool:
+        """Whether this is the link on which the worker is sent to."""
+        return link in self._owner and self._identity.get(worker) == self._owner[link][1]
+
+    def adopt(self, worker: int, link: int) -> None:
+        """Use this link for a worker from now on, and count anew what it has not read; nothing if that ended."""
+        if link in self._owner and not self.uses(worker, link):
+            self._identity[worker] = self._owner[link][1]
+            self.renew(worker)
+
+    def renew(self, worker: int) -> None:
+        """Another process of the worker's comes: count anew what it has not read."""
+        del self._unread[worker]
+        self.refused.discard(worker)
+
+    def _put(self, identity: bytes, frames: Sequence[Payload]) -> bool:
+        """Whether there was room; a link that has ended swallows everything."""
         try:
             _send(self._router, [identity, *frames])
-            self.sent(worker)
         except zmq.Again:
-            self.refused.add(worker)
+            return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+        return True
 
     def reads(self, worker: int) -> bool:
         """Whether a worker has read enough of what was sent to it that more may be."""
@@ -146,13 +182,21 @@ class Hub:
                     yield message
         # Reported last, of links that had ended before: all that a dying worker managed to send still counts.
         while self._ended:
-            worker, identity = self._owner.pop(self._ended.popleft(), (None, b""))
-            if worker is not None:
-                if self._identity.get(worker) == identity:
-                    del self._identity[worker]
-                    del self._unread[worker]
-                    self.refused.discard(worker)
-                yield LinkLost(worker)
+            link = self._ended.popleft()
+            if link in self._owner:
+                yield self._lost(link)
+
+    def _lost(self, link: int) -> LinkLost:
+        worker, identity = self._owner.pop(link)
+        del self._number[identity]
+        used = self._identity.get(worker) == identity
+        others = [other for owner, other in self._owner.values() if owner == worker]
+        if used:
+            del self._identity[worker]
+            self.renew(worker)
+            if others:
+                self._identity[worker] = others[-1]
+        return LinkLost(worker, used, stands=bool(others))
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
@@ -165,8 +209,10 @@ class Hub:
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self._accepted += 1
                 self._link[event["value"]] = self._accepted
+                self._standing.add(self._accepted)
             else:
                 self._ended.append(self._link[event["value"]])
+                self._standing.discard(self._link[event["value"]])
 
     def _receive(self) -> Message | None:
         try:
@@ -174,11 +220,14 @@ class Hub:
         except zmq.Again:
             return None
         worker = self._by_key[str(frames[0].get("User-Id"))]
-        if self._identity.get(worker) != identity.bytes:  # the first message of a link
+        if identity.bytes not in self._number:  # the first message of a link
             self._watch_links()
-            self._identity[worker] = identity.bytes
-            self._owner[self._link[frames[0].get(zmq.SRCFD)]] = worker, identity.bytes
-        return Message(worker, [frame.buffer for frame in frames])
+            link = self._link[frames[0].get(zmq.SRCFD)]
+            self._owner[link], self._number[identity.bytes] = (worker, identity.bytes), link
+            self._identity.setdefault(worker, identity.bytes)
+            if link not in self._standing and link not in self._ended:
+                self._ended.append(link)  # which was seen before anybody knew whose it was
+        return Message(worker, [frame.buffer for frame in frames], self._number[identity.bytes])
 
     def close(self) -> None:
         """Close every link, giving what is queued a second to leave."""
@@ -263,11 +312,11 @@ class Spoke:
         except zmq.Again:
             return None
 
-    def close(self) -> None:
-        """Close the link, giving what is queued a second to leave."""
+    def close(self, *, linger: bool = True) -> None:
+        """Close the link, giving what is queued a second to leave, or none."""
         self._dealer.disable_monitor()
         self._monitor.close(0)
-        self._dealer.close(_LINGER_MS)
+        self._dealer.close(_LINGER_MS if linger else 0)
         if self._own is not None:
             _end(self._own)
 
@@ -297,9 +346,11 @@ def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
 
 
 def _configure(socket: zmq.Socket[bytes], heartbeat_s: float, queued: int) -> None:
-    heartbeat_ms = int(heartbeat_s * 1000)
+    # A link is asked every sixth of it and ends four sixths after the first question that nothing answered, so that
+    # silence is noticed before ``heartbeat_s`` is over, with the last sixth left to try again.
+    beat_ms = max(1, int(heartbeat_s * 1000) // 6)
     socket.setsockopt(zmq.SNDHWM, 2 * queued)
     socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, beat_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4 * beat_ms)
     socket.setsockopt(zmq.IPV6, 1)

@@ -111,6 +111,11 @@ class ArrivalRule:
         return list(self._counted.values())
 
     @property
+    def counted(self) -> set[int]:
+        """Workers whose codewords count in the open update."""
+        return set(self._counted)
+
+    @property
     def needed(self) -> int:
         """How many codewords the open update waits for."""
         return min(self.wait_for, len(self.live))
@@ -139,6 +144,13 @@ class ArrivalRule:
         """A worker died: an erasure from now on, also of the codeword that it had ready for the open update."""
         self.live.discard(worker)
         self._counted.pop(worker, None)
+
+    def join(self, worker: int) -> None:
+        """A worker that was lost is back, and counts from the next update on as if it had counted like the others."""
+        others = self._others()
+        self.live.add(worker)
+        if self._rates is not None and others:
+            self._rates[worker] = self._rates[others].mean()
 
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""

@@ -10,8 +10,9 @@ from torch import nn
 from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.coordinator import _RETRIES, Coordinator
+from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.membership import RETRIES, Membership
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Ranks, Reduction
 from lwpd_lightning.exchange.state import Checksum
@@ -58,19 +59,20 @@ class FarWorker(threading.Thread):
         links: to the coordinator and the other worker.
         worker: which one.
         reports: so many decisions are answered by a report that its link from the other worker has ended.
+        back: of the link: "at once", "when greeted", or "never" again.
         reason: what it gives for that.
         accuses: whose link it says that; None: the other worker's.
         early: bytes of a part that it sends ahead of the first decision.
     """
 
-    def __init__(self, links, worker, reports=0, reason="", accuses=None, early=0):
+    def __init__(self, links, worker, reports=0, back="at once", reason="", accuses=None, early=0):
         super().__init__(daemon=True)
         self._links, self._worker, self._reports, self._reason, self._early = links, worker, reports, reason, early
+        self._back = back
         self._accuses = 3 - worker if accuses is None else accuses
         self._reduction = reduction(worker, links.send)
         self.decided = []
         self._say(Op.JOIN, torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8), text(links.address))
-        self._say(Op.MET)
 
     def run(self):
         try:
@@ -83,16 +85,20 @@ class FarWorker(threading.Thread):
         if isinstance(event, LinkLost):
             return True
         header, payload, rest = MESSAGES.read(event.frames)
-        if header.op is Op.VERSION:
+        if header.op is Op.PEERS:
+            self._say(Op.MET, version=header.version)
+        elif header.op is Op.VERSION:
             if self._early:
                 self._say(Op.PART, torch.zeros(self._early, dtype=torch.uint8), decision=1)
             self._say(Op.READY, rest=torch.ones(2, dtype=torch.uint8), samples=4)
         elif header.op is Op.DECISION:
             self.decided.append(header.decision)
             if len(self.decided) <= self._reports:
-                self._say(Op.UNLINKED, text(self._reason), version=self._accuses)
+                self._say(Op.UNLINKED, text(self._reason), version=self._accuses, elements=int(self._back == "at once"))
             else:
                 self._reduction.begin(Decision.unpack(header, payload, rest, CODE.blocks))
+        elif header.op is Op.GREET and self._back == "when greeted":
+            self._say(Op.LINKED, version=header.version)
         elif header.op is Op.SLICE:
             self._reduction.slice_arrived(header, payload)
         elif header.op is Op.LOST:
@@ -115,6 +121,7 @@ def closed():
             own = reduction(0, hub.send)
             coordinator = Coordinator(
                 hub=hub,
+                members=Membership([1, 2], own=0, grace_s=0.5, join_s=DEADLINE_S),
                 publication=Publication(
                     hub, MESSAGES, trained, torch.device("cpu"), torch.optim.SGD(trained.parameters()),
                     torch.amp.GradScaler("cpu"),
@@ -122,6 +129,7 @@ def closed():
                 rule=ArrivalRule(CODE, wait_for=3, always=0),
                 reduction=own, model=trained, messages=MESSAGES, fingerprint=FINGERPRINT, first_version=0,
                 min_workers=2, timeout_s=DEADLINE_S, exited=lambda worker, wait_s: None,
+                fence=lambda worker: None,
             )  # fmt: skip
             ends = {w: stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2)}
             for worker, end in ends.items():
@@ -151,29 +159,34 @@ def mean_of(weights):
     return sum(weight * codeword(worker, size).exact for worker, weight in weights.items()) / 3
 
 
-@pytest.mark.parametrize("reports", [0, 1, _RETRIES])
-def test_an_update_is_decided_again_for_each_link_that_broke(closed, reports):
-    update, gradient, failures, decided = closed(reporter={"reports": reports})
+@pytest.mark.parametrize("back", ["at once", "when greeted"])
+@pytest.mark.parametrize("reports", [0, 1, RETRIES])
+def test_an_update_is_decided_again_for_each_link_that_broke(closed, reports, back):
+    update, gradient, failures, decided = closed(reporter={"reports": reports, "back": back})
     assert decided == list(range(1, reports + 2))
     assert failures == []
     assert (update.live, len(update.arrivals)) == (3, 3)
     torch.testing.assert_close(gradient, mean_of({0: 1, 1: 1, 2: 1}))
 
 
-@pytest.mark.parametrize(
-    ("reports", "reason", "said"),
-    [
-        (_RETRIES + 1, "", f"its link to worker {REPORTER} ended"),
-        (1, "worker 1 sent 3 bytes for 4 values", f"worker 1 sent 3 bytes for 4 values, says worker {REPORTER}"),
-    ],
-    ids=["too often", "with a reason"],
-)
-def test_a_worker_that_others_do_not_reach_is_given_up(closed, reports, reason, said):
-    update, gradient, failures, decided = closed(reporter={"reports": reports, "reason": reason})
-    assert decided == list(range(1, reports + 2))
-    assert failures == [Failure(ACCUSED, 0, said)]
+def test_who_sends_what_does_not_fit_is_given_up(closed):
+    reason = "worker 1 sent 3 bytes for 4 values"
+    update, gradient, failures, decided = closed(reporter={"reports": 1, "reason": reason})
+    assert decided == [1, 2]
+    assert failures == [Failure(ACCUSED, 0, f"{reason}, says worker {REPORTER}")]
     assert (update.live, sorted(arrival.worker for arrival in update.arrivals)) == (2, [0, REPORTER])
     torch.testing.assert_close(gradient, mean_of({0: 1, REPORTER: 2}))  # rank 0's is always there, one of two others
+
+
+@pytest.mark.parametrize(
+    ("reports", "back"), [(1, "never"), (RETRIES + 1, "at once")], ids=["never back", "again and again"]
+)
+def test_of_two_whose_link_does_not_hold_one_is_given_up(closed, reports, back):
+    """Both reach rank 0, and who says it first has no more to do with it than the other."""
+    update, gradient, failures, _ = closed(reporter={"reports": reports, "back": back})
+    assert failures == [Failure(REPORTER, 0, f"its link to worker {ACCUSED} ended")]
+    assert update.live == 2
+    torch.testing.assert_close(gradient, mean_of({0: 1, ACCUSED: 2}))
 
 
 def test_a_worker_that_accuses_rank_0_is_given_up_itself(closed):

@@ -100,34 +100,6 @@ def test_a_worker_that_falls_silent_is_an_erasure():
     assert [(failure["worker"], failure["reason"]) for failure in summary["failures"]] == [(1, "its link ended")]
 
 
-class _WakeTheLost(pl.Callback):
-    """Wakes a worker that has been stopped and erased, holds training up until it has ended, and trains on a little."""
-
-    on_workers = False
-    FURTHER = 20
-
-    def __init__(self, stopped):
-        self.stopped, self.woken_at = stopped, None
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.strategy.failures and self.woken_at is None:
-            self.woken_at = trainer.global_step
-            os.kill(self.stopped.value, signal.SIGCONT)
-            assert ended(self.stopped.value)
-        if self.woken_at is not None:
-            trainer.should_stop = trainer.global_step == self.woken_at + self.FURTHER
-
-
-def ended(pid):
-    """Whether a child of this process ends in time; it stays to be buried by who started it."""
-    deadline = time.monotonic() + ENDING_S
-    while time.monotonic() < deadline:
-        if Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z":
-            return True
-        time.sleep(0.05)
-    return False
-
-
 class _StopMyselfOnce(WorkerCallback):
     def __init__(self):
         self.pid = multiprocessing.Value("q", 0)
@@ -138,14 +110,32 @@ class _StopMyselfOnce(WorkerCallback):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
+class _TrainUntilItIsLost(pl.Callback):
+    """Ends training a little after a worker was lost, whose process must be gone by then."""
+
+    on_workers = False
+    FURTHER = 20
+
+    def __init__(self, stopped):
+        self.stopped, self.seen_at = stopped, None
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.strategy.failures and self.seen_at is None:
+            self.seen_at = trainer.global_step
+            with pytest.raises(ProcessLookupError):
+                os.kill(self.stopped.value, 0)
+        if self.seen_at is not None:
+            trainer.should_stop = trainer.global_step == self.seen_at + self.FURTHER
+
+
 @pytest.mark.parametrize("wait_for", [3, 4])
-def test_an_erased_worker_that_wakes_ends_alone(wait_for):
+def test_an_erased_fork_cannot_wake_and_write_into_shared_memory(wait_for):
     stop = _StopMyselfOnce()
-    wake = _WakeTheLost(stop.pid)
+    until = _TrainUntilItIsLost(stop.pid)
     strategy = LWPDStrategy(code=uncoded(4), wait_for=wait_for, heartbeat_s=0.6)
     # How many updates three workers make until the fourth is found silent depends on the machine: no number of them.
-    trainer, summary = fit(strategy, stop, wake, devices=4, updates=-1)
-    assert trainer.global_step == wake.woken_at + wake.FURTHER
+    trainer, summary = fit(strategy, stop, until, devices=4, updates=-1)
+    assert trainer.global_step == until.seen_at + until.FURTHER
     assert [failure["worker"] for failure in summary["failures"]] == [1]
 
 

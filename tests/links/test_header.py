@@ -32,6 +32,7 @@ headers = st.builds(
     rest=i64,
     offset=i64,
     sizes=st.tuples(u64, u64),
+    incarnation=i64,
 )
 fuzz = settings(deadline=None, max_examples=200)
 

@@ -342,10 +342,36 @@ def test_two_links_of_one_worker_both_end_without_harm(hub, run_key):
     for end, word in ((old, b"old"), (new, b"new")):
         end.send([word])
         events_until(hub, message(word, worker=0))
+    hub.send(0, [b"on its first"])
+    assert taken(old) == [b"on its first"]
     old.close()
-    events_until(hub, lost(0))
+    replaced = LinkLost(0, used=True, stands=True)
+    events_until(hub, lambda event: event == replaced)
+    hub.send(0, [b"on the other"])
+    assert taken(new) == [b"on the other"]
     new.close()
     assert set(assert_still_serves(hub, run_key)) <= {LinkLost(0)}
+
+
+def test_who_may_speak_for_a_worker_is_up_to_who_has_the_hub(hub, run_key):
+    """A second process of a rank is answered, and takes its place only where it is told to."""
+    numbers, first, second = [], spoke(run_key, 0, hub), spoke(run_key, 0, hub)
+    with closing(second):
+        for end in (first, second):
+            end.send([b"hello"])
+            while not (events := list(hub.events(DEADLINE_S))):
+                pass
+            numbers.append(events[0].link)
+        hub.answer(numbers[1], [b"not you"])
+        hub.send(0, [b"you"])
+        assert (taken(first), taken(second)) == ([b"you"], [b"not you"])
+        hub.adopt(0, numbers[1])
+        hub.send(0, [b"you"])
+        assert taken(second) == [b"you"]
+        first.close()
+        unused = LinkLost(0, used=False, stands=True)
+        events_until(hub, lambda event: event == unused)
+        hub.answer(numbers[0], [b"to nobody"])
 
 
 def test_a_worker_learns_that_the_coordinator_went(run_key):

@@ -1,0 +1,284 @@
+"""Who is in: rank 0's one truth about which process has each worker's row, and which links between workers stand.
+
+Each process of a worker draws an incarnation when it starts, and all that it sends carries it. Only what comes from the
+incarnation that has the row has an effect; one that is lost never has again. Neither sockets nor clocks are here: what
+happened is told, with the time, and what follows from it is read.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, defaultdict
+from collections.abc import Collection, Set
+from dataclasses import dataclass, field
+
+# Times that a link between two workers may break and come back in one update, before it is taken for cut.
+RETRIES = 3
+# Greetings that a broken link is given the time for, however late rank 0 looks.
+_GREETINGS = 2
+# The fewest workers that have a share in all broken links are found exactly up to this many.
+_MOST_EXACT = 8
+
+
+class Standing(enum.Enum):
+    """How far a worker's process has come."""
+
+    VACANT = "vacant"  # none has come yet
+    JOINING = "joining"  # it belongs here, and is yet to meet the others
+    LIVE = "live"
+    LOST = "lost"  # an erasure, until another process takes its place
+
+
+class Refused(RuntimeError):
+    """A process that may not have the row that it asks for."""
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """Who is told of whom.
+
+    Attributes:
+        number: counts introductions from 1.
+        newcomers: workers that are told of all that are in.
+        elders: workers that are told of the newcomers.
+        addresses: incarnation and address of all that are in, by worker.
+    """
+
+    number: int
+    newcomers: list[int]
+    elders: list[int]
+    addresses: dict[int, tuple[int, str]]
+
+
+@dataclass
+class _Member:
+    standing: Standing = Standing.VACANT
+    incarnation: int = 0
+    address: str = ""
+    since: float = 0.0  # when it began to join
+    introduced: int = 0  # the number of the introduction that told of it; 0: none has
+    met: int = 0  # the newest introduction of which it has met all
+
+
+@dataclass
+class _Broken:
+    """A link between two workers that ended: when that was told, and how often they were asked to greet since."""
+
+    since: float
+    greetings: int = 0
+
+
+@dataclass
+class Membership:
+    """Decides who is in.
+
+    Args:
+        workers: rows that other processes than rank 0 have.
+        own: the row that rank 0 has itself, which is always live; None: a dedicated coordinator.
+        grace_s: seconds that a link between two workers may take to come back.
+        join_s: seconds that a process may take to meet the others, once training goes on without it.
+    """
+
+    workers: Collection[int]
+    own: int | None
+    grace_s: float
+    join_s: float
+
+    _members: dict[int, _Member] = field(init=False)
+    _introductions: int = field(init=False, default=0)
+    _broken: dict[frozenset[int], _Broken] = field(init=False, default_factory=dict)
+    _flaps: Counter[frozenset[int]] = field(init=False, default_factory=Counter)  # in the open update
+
+    def __post_init__(self) -> None:
+        self._members = {worker: _Member() for worker in self.workers}
+
+    # Who is in.
+
+    @property
+    def live(self) -> set[int]:
+        """Workers that count, rank 0's own included."""
+        own = set() if self.own is None else {self.own}
+        return own | self._standing(Standing.LIVE)
+
+    @property
+    def present(self) -> set[int]:
+        """Workers that are told what happens: live ones and those that join, without rank 0's own."""
+        return self._standing(Standing.LIVE, Standing.JOINING)
+
+    @property
+    def expected(self) -> set[int]:
+        """Workers that the start waits for."""
+        return self._standing(Standing.VACANT, Standing.JOINING)
+
+    @property
+    def vacant(self) -> set[int]:
+        """Workers of whom no process has come yet."""
+        return self._standing(Standing.VACANT)
+
+    def holds(self, worker: int, incarnation: int) -> bool:
+        """Whether what this incarnation says has an effect."""
+        member = self._members[worker]
+        return member.standing in (Standing.LIVE, Standing.JOINING) and member.incarnation == incarnation
+
+    def join(self, worker: int, incarnation: int, address: str, now: float) -> None:
+        """A process asks for a worker's row.
+
+        Args:
+            worker: the row.
+            incarnation: of the process.
+            address: of its inbox; empty where it has none.
+            now: the time.
+
+        Raises:
+            Refused: another process has the row, or this one has lost it.
+        """
+        member = self._members[worker]
+        if member.incarnation == incarnation and member.standing is Standing.LOST:
+            raise Refused(f"worker {worker} has been given up: training goes on without this process")
+        if member.standing in (Standing.LIVE, Standing.JOINING) and member.incarnation != incarnation:
+            raise Refused(f"worker {worker} is in this run already: another process with its rank answers")
+        self._members[worker] = _Member(Standing.JOINING, incarnation, address, now)
+
+    def introduce(self) -> Introduction | None:
+        """Who is to be told of whom now; None: nobody, as while any worker is still to come at the start."""
+        newcomers = sorted(w for w, m in self._members.items() if m.standing is Standing.JOINING and not m.introduced)
+        if not newcomers or self.vacant:
+            return None
+        self._introductions += 1
+        elders = sorted(self.present - set(newcomers))
+        for worker in newcomers:
+            self._members[worker].introduced = self._introductions
+        addresses = {w: (self._members[w].incarnation, self._members[w].address) for w in sorted(self.present)}
+        return Introduction(self._introductions, newcomers, elders, addresses)
+
+    def meets(self, worker: int, number: int) -> set[int]:
+        """A worker has a link from everybody that introductions up to ``number`` told it of; gives who is live now."""
+        self._members[worker].met = max(number, self._members[worker].met)
+        return self._promote()
+
+    def lose(self, worker: int) -> set[int]:
+        """A worker is an erasure from now on; gives who is live now, since nobody waits to meet it any more."""
+        member = self._members[worker]
+        member.standing = Standing.LOST
+        self._broken = {pair: broken for pair, broken in self._broken.items() if worker not in pair}
+        return self._promote()
+
+    def late(self, now: float) -> set[int]:
+        """Who has not met the others in time, while training goes on."""
+        joining = self._standing(Standing.JOINING)
+        return {w for w in joining if self._members[w].introduced and now - self._members[w].since > self.join_s}
+
+    # Links between workers.
+
+    def update_begins(self) -> None:
+        """Links that broke and came back are counted anew."""
+        self._flaps.clear()
+
+    def unlinked(self, reporter: int, worker: int, now: float, *, stands: bool) -> bool:
+        """A worker says that its link from another ended; gives whether that concerns two that are in.
+
+        ``stands``: another link has taken its place, so that only what was on it is lost.
+        """
+        if not {reporter, worker} <= self.present:
+            return False
+        pair = frozenset((reporter, worker))
+        self._flaps[pair] += 1
+        if self._flaps[pair] > RETRIES:
+            self._broken[pair] = _Broken(now - self.grace_s, _GREETINGS)
+        elif not stands:
+            self._broken.setdefault(pair, _Broken(now))
+        return True
+
+    def linked(self, reporter: int, worker: int) -> None:
+        """A worker says that another's greeting has come."""
+        pair = frozenset((reporter, worker))
+        if self._flaps[pair] <= RETRIES:
+            self._broken.pop(pair, None)
+
+    def broken(self, workers: Set[int]) -> bool:
+        """Whether a link between two of these workers has ended and not come back."""
+        return any(pair <= workers for pair in self._broken)
+
+    def greetings(self) -> list[tuple[int, int]]:
+        """Who is to greet whom, so that a link that has come back is known; to be asked for now and then."""
+        asked = []
+        for pair, broken in self._broken.items():
+            broken.greetings += 1
+            one, two = sorted(pair)
+            asked += [(one, two), (two, one)]
+        return asked
+
+    def cut_off(self, now: float) -> dict[int, list[int]]:
+        """The fewest workers without whom all links that count stand, each with those that it is cut off from."""
+        cut = {
+            pair
+            for pair, broken in self._broken.items()
+            if now - broken.since >= self.grace_s and broken.greetings >= _GREETINGS
+        }
+        return {
+            worker: sorted(other for pair in cut if worker in pair for other in pair - {worker})
+            for worker in smallest_cover(cut)
+        }
+
+    def _standing(self, *standings: Standing) -> set[int]:
+        return {worker for worker, member in self._members.items() if member.standing in standings}
+
+    def _promote(self) -> set[int]:
+        """Who joins is live once it and all that are live have met each other."""
+        promoted = set[int]()
+        for worker, member in self._members.items():
+            if member.standing is not Standing.JOINING or not member.introduced or member.met < member.introduced:
+                continue
+            if all(self._members[w].met >= member.introduced for w in self._standing(Standing.LIVE) - promoted):
+                member.standing = Standing.LIVE
+                promoted.add(worker)
+        return promoted
+
+
+def smallest_cover(pairs: Set[frozenset[int]]) -> set[int]:
+    """The fewest workers of whom every pair has at least one; of equals, those with the higher numbers.
+
+    A minimum vertex cover, exact up to 8 workers; where more are needed, who is in most pairs is taken first.
+
+    >>> smallest_cover({frozenset((0, 1)), frozenset((1, 2)), frozenset((1, 3))})
+    {1}
+    >>> smallest_cover({frozenset((2, 5))})
+    {5}
+    """
+    for size in range(_MOST_EXACT + 1):
+        if (cover := _cover_of(pairs, size)) is not None:
+            return cover
+    others = defaultdict[int, set[int]](set)
+    for one, other in pairs:
+        others[one].add(other)
+        others[other].add(one)
+    cover = set[int]()
+    while any(others.values()):
+        worker = max(others, key=lambda worker: (len(others[worker]), worker))
+        cover.add(worker)
+        for other in others.pop(worker):
+            others[other].discard(worker)
+    return cover
+
+
+def _cover_of(pairs: Set[frozenset[int]], size: int) -> set[int] | None:
+    """A cover of at most ``size`` workers: it holds the one in most pairs, or all that this one is paired with."""
+    if not pairs:
+        return set()
+    if not size:
+        return None
+    worker = _busiest(pairs)
+    others = {other for pair in pairs if worker in pair for other in pair - {worker}}
+    if len(pairs) > size * len(others):  # nobody is in more pairs than it
+        return None
+    for chosen in ({worker}, others):
+        if len(chosen) <= size:
+            rest = _cover_of({pair for pair in pairs if not pair & chosen}, size - len(chosen))
+            if rest is not None:
+                return chosen | rest
+    return None
+
+
+def _busiest(pairs: Set[frozenset[int]]) -> int:
+    counts = Counter(worker for pair in pairs for worker in pair)
+    return max(counts, key=lambda worker: (counts[worker], worker))
