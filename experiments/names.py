@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,11 +24,9 @@ CONFIG_PATH = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent 
 
 def _default(name: str, _root_: DictConfig) -> Any:
     # Lightning takes seconds to import, and what does not resolve a configuration needs none of it.
-    from hydra.utils import get_object
-
     from lwpd_lightning import LWPDStrategy
 
-    for function in (get_object(_root_.scheme.strategy._target_), LWPDStrategy):
+    for function in (resolve_name(_root_.scheme.strategy._target_), LWPDStrategy):
         parameter = inspect.signature(function).parameters.get(name)
         if parameter is not None and parameter.default is not parameter.empty:
             return parameter.default
