@@ -38,6 +38,13 @@ def test_every_scheme_of_the_package_is_called_by_the_file_of_its_name_and_no_ot
     assert len(OFFERED) == 8
 
 
+def test_the_readme_lists_every_scheme():
+    readme = (CONF.parents[1] / "README.md").read_text()
+    listed = readme[readme.index("## Schemes") : readme.index("## How it works")]
+
+    assert [path.stem for path in CONF.glob("*.yaml") if f"`{path.stem}`" not in listed and path.stem != "alone"] == []
+
+
 @pytest.mark.parametrize("name", OFFERED)
 def test_a_scheme_is_a_strategy_for_n_workers(name):
     strategy = made(name, heartbeat_s=2.0, min_workers=7)
