@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    # matplotlib takes a second to import, and `--help` needs none of it; where it is missing, one sentence says so.
     from .comparison import figures, page, parts, report, table
     from .comparison.baselines import baselines
     from .comparison.groups import group
@@ -88,6 +89,7 @@ def _title(runs: Sequence[Run], groups: Sequence[Group], against: Mapping[int, G
 
 
 def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
+    # As in _compare.
     from .comparison.find import local_runs
     from .comparison.wandb_runs import online_runs
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from .refusals import refusal
-from .train import CONFIG_PATH
 
 try:
     import hydra
@@ -18,6 +17,8 @@ except ModuleNotFoundError as error:
 
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
+
+from .names import CONFIG_PATH
 
 
 def run(cfg: DictConfig) -> Path:
@@ -31,14 +32,13 @@ def run(cfg: DictConfig) -> Path:
     """
     try:
         # Lightning takes seconds to import, and `--help` needs none of it.
-        from hydra.utils import instantiate
-
         from lwpd_lightning import LWPDStrategy
 
         from .description import describe
         from .drawing import draw
+        from .schemes import strategy_of
 
-        strategy = instantiate(cfg.scheme.strategy, _convert_="all")
+        strategy = strategy_of(cfg.scheme)
         if not isinstance(strategy, LWPDStrategy):
             raise ValueError(f"scheme={cfg.scheme.name} has no code to describe: use scheme=lwpd, local or k_async.")
         settings = strategy.settings.resolved(strategy.code.n + strategy.settings.dedicated_coordinator)

@@ -18,8 +18,9 @@ from . import names, wandb_run  # noqa: F401 - the configuration says ${experime
 from .data import Digits, StdlibText, Vision
 from .earlier_parts import EarlierParts, resumed_from
 from .peers import AllReduceMonitor, DDPPeer
+from .provenance import git_revision, versions
+from .schemes import strategy_of
 from .sizes import refuse_sizes
-from .summary import git_revision, versions
 from .targets import TargetTimer
 from .wandb_online import refuse_unreachable
 
@@ -51,7 +52,7 @@ def assemble(cfg: DictConfig) -> Job:
     refuse_unreachable(cfg.logger.get("mode", "offline"))
     refuse_sizes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    strategy = _build(cfg.scheme.strategy)
+    strategy = strategy_of(cfg.scheme)
     data = _build(cfg.data)
     model = _build(cfg.model)
     if model.learns != data.learns:

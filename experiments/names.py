@@ -1,9 +1,37 @@
-"""How a configuration names what is in this package, which is called `lwpd_experiments` once it is installed.
+"""Where the configuration is, and how it names what is in Python.
 
-`_target_: ${experiments:models.mlp_classifier}` is `experiments.models.mlp_classifier` in a checkout; importing this
-module makes that known to OmegaConf.
+- `_target_: ${experiments:models.mlp_classifier}` is `experiments.models.mlp_classifier` in a checkout; once it is
+  installed this package is called `lwpd_experiments`.
+- `stale: ${default:stale}` is what the chosen scheme's function has as its default, else LWPDStrategy's: it stands in
+  one place, and the configuration that a run records holds the value.
+
+Importing this module makes both known to OmegaConf.
 """
 
-from omegaconf import OmegaConf
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# An installation has conf/ inside of the package; a checkout has it beside experiments/.
+_HERE = Path(__file__).resolve().parent
+CONFIG_PATH = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
+
+
+def _default(name: str, _root_: DictConfig) -> Any:
+    # Lightning takes seconds to import, and what does not resolve a configuration needs none of it.
+    from lwpd_lightning import LWPDStrategy
+
+    for function in (resolve_name(_root_.scheme.strategy._target_), LWPDStrategy):
+        parameter = inspect.signature(function).parameters.get(name)
+        if parameter is not None and parameter.default is not parameter.empty:
+            return parameter.default
+    raise ValueError(f"${{default:{name}}}: neither the scheme's function nor LWPDStrategy has a default for {name}.")
+
 
 OmegaConf.register_new_resolver("experiments", lambda name: f"{__package__}.{name}", replace=True)
+OmegaConf.register_new_resolver("default", _default, replace=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision
 from rich.console import Console, Group
@@ -16,11 +14,9 @@ from lwpd_lightning.settings import ExchangeSettings
 
 from .code_facts import exactness, layout, recovery, size, span, tasks_text
 from .description import decoding, waits
+from .job import Job
 from .progress import is_interactive
 from .report import compute_cost, readable_bytes
-
-if TYPE_CHECKING:
-    from .job import Job
 
 _GROUPS = 8  # groups of workers that are listed
 

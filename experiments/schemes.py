@@ -1,40 +1,40 @@
-"""Codes that a scheme derives from the sizes in the `code` group."""
+"""From a scheme's configuration to its strategy.
+
+A scheme's file, `conf/scheme/NAME.yaml`, names a function (`_target_`), such as those of `lwpd_lightning.schemes`. Its
+`code` holds the arguments that choose the code; beside it are those of the exchange.
+"""
 
 from __future__ import annotations
 
-from lwpd_lightning import Code, gradient_code, local_code
-from lwpd_lightning.coding.families import Repetition
+from pkgutil import resolve_name
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 
-def local_code_of_size(n: int, k: int, t: int) -> Code:
-    """Local code with the size of `lwpd_code(n, k, t)`: as many workers, k/t data parts, t blocks.
+def strategy_of(scheme: DictConfig) -> Any:
+    """The strategy that `scheme`, a configuration of the group, names.
 
-    Both upload P/t numbers a codeword; a worker of the local one needs a single data part.
-
-    Raises:
-        ValueError: t does not divide k, or no local code has that size.
-
-    >>> code = local_code_of_size(8, 4, 2)
-    >>> code.n, code.data_parts, code.blocks
-    (8, 2, 2)
-    """
-    if t < 1 or k % t:
-        divisors = ", ".join(str(divisor) for divisor in range(1, k + 1) if k % divisor == 0)
-        raise ValueError(f"t={t} does not divide k={k}: use t in {divisors}.")
-    if n == k // t and t > 1:
-        raise ValueError(f"n={n}, k={k}, t={t} leaves one worker a data part, which is a sketch: use scheme=sketch.")
-    return local_code(n, data_parts=k // t, blocks=t)
-
-
-def gradient_code_for(n: int, wait_for: int, repetition: Repetition = "cyclic") -> Code:
-    """The gradient code that is exact from any K = wait_for of n codewords: s = n - K stragglers.
+    A `code` with a `_target_` of its own is built first and given as that, for a strategy that takes a Code.
 
     Raises:
-        ValueError: wait_for is not in 1..n, or there is no such code.
+        ValueError: its function cannot be imported; or, as the cause of Hydra's InstantiationException, the function's.
 
-    >>> gradient_code_for(8, wait_for=6)
-    Code(family='gradient', n=8, k=8, t=3, data_parts=8, blocks=1)
+    >>> node = {"_target_": "lwpd_lightning.schemes.local", "wait_for": 3, "code": {"n": 4, "k": 4, "t": 2}}
+    >>> strategy_of(OmegaConf.create({"strategy": node})).code
+    Code(family='local', n=4, k=4, t=2, data_parts=2, blocks=2)
     """
-    if not 1 <= wait_for <= n:
-        raise ValueError(f"wait_for={wait_for} is outside 1..{n}, the number of workers.")
-    return gradient_code(n, stragglers=n - wait_for, repetition=repetition)
+    target = scheme.strategy._target_
+    try:
+        resolve_name(target)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"scheme.strategy._target_={target} is not there ({error}): use a function that Python can import, "
+            "with its folder on PYTHONPATH."
+        ) from None
+    arguments: Any = OmegaConf.to_container(scheme.strategy, resolve=True)
+    code = arguments.get("code") or {}
+    if code and "_target_" not in code:
+        arguments |= arguments.pop("code")
+    return instantiate(arguments, _convert_="all")

@@ -95,6 +95,7 @@ def _line(name: str, trainer: Trainer | None) -> str:
 def _last(trainer: Trainer | None) -> tuple[str, int] | None:
     if trainer is None:
         return None
+    # Lightning takes seconds to import; a trainer that is there has done so.
     from .checkpoints import LastCheckpoint
 
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-if TYPE_CHECKING:
+from .provenance import git_revision, versions
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a sweep's process needs none of it
     from .job import Job
 
 # Measured by ExchangeMonitor; null for a scheme that has none. bytes_up_per_update_per_worker is of a codeword that
@@ -37,7 +36,6 @@ EXCHANGE = (
     "startup_s",
     "fit_s",
 )
-LIBRARIES = ("lwpd-lightning", "torch", "lightning", "numpy", "pyzmq", "hydra-core", "torchmetrics", "wandb")
 
 
 def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: float) -> dict[str, Any]:
@@ -111,31 +109,3 @@ def write_atomically(path: Path, document: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
-
-
-def git_revision() -> str | None:
-    """Commit of the checkout that this code runs from, "-dirty" when changed since; None for an installed package."""
-    source = Path(__file__).resolve().parents[1]
-    # An installed copy may lie inside of somebody else's checkout.
-    if not (source / ".git").exists():
-        return None
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def versions() -> dict[str, str]:
-    """Version of Python and of each installed library that a result depends on.
-
-    >>> "torch" in versions()
-    True
-    """
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -23,11 +23,8 @@ except ModuleNotFoundError as error:
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from . import names, stopping, sweep  # noqa: F401 - the configuration says ${experiments:...}
-
-# An installation has conf/ inside of the package; a checkout has it beside experiments/.
-_HERE = Path(__file__).resolve().parent
-CONFIG_PATH = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
+from . import stopping, sweep
+from .names import CONFIG_PATH
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def _trained(cfg: DictConfig, stop: stopping.Stop) -> dict[str, Any]:
         directory = Path(cfg.paths.run_dir)
         (directory / sweep.FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
         write_atomically(directory / sweep.SUMMARY, summary)
-        conclude(job, summary, directory)
+        conclude(job.trainer, summary, directory)
         finished = True
     finally:
         _finish_wandb(exit_code=0 if finished else 1)

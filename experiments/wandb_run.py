@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
-if TYPE_CHECKING:
-    from .job import Job
+from .comparison.find import local_runs
+from .comparison.groups import group
+from .comparison.wandb_runs import RESULT
 
-RESULT = "result/"  # before the names of summary.json's figures in a W&B run's summary
 _STEP = "trainer/global_step"
 _BEST = {"val_acc": "max", "val_loss": "min", "val_bpc": "min", "train_loss": "min"}
 
@@ -39,28 +40,26 @@ def begin(loggers: Iterable[Logger]) -> None:
             logger.experiment.define_metric(metric, step_metric=_STEP, step_sync=True, summary=best)
 
 
-def conclude(job: Job, summary: dict[str, Any], directory: Path) -> None:
+def conclude(trainer: Trainer, summary: dict[str, Any], directory: Path) -> None:
     """Give the run `summary`'s figures, as result/..., and its pictures, which are also kept in `directory`.
 
     Call it when the directory holds summary.json.
     """
-    loggers = list(_of_wandb(job.trainer.loggers))
+    loggers = list(_of_wandb(trainer.loggers))
     if not loggers:
         return
     figures = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
     pictures = _pictures(directory)
     for logger in loggers:
         for path in pictures:
-            logger.log_image(f"figures/{path.stem}", [str(path)], step=job.trainer.global_step)
+            logger.log_image(f"figures/{path.stem}", [str(path)], step=trainer.global_step)
         logger.experiment.summary.update({f"{RESULT}{name}": value for name, value in figures.items()})
 
 
 def _pictures(directory: Path) -> list[Path]:
     """Draw the learning curve and the arrivals, as far as they were logged: a comparison of one run."""
-    # matplotlib takes a second to import.
+    # matplotlib takes a second to import, and a run without W&B draws nothing.
     from .comparison import curves, timeline, workers
-    from .comparison.find import local_runs
-    from .comparison.groups import group
 
     groups = group(local_runs([directory])[0], ["scheme"])
     drawn = []

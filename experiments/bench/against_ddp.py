@@ -33,8 +33,10 @@ SCHEMES = {
 
 def train(scheme: str, workers: int, hidden: int, part: int, updates: int, accelerator: str, start: str) -> None:
     """One timing, printed as a line of JSON by rank 0 (run in a process of its own)."""
+    # The process that starts the timed ones needs no torch.
     import lightning.pytorch as pl
     import torch
+    from lightning.pytorch.strategies import DDPStrategy
     from torch.utils.data import DataLoader, TensorDataset
 
     from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
@@ -66,8 +68,6 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int, accel
     steps = updates + warm_up
     places = places_of(workers, accelerator)
     if scheme == "ddp":
-        from lightning.pytorch.strategies import DDPStrategy
-
         strategy: Any = DDPStrategy(
             parallel_devices=places, process_group_backend=backend(places), gradient_as_bucket_view=True
         )
@@ -95,7 +95,7 @@ def train(scheme: str, workers: int, hidden: int, part: int, updates: int, accel
 
 def places_of(workers: int, accelerator: str) -> list[torch.device]:
     """The ranks' devices: a GPU each, as far as there are so many."""
-    import torch
+    import torch  # as in train
 
     if accelerator == "cpu":
         return [torch.device("cpu")] * workers

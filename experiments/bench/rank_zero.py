@@ -32,11 +32,13 @@ MEMORY_HIDDEN = 4000  # 16 million parameters
 
 def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
     """One fit, whose figures rank 0 prints as a line of JSON (in a process of its own)."""
+    # The process that starts the timed ones needs no torch.
     import lightning.pytorch as pl
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
     from lwpd_lightning import LWPDStrategy, local_code, lwpd_code, uncoded
+    from lwpd_lightning import strategy as module
     from lwpd_lightning.coding.wire import wire_format
     from lwpd_lightning.rank_zero import CodedFit
 
@@ -92,8 +94,6 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
                 "parameters": parameters,
                 "copies": grown / (4 * parameters) - 1,  # one is the gradients
             })  # fmt: skip
-
-    from lwpd_lightning import strategy as module
 
     module.CodedFit = Measured  # type: ignore[misc]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import budgets
 from .run import MISSING, Run
+from .schemes import known
 
 # What a summary says of the method, in the order in which a reader asks.
 _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", "wait_for")
@@ -16,12 +17,8 @@ _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", 
 _IDLE = {"code", "seed", "paths", "logger", "sweep", "task_name", "tags", "ckpt_path", "resumed_from", "choices"}
 # Parts of a configuration that follow from the method, or from the code and the machine that ran it.
 _OF_METHOD = {"scheme", "callbacks", "git_revision", "versions"}
+_STRATEGY = "scheme.strategy"
 _TARGET = ("target.metric", "target.value")
-# The order in which schemes are listed and drawn, others after them.
-SCHEMES = (
-    "lwpd", "local", "sketch", "gradient_coding", "k_async", "k_async_int8", "k_sync", "sync", "ddp", "ddp_bf16",
-    "powersgd",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,10 @@ def _differing(nodes: Sequence[Any], path: str = "") -> list[str]:
     """
     if all(node == nodes[0] for node in nodes[1:]):
         return []
-    if not all(isinstance(node, dict) for node in nodes) or len({node.get("_target_") for node in nodes}) > 1:
+    if not all(isinstance(node, dict) for node in nodes):
+        return [path]
+    # All schemes' functions take LWPDStrategy's arguments.
+    if path != _STRATEGY and len({node.get("_target_") for node in nodes}) > 1:
         return [path]
     names = dict.fromkeys(name for node in nodes for name in node)
     return [
@@ -140,7 +140,10 @@ def _differing(nodes: Sequence[Any], path: str = "") -> list[str]:
 
 
 def _normalised(run: Run) -> Any:
-    return _without_the_run({name: node for name, node in run.config.items() if name not in _IDLE}, run)
+    settings = {name: node for name, node in run.config.items() if name not in _IDLE}
+    if isinstance(scheme := settings.get("scheme"), dict):
+        settings["scheme"] = {name: node for name, node in scheme.items() if name != "look"}
+    return _without_the_run(settings, run)
 
 
 def _without_the_run(node: Any, run: Run) -> Any:
@@ -209,8 +212,8 @@ def _natural(values: Sequence[str]) -> list[tuple[float, str]]:
 
 
 def _place(value: str) -> tuple[float, str]:
-    if value in SCHEMES:
-        return SCHEMES.index(value), ""
+    if value in known():
+        return known()[value].place, ""
     try:
         return float(value), ""
     except ValueError:

@@ -15,6 +15,7 @@ def build(project: str, title: str, table: tuple[list[str], list[list[str]]], gr
     Raises:
         ModuleNotFoundError: the extra `report` is not installed.
     """
+    # Of the extra `report`.
     import wandb_workspaces.reports.v2 as wr
 
     entity, _, name = project.partition("/")

@@ -15,26 +15,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from .groups import SCHEMES, Group
+from .groups import Group
+from .schemes import Look as SchemeLook
+from .schemes import look_of
 
 COLUMN = 3.5  # inches: one column of a two-column page
 DPI = 200
+SEVERAL = SchemeLook()  # of a group that holds more than one scheme
 PLAIN = "{x:g}"  # of ticks on logarithmic axes, which matplotlib writes as powers
 
-# Okabe and Ito's palette, told apart under all common colour blindness, for the schemes that are most often drawn
-# together; the others are shades of theirs, with a marker of their own.
-COLOURS = dict(
-    zip(
-        SCHEMES,
-        (
-            "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#D55E00", "#8C3A00", "#56B4E9", "#7F7F7F", "#000000",
-            "#5C4A72", "#8B6F00",
-        ),
-        strict=True,
-    )
-)  # fmt: skip
-MARKERS = dict(zip(SCHEMES, "osDv^*<>XPp", strict=True))
-OTHER = "#4D4D4D"
 _DASHES: Sequence[str | tuple[int, tuple[float, ...]]] = (
     "-",
     (0, (4, 1.5)),
@@ -81,8 +70,8 @@ def looks(groups: Sequence[Group]) -> list[Look]:
     result = []
     for one in groups:
         turn = seen[one.scheme] = seen.get(one.scheme, -1) + 1
-        colour, marker = COLOURS.get(one.scheme, OTHER), MARKERS.get(one.scheme, "o")
-        result.append(Look(colour, marker, _DASHES[turn % len(_DASHES)], _FILLS[turn % len(_FILLS)]))
+        scheme = look_of(one.scheme, one.runs[0].config.get("scheme") or {}) if one.scheme else SEVERAL
+        result.append(Look(scheme.colour, scheme.marker, _DASHES[turn % len(_DASHES)], _FILLS[turn % len(_FILLS)]))
     return result
 
 

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..wandb_run import RESULT
 from .run import Run
 from .series import columns
+
+RESULT = "result/"  # before the names of summary.json's figures in a W&B run's summary
 
 
 def offline_run(directory: Path) -> Run | None:
@@ -39,6 +40,7 @@ def online_runs(project: str) -> tuple[list[Run], list[str]]:
     Raises:
         ValueError: the project cannot be read; the reason is W&B's.
     """
+    # A second to import, and runs on disk need none of it.
     import wandb
 
     try:

@@ -39,6 +39,7 @@ class Digits(SplitData):
         """Load and split, once."""
         if self._splits is not None:
             return
+        # A second to import, for these data alone.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

@@ -66,6 +66,7 @@ class Vision(SplitData):
         """Read, and download where needed, once."""
         if self._splits is not None:
             return
+        # Of the extra `vision`.
         from torchvision import datasets
 
         kind = getattr(datasets, self.name)

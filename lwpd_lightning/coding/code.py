@@ -41,7 +41,7 @@ class Code(_ByConstruction):
         generator: (n, k) float64, rows of unit norm.
         data_parts: A, the number of parts that a batch is cut into.
         blocks: B, the number of blocks that the parameters are cut into.
-        family: the name of the construction: "lwpd", "local", "sketch", "gradient" or "uncoded".
+        family: the name of the construction, for people: "lwpd", "local" or any other.
         recovery_threshold: the construction guarantees the exact gradient from any so many codewords (decoder="exact");
             None: it guarantees nothing, or none was claimed.
 

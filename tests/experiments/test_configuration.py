@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
 from experiments.peers import AllReduceMonitor, AlonePeer, DDPPeer, PowerSGDPeer
+from experiments.schemes import strategy_of
 from lwpd_lightning.injection import CpuShare, StragglerInjector
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -68,7 +68,7 @@ def test_every_preset_assembles(tmp_path, experiment):
 def test_every_coded_scheme_has_a_code_of_every_size(tmp_path, scheme, size):
     cfg = composed(tmp_path, f"scheme={scheme}", f"code={size}")
 
-    code = instantiate(cfg.scheme.strategy.code)
+    code = strategy_of(cfg.scheme).code
 
     assert code.n == cfg.code.n
     assert code.is_tight == (scheme != "gradient_coding")

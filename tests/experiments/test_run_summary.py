@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
+from experiments.provenance import git_revision
 from experiments.report import rows
-from experiments.summary import git_revision, write_atomically
+from experiments.summary import write_atomically
 from lwpd_lightning import lwpd_code
 
 MEASURED = {

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments.schemes import local_code_of_size
 from experiments.sizes import refuse_sizes
-from lwpd_lightning import lwpd_code
+from lwpd_lightning import schemes
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -26,8 +25,9 @@ def refused(cfg) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(("scheme", "construct"), [("lwpd", lwpd_code), ("local", local_code_of_size)])
-def test_a_size_is_refused_exactly_where_there_is_no_code(scheme, construct):
+@pytest.mark.parametrize("scheme", ["lwpd", "local"])
+def test_a_size_is_refused_exactly_where_there_is_no_code(scheme):
+    construct = getattr(schemes, scheme)
     cfg = composed(f"scheme={scheme}")
     for n, k, t in ((n, k, t) for n in range(1, 17) for k in range(1, 17) for t in range(1, 9)):
         cfg.code.n, cfg.code.k, cfg.code.t, cfg.code.wait_for = n, k, t, n

@@ -107,6 +107,7 @@ def _regime(workload: str, text: str, ranks: int) -> Regime:
 
 
 def _race(planned: list[Race], results: object, out: Path) -> None:
+    # After what a wrong command line is told, as all that takes seconds to import.
     from .ranks import run
     from .results import Results, standings
     from .table import table

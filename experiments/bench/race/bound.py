@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from lwpd_lightning.injection.stragglers import SlowWorkers, StragglerModel
 
-from ...train import CONFIG_PATH
+from ...names import CONFIG_PATH
 from .plan import links_of, race_of
 
 _BISECTIONS = 20

@@ -10,7 +10,8 @@ from pathlib import Path
 from ...comparison import curves
 from ...comparison.find import local_runs
 from ...comparison.groups import group
-from ...comparison.style import COLOURS, COLUMN, MARKERS, PLAIN, drawing
+from ...comparison.schemes import known
+from ...comparison.style import COLUMN, PLAIN, drawing
 from .plan import OURS, Regime, links_of, race_of
 from .results import Row, Standing, counting, standings
 
@@ -80,7 +81,8 @@ def _draw(series: list[tuple[float, dict[str, Standing]]], path: Path) -> None:
                 ]
                 line = [(x, theirs / ours) for x, theirs, ours in at if theirs is not None and ours is not None]
                 if line:
-                    axes.plot(*zip(*line, strict=True), color=COLOURS[scheme], marker=MARKERS[scheme], label=scheme)
+                    look = known()[scheme]
+                    axes.plot(*zip(*line, strict=True), color=look.colour, marker=look.marker, label=scheme)
             axes.axhline(1, color="0.6", linewidth=0.6)
             axes.set(xscale="log", yscale="log", title=f"against {peer}", xlabel="upload time / compute time")
             axes.xaxis.set_minor_formatter(PLAIN)

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ...train import main
 from .plan import Race, links_of
 from .testbed import Host, ShapedHosts
 from .traffic import MARK, Traffic, of_process
@@ -111,8 +112,6 @@ def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment
         os.environ.update(environment)
         run_dir = directory if rank == 0 else directory / f"rank{rank}"
         sys.argv = ["train", *race.overrides(), f"hydra.run.dir={run_dir}"]
-        from ...train import main
-
         main()
         code = 0
     except SystemExit as exit:

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 
 from experiments.comparison import curves, figures, page, timeline, workers
 from experiments.comparison.curves import band, focus, statistic
-from experiments.comparison.groups import SCHEMES, group
-from experiments.comparison.style import COLOURS, looks
+from experiments.comparison.groups import group
+from experiments.comparison.schemes import known
+from experiments.comparison.style import looks
 from tests.experiments.comparison.runs import run
 
 NAN = float("nan")
@@ -80,10 +81,14 @@ def test_a_scheme_has_one_colour_and_its_groups_are_told_apart():
 
     drawn = looks(groups)
 
-    assert {look.colour for look in drawn[:3]} == {COLOURS["lwpd"]}
+    assert {look.colour for look in drawn[:3]} == {known()["lwpd"].colour}
     assert len({(look.dashes, look.fill) for look in drawn[:3]}) == 3
     assert drawn[3].colour == looks(group([run("k_async")]))[0].colour
-    assert len(set(COLOURS.values())) == len(SCHEMES)
+
+
+def test_no_two_schemes_look_the_same_or_have_one_place():
+    for values in zip(*known().values(), strict=True):
+        assert len(set(values)) == len(known()) == 11
 
 
 def test_what_was_not_logged_is_said_and_the_rest_is_drawn(tmp_path):

@@ -23,6 +23,26 @@ def test_everything_but_the_seed_tells_runs_apart_and_schemes_have_their_order()
     assert all(not one.pooled for one in groups)
 
 
+def test_a_setting_of_several_schemes_is_told_apart_by_its_name_and_a_look_is_no_setting():
+    def configured(scheme, dtype, colour):
+        strategy = {"_target_": f"lwpd_lightning.schemes.{scheme}", "wire_dtype": dtype, "code": {"n": 8}}
+        return run(scheme, config={"scheme": {"name": scheme, "look": {"colour": colour}, "strategy": strategy}})
+
+    runs = [configured(scheme, dtype, dtype) for scheme in ("lwpd", "k_async") for dtype in ("int8", "bfloat16")]
+
+    assert labels(group(runs)) == [
+        "lwpd wire_dtype=bfloat16", "lwpd wire_dtype=int8", "k_async wire_dtype=bfloat16", "k_async wire_dtype=int8"
+    ]  # fmt: skip
+    assert len(group([configured("lwpd", "int8", colour) for colour in ("red", "blue")])) == 1
+
+
+def test_two_functions_of_one_scheme_are_told_apart():
+    def made_by(function):
+        return run(config={"scheme": {"name": "mine", "strategy": {"_target_": f"at_home.{function}"}}})
+
+    assert len(group([made_by("one"), made_by("another")])) == 2
+
+
 def test_runs_that_differ_in_nothing_are_one_group():
     assert labels(group([run(seed=0), run(seed=1)])) == ["lwpd"]
 
