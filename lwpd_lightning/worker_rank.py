@@ -137,6 +137,8 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
     """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
     step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
     hooks = TrainingHooks(trainer, step_log)
+    store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
+    meeting = replace(meeting, segment=store.newest)
     while (end := _serve(trainer, settings, meeting, worker, loader, hooks, step_log)).batch_index != NO_BATCH:
         hooks.enter(end)
         meeting = replace(meeting, segment=meeting.segment + 1)

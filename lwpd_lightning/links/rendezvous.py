@@ -90,6 +90,12 @@ class Rendezvous:
             segment: a fit begins another exchange whenever what it trains changes.
         """
         self._store.set(f"{self._prefix}/coordinator/{segment}", f"{seed} {address}")
+        self._store.set(f"{self._prefix}/newest", str(segment))
+
+    @property
+    def newest(self) -> int:
+        """The number of the fit's newest exchange, which a process that comes late takes part in."""
+        return int(self._wait_for(f"{self._prefix}/newest", "start its fit"))
 
     def tell(self, entry: int, outcome: str) -> None:
         """Tell the other ranks what call number ``entry`` of the job led to."""

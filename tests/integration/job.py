@@ -8,7 +8,8 @@ import sys
 import lightning.pytorch as pl
 import torch
 
-from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code
+from experiments.bench.race.testbed import Host
+from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
 from lwpd_lightning.exchange.reduction import Reduction
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
@@ -67,16 +68,21 @@ def main():
     parser.add_argument("--updates", type=int, default=1_000_000)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--fits", type=int, default=1)
+    parser.add_argument("--heartbeat", type=float, default=5.0)
+    parser.add_argument("--host", help="network namespace to move to")
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--wait-for", type=int)
     parser.add_argument("--fail-at", type=int, default=-1)
     parser.add_argument("--loader-workers", type=int, default=0)
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--uncoded", action="store_true")
     parser.add_argument("--wide", action="store_true")
     parser.add_argument("--die-when-asked", choices=["before", "after"])
     parser.add_argument("--breaks-in", choices=["script", "setup", "configure_optimizers"])
     options = parser.parse_args()
+    if options.host:
+        Host(options.host, address="").enter()
     if options.breaks_in == "script" and "LWPD_FIT" in os.environ:
         raise RuntimeError("injected failure in script")
     if options.die_when_asked:
@@ -88,6 +94,8 @@ def main():
         model.widen()
     if options.exact:
         code, exact = gradient_code(options.workers, stragglers=1), {"decoder": "exact", "stale": "drop"}
+    elif options.uncoded:
+        code, exact = uncoded(options.workers), {}
     else:
         code, exact = lwpd_code(options.workers, 2, 2), {}
     for _ in range(options.fits):  # each with a trainer of its own
@@ -97,6 +105,7 @@ def main():
             wait_for=options.wait_for or options.workers - (options.workers > 2),
             start_method=options.start if options.nodes == 1 else "auto",
             timeout_s=100,
+            heartbeat_s=options.heartbeat,
             parallel_devices=[torch.device("cuda", 0)] * options.workers if options.accelerator == "gpu" else None,
         )
         devices = {} if options.accelerator == "gpu" else {"devices": options.workers // options.nodes}

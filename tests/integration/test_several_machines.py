@@ -1,6 +1,7 @@
 """Two machines and outside launchers: the job is started once on each, as its user would, here all on one host."""
 
 import os
+import signal
 import socket
 import sys
 from contextlib import ExitStack
@@ -55,6 +56,51 @@ def test_ranks_that_a_launcher_started():
         results = [rank.wait(PATIENCE_S) for rank in ranks]
         assert [result.exit_code for result in results] == [0] * 4, "".join(result.output for result in results)
         assert "ARRIVED" in results[0].output
+
+
+def started(stack, count, **options):
+    """Ranks that a launcher started, which train until they are stopped, and how to start one of them again."""
+    environment = common(free_port(), NODE_RANK="0")
+    command = [*JOB, "--uncoded", "--workers", str(count), "--wait-for", str(count - 1), "--heartbeat", "1"]
+
+    def start(rank):
+        return stack.enter_context(ForkedJob(command, env={**environment, "LOCAL_RANK": str(rank)}))
+
+    ranks = [start(rank) for rank in range(count)]
+    ranks[0].wait_for_output("UPDATE 10\n", PATIENCE_S)
+    return ranks, start
+
+
+def test_a_killed_rank_whose_command_is_started_again_rejoins():
+    with ExitStack() as stack:
+        ranks, start = started(stack, 3)
+        for times in (1, 2):
+            ranks[2].kill()
+            ranks[2].wait(PATIENCE_S)
+            ranks[2] = start(2)
+            ranks[0]._until(lambda times=times: ranks[0].output.count("Worker 2 is back") == times, PATIENCE_S)
+            assert ranks[0].output.count("is lost") == times
+
+
+def test_a_second_process_of_a_living_rank_is_refused_by_name():
+    with ExitStack() as stack:
+        ranks, start = started(stack, 3)
+        second = start(2)
+        result = second.wait(PATIENCE_S)
+        assert result.exit_code != 0
+        assert "worker 2 is in this run already: another process with its rank answers" in result.output
+        assert "is lost" not in ranks[0].output
+        assert ranks[2]._process.poll() is None
+
+
+def test_a_stopped_rank_is_welcomed_back_when_it_goes_on():
+    with ExitStack() as stack:
+        ranks, _ = started(stack, 3)
+        ranks[2].interrupt(signal.SIGSTOP)
+        ranks[0].wait_for_output("Worker 2 is lost", PATIENCE_S)
+        ranks[2].interrupt(signal.SIGCONT)
+        ranks[0].wait_for_output("Worker 2 is back", PATIENCE_S)
+        assert ranks[0].output.count("is lost") == 1
 
 
 def test_rerun_and_forked_ranks_end_with_the_same_weights():
