@@ -73,7 +73,7 @@ class WireFormat(ABC):
             ValueError: where the payload's length is not ``nbytes(size)``: sizes come from a peer.
         """
         self._check(payload, size)
-        return self._read(payload, size)
+        return self.read(payload, size)
 
     def _check(self, payload: Tensor, size: int) -> None:
         if payload.dtype != torch.uint8 or payload.shape != (self.nbytes(size),):
@@ -102,7 +102,8 @@ class WireFormat(ABC):
         """
 
     @abstractmethod
-    def _read(self, payload: Tensor, size: int) -> Tensor: ...
+    def read(self, payload: Tensor, size: int) -> Tensor:
+        """`unpack` of a payload whose length has been checked."""
 
 
 _FORMATS: dict[str, type[WireFormat]] = {}

@@ -23,7 +23,7 @@ class _Float(WireFormat):
     def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
         return payload[start * self._dtype.itemsize : stop * self._dtype.itemsize]
 
-    def _read(self, payload: Tensor, size: int) -> Tensor:
+    def read(self, payload: Tensor, size: int) -> Tensor:
         # A slice behind an odd header cannot be viewed as wider values.
         aligned = payload if payload.storage_offset() % self._dtype.itemsize == 0 else payload.clone()
         return aligned.contiguous().view(self._dtype)

@@ -56,7 +56,7 @@ class _Int8(WireFormat):
         scales = payload[4 * (start // CHUNK) : 4 * -(-stop // CHUNK)]
         return torch.cat([scales, payload[header + start : header + stop]])
 
-    def _read(self, payload: Tensor, size: int) -> Tensor:
+    def read(self, payload: Tensor, size: int) -> Tensor:
         header = self.nbytes(size) - size
         scales = payload[:header].clone().view(torch.float32)
         values = torch.zeros(scales.numel(), CHUNK, device=payload.device)

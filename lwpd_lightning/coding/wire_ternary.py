@@ -74,7 +74,7 @@ class _Ternary(WireFormat):
         levels = payload[: _level_bytes(size)].cpu().numpy().view(np.float32)
         return bool(np.isfinite(levels).all())
 
-    def _read(self, payload: Tensor, size: int) -> Tensor:
+    def read(self, payload: Tensor, size: int) -> Tensor:
         values = torch.empty(size)
         self._write(payload, values)
         return values.to(payload.device)

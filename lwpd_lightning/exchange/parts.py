@@ -111,12 +111,9 @@ class Parts(ABC):
     def hopeless(self, number: int) -> bool:
         """Whether what is missing of a decision will not come, or may not."""
 
-    def _header(self, op: Op, decision: Decision, part: Slice) -> Header:
+    def _header(self, op: Op, decision: Decision) -> Header:
         assert self.ranks.me is not None
-        return Header(
-            op, self.messages.run_id, self.ranks.me, decision.version, elements=part.stop - part.start,
-            decision=decision.number,
-        )  # fmt: skip
+        return Header(op, self.messages.run_id, self.ranks.me, decision.version, decision=decision.number)
 
 
 @dataclass
@@ -131,7 +128,7 @@ class MessageParts(Parts):
         for part in decision.slices(self.size):
             if part.reducer != self.ranks.me:
                 slice_ = self.wire.cut(packed, self.size, part.start, part.stop)
-                message = self.messages.pack(self._header(Op.SLICE, decision, part), slice_)
+                message = self.messages.pack(self._header(Op.SLICE, decision), slice_)
                 self.send(self.ranks.address(part.reducer), message)
 
     def slices(self, decision: Decision, mine: Slice) -> dict[int, Tensor] | None:
@@ -141,7 +138,7 @@ class MessageParts(Parts):
 
     def publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
         """Send the part to all."""
-        message = self.messages.pack(self._header(Op.PART, decision, mine), packed)
+        message = self.messages.pack(self._header(Op.PART, decision), packed)
         for address in self.ranks.others:
             self.send(address, message)
         self.received.keep_part(decision.number, mine.reducer, packed)
@@ -239,7 +236,7 @@ class SharedParts(Parts):
         """Put the part in its place, and tell rank 0."""
         placed = self._place(decision, mine.reducer).copy_(packed)
         if self.ranks.me != self.ranks.coordinator:
-            self.send(COORDINATOR, self.messages.pack(self._header(Op.PART, decision, mine), placed))
+            self.send(COORDINATOR, self.messages.pack(self._header(Op.PART, decision), placed))
         self.received.keep_part(decision.number, mine.reducer, placed)
 
     def packed(self, decision: Decision) -> list[tuple[Slice, Tensor]]:
