@@ -78,6 +78,12 @@ class Seat:
         self.queued = 4 * _window(blocks, update) + 8  # an update makes four for a rank on the busiest link
 
     @property
+    def peers(self) -> list[int]:
+        """The workers to which this worker has links of its own, beside the one to rank 0."""
+        known = {self._worker} if self._settings.dedicated_coordinator else {self._worker, 0}
+        return [other for other in range(self._code.n) if other not in known and self._memory is None]
+
+    @property
     def _slot(self) -> Tensor | None:
         """Where in shared memory this rank's packed codewords lie."""
         return None if self._memory is None or self._worker is None else self._memory.codewords[self._worker]

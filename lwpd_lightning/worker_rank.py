@@ -154,12 +154,11 @@ def _serve(
     seat = Seat(settings, meeting, worker, module, loader, memory)
     codewords = seat.computation(trainer)
     assert codewords is not None
-    known = {worker, 0} if not settings.dedicated_coordinator else {worker}
     links = WorkerLinks(
         meeting.run_key,
         worker,
         address,
-        peers=[other for other in range(code.n) if other not in known and memory is None],
+        peers=seat.peers,
         heartbeat_s=settings.heartbeat_s,
         max_message_bytes=seat.max_message_bytes,
         queued=seat.queued,
