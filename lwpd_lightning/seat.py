@@ -66,8 +66,9 @@ class Seat:
         self.blocks = blocks = BlockMap(module.parameters(), code.blocks)
         self.wire = settings.wire(blocks.dtype, blocks.device, derive_seed(self._seed, me))
         self.update_wire = settings.update_wire(blocks.dtype, derive_seed(self._seed, code.n, me))
-        self.receiver = settings.receiver(blocks)
-        self.sender = None if worker is None else settings.made_by.sender(code, worker, blocks, self._in_place)
+        self.sender, self.receiver = settings.made_by.make(
+            code, worker, blocks, one_version=settings.one_version, into=self._in_place
+        )
         self.messages = Messages(meeting.run_id, None if memory is None else memory.arena)
         layout = StateLayout.everything(module, blocks.device)
         # Rounded: another processor's solver may differ in the last bits of a gradient_code.

@@ -9,10 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from lwpd_lightning.coding import BlockMap, Code, lwpd_code
+from lwpd_lightning.coding import Code, lwpd_code
 from lwpd_lightning.coding.compressor import COMPRESSORS, Compressor
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
-from lwpd_lightning.coding.receiver import Receiver
 from lwpd_lightning.coding.wire import (
     WireFormat,
     dtype_name,
@@ -279,15 +278,10 @@ class ExchangeSettings:
     def rows(self) -> int:
         """Rows of d values that a decoded gradient has."""
         assert self.code is not None
-        return self.made_by.receiver.count_rows(self.code, self._one_version)
-
-    def receiver(self, blocks: BlockMap) -> Receiver:
-        """What makes gradients of decoded rows."""
-        assert self.code is not None
-        return self.made_by.receiver(self.code, blocks, self._one_version)
+        return self.made_by.receiver.count_rows(self.code, self.one_version)
 
     @property
-    def _one_version(self) -> bool:
+    def one_version(self) -> bool:
         """Whether all codewords of an update are of its own version."""
         return self.stale == "drop"
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.receiver import LinearReceiver, Receiver
 from lwpd_lightning.coding.sender import PlainSender, Sender
@@ -20,6 +24,21 @@ class Compressor:
 
     sender: type[Sender]
     receiver: type[Receiver]
+
+    def make(
+        self, code: Code, worker: int | None, blocks: BlockMap, *, one_version: bool, into: Tensor | None = None
+    ) -> tuple[Sender | None, Receiver]:
+        """What one rank holds; a compressor whose two sides know of each other says here how.
+
+        Args:
+            code: the code.
+            worker: the rank's row of it; None: it has none, and no sender.
+            blocks: layout of the trainable parameters.
+            one_version: whether all codewords of an update are of its own version.
+            into: where a codeword that needs no packing is to lie (`Sender`).
+        """
+        sender = None if worker is None else self.sender(code, worker, blocks, into)
+        return sender, self.receiver(code, blocks, one_version)
 
 
 # Another one is a line here, or, from outside, an entry before the strategy is made, in every process.

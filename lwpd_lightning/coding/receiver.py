@@ -51,6 +51,8 @@ class Receiver(ABC):
     def gradient(self, decoded: Tensor, version: int, touched: Sequence[bool], *, views: bool = False) -> None:
         """Set every parameter's ``grad`` to the gradient that was decoded.
 
+        Perhaps more than once for an update, and for one that is decided again afterwards; the model is at the version.
+
         Args:
             decoded: (rows, d), on any device.
             version: the update's.
