@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lwpd_lightning.carried import Carried
 from lwpd_lightning.coding import BlockMap, Code
-from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.coding.wire import WireFormat, dtype_name
+from lwpd_lightning.coding.sender import Sender
+from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.data import CodedBatch, derive_seed, drawing_from
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Codeword, Contribution
@@ -31,7 +31,7 @@ _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_a
 
 
 class CodewordComputation:
-    """One worker's codewords, one after the other, in one buffer: its own, or the memory of error feedback.
+    """One worker's codewords, one after the other.
 
     Every data part of every batch draws its randomness (dropout, augmentation on the device) from a stream of its own,
     so that two workers that compute the same task compute the same numbers.
@@ -41,10 +41,10 @@ class CodewordComputation:
         code: the code.
         worker: this worker's row.
         blocks: layout of the trainable parameters.
+        sender: makes codewords of gradients. Whoever sends one settles it.
         seed: keys the randomness of all data parts of the run.
         wire: how codewords are packed.
         slot: memory shared with other ranks that packed codewords go to; None: each has memory of its own.
-        feedback: what earlier codewords left out; None: that is lost. Whoever sends a codeword settles it.
     """
 
     def __init__(
@@ -53,24 +53,19 @@ class CodewordComputation:
         code: Code,
         worker: int,
         blocks: BlockMap,
+        sender: Sender,
         seed: int,
         wire: WireFormat,
         slot: Tensor | None = None,
-        feedback: ErrorFeedback | None = None,
     ) -> None:
         self.blocks = blocks
         self.parts = code.parts(worker)
-        self._trainer, self._code, self._worker, self._seed = trainer, code, worker, seed
-        self._feedback = feedback
+        self._trainer, self._worker, self._sender, self._seed = trainer, worker, sender, seed
         self._wire, self._slot, self._staging = wire, slot, Staging(blocks.device)
-        in_place = slot is not None and wire.name == dtype_name(blocks.dtype)
-        if feedback is None:  # otherwise codewords lie in its memory
-            self._codeword = slot.view(blocks.dtype) if slot is not None and in_place else blocks.codeword()
         self._carried = Carried(self._module, code)
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
         self._losses: list[float] = []
-        self._remembered: set[int] = set()  # parameters of which the feedback's memory may hold something
         self._version, self._started = 0, 0.0
         self._explained_sparse = False
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -97,8 +92,7 @@ class CodewordComputation:
     def begin(self, version: int, spent_s: float = 0.0) -> None:
         """Start a codeword, for which ``spent_s`` seconds have gone to the step before and to its batch."""
         self._version, self._started = version, time.monotonic() - spent_s
-        if self._feedback is None:
-            self._codeword.zero_()
+        self._sender.begin(version)
         self._losses = []
         for callback in self._callbacks:
             callback.on_codeword_start(self._trainer, self._worker, version)
@@ -125,12 +119,7 @@ class CodewordComputation:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
                 self._explain_sparse()
-        factor = 1 / loss_scale(self._precision)
-        if self._feedback is None:
-            coefficients = self._code.at(self._version).coefficients(self._worker)[part]
-            self.blocks.encode(factor * coefficients, self._codeword)
-        else:
-            self._feedback.add(part, factor)
+        self._sender.add(part, 1 / loss_scale(self._precision))
         self._losses.append(float(loss.detach()) * self._accumulated)
 
     def _explain_sparse(self) -> None:
@@ -169,12 +158,7 @@ class CodewordComputation:
 
     def finish(self, samples: int, touched: set[int], logged: str) -> tuple[Codeword, Contribution]:
         """The finished codeword, as it is until the next `begin` or until it is settled, and what is told of it."""
-        if self._feedback is None:
-            codeword = self._codeword
-        else:
-            codeword = self._feedback.codeword(self._version)
-            self._remembered |= touched
-            touched = self._remembered  # what is taken off the memory must not be left out of the gradient
+        codeword, touched = self._sender.codeword(), self._sender.held(touched)
         for callback in self._callbacks:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()
@@ -193,8 +177,8 @@ class CodewordComputation:
         packed = self._wire.pack(codeword)
         if self._slot is None:
             packed = self._staging.to_host(packed)
-            # What travels must stay as it is, and the memory does not.
-            return packed if self._feedback is None or packed.data_ptr() != codeword.data_ptr() else packed.clone()
+            # What travels must stay as it is, and what is settled does not.
+            return packed if not self._sender.remembers or packed.data_ptr() != codeword.data_ptr() else packed.clone()
         return packed if packed.data_ptr() == self._slot.data_ptr() else self._slot.copy_(packed)
 
     def _training_step(self, batch: CodedBatch, part: int, data: Any) -> Any:

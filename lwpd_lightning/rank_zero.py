@@ -17,13 +17,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lwpd_lightning.coding import BlockMap, Code, kernels
-from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.compute import CodewordComputation
+from lwpd_lightning.coding import Code
 from lwpd_lightning.data import CodedLoader, loader_of
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.membership import Membership
+from lwpd_lightning.exchange.parts import SharedMemory
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
 from lwpd_lightning.exchange.update import Failure, Step, Update
@@ -33,18 +32,10 @@ from lwpd_lightning.links.header import NO_BATCH
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.transport import Hub
 from lwpd_lightning.loss_scale import scale_gradients
-from lwpd_lightning.meeting import (
-    ENV_KEY,
-    Meeting,
-    computation,
-    error_feedback,
-    fingerprint,
-    max_message_bytes,
-    queued,
-    reduction,
-)
+from lwpd_lightning.meeting import ENV_KEY, Meeting
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.seat import Seat, shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
 from lwpd_lightning.step_log import StepLog, combined, from_json, relog, to_json
@@ -125,37 +116,27 @@ class CodedFit:
             TimeoutError: a worker did not join in ``timeout_s``.
         """
         assert self._settings.code is not None
-        ternary = "ternary" in (self._settings.wire_dtype, self._settings.update_dtype)
-        if self._settings.code.direction is not None or ternary:
-            kernels.compiled()  # before workers are forked, which then share it
-        if ternary and kernels.compiled() is None:
-            log.warning(
-                "numpy packs the ternary values; numba is many times as fast: pip install 'lwpd-lightning[fast]'"
-            )
+        for advice in self._settings.warm_up():
+            log.warning(advice)
         torch.set_num_threads(suggested_threads(self._local_ranks))
         rank_zero_info(share_of_batch(self._loader.batch_size, self._settings.code))
         self._begin(None)
 
     def _begin(self, at: tuple[int, int] | None) -> None:
         """Begin an exchange of what is trainable now, ``at`` an epoch and batch, or before the first one."""
-        code, module = self._settings.code, self._trainer.lightning_module
-        assert code is not None
+        module = self._trainer.lightning_module
         self._structure = Structure(module)
-        self._blocks = BlockMap(module.parameters(), code.blocks)
+        meeting, memory, listener = self._meet(at)
+        seat = Seat(self._settings, meeting, self._own, module, self._loader, memory)
+        self._blocks = seat.blocks
         self._checksums = Checksums(module, self._blocks.parameters)
-        meeting, listener = self._meet(at)
-        feedback = error_feedback(self._settings, self._own, self._blocks)
-        self._computation: CodewordComputation | None = None
-        if self._own is not None:
-            self._computation = computation(
-                self._trainer, self._settings, meeting, self._own, self._blocks, feedback, self._loader.seed
-            )
+        self._computation = seat.computation(self._trainer)
         lost = [] if self._settings.start_method == "fork" else [failure.worker for failure in self._failures]
-        self._coordinator = self._coordinate(meeting, listener, feedback, lost)
+        self._coordinator = self._coordinate(meeting, seat, listener, lost)
         self._steering = Steering(self._trainer, StateLayout.buffers(module, self._blocks.device))
         self._coordinator.admit()
 
-    def _meet(self, at: tuple[int, int] | None) -> tuple[Meeting, socket.socket | None]:
+    def _meet(self, at: tuple[int, int] | None) -> tuple[Meeting, SharedMemory | None, socket.socket | None]:
         """Start the workers of this machine, or let those that run meet for another exchange."""
         environment, local = self._environment, range(1, self._local_ranks)
         if self._meeting is None and self._elsewhere:
@@ -164,21 +145,21 @@ class CodedFit:
             if not environment.creates_processes_externally:
                 meeting = self._meeting
                 self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
-            return self._meeting, None
+            return self._meeting, None, None
         if self._meeting is not None and self._settings.start_method == "rerun":
             self._meeting = replace(self._meeting, segment=self._meeting.segment + 1)
-            return self._meeting, None
+            return self._meeting, None, None
         listener = rendezvous.listen(rendezvous.LOOPBACK, 0)
         key, port = run_key_for(environment, self._num_nodes), listener.getsockname()[1]
-        self._meeting = Meeting(key, rendezvous.LOOPBACK, port, self._generation)
+        self._meeting, memory = Meeting(key, rendezvous.LOOPBACK, port, self._generation), None
         if self._settings.start_method == "rerun":
             meeting = self._meeting
             self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
         else:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
-            self._meeting = self._meeting.with_memory(self._settings, self._blocks)
-            self._workers = fork_workers(local, self._forked_work(self._meeting, listener, at))
-        return self._meeting, listener
+            memory = shared_memory(self._settings, self._trainer.lightning_module)
+            self._workers = fork_workers(local, self._forked_work(self._meeting, memory, listener, at))
+        return self._meeting, memory, listener
 
     @property
     def running(self) -> bool:
@@ -391,9 +372,7 @@ class CodedFit:
         )
         self._published = epoch, batch_index
 
-    def _coordinate(
-        self, meeting: Meeting, listener: socket.socket | None, feedback: ErrorFeedback | None, lost: list[int]
-    ) -> Coordinator:
+    def _coordinate(self, meeting: Meeting, seat: Seat, listener: socket.socket | None, lost: list[int]) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module
         assert settings.code is not None and settings.wait_for is not None
         workers = [worker for worker in range(settings.code.n) if worker != self._own]
@@ -403,8 +382,8 @@ class CodedFit:
             workers,
             host=link_host,
             heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=max_message_bytes(module, self._blocks),
-            queued=queued(self._blocks, settings),
+            max_message_bytes=seat.max_message_bytes,
+            queued=seat.queued,
         )
         if listener is None:
             store = self._entries.store
@@ -422,7 +401,7 @@ class CodedFit:
                 least,
                 most,
                 always=self._own,
-                feedback=settings.error_feedback,
+                feedback=settings.remembers,
                 decoder=settings.decoder,
                 max_staleness=0 if settings.stale == "drop" else settings.max_staleness,
             )
@@ -433,10 +412,10 @@ class CodedFit:
             stale=settings.stale,
             max_staleness=settings.max_staleness,
             always=self._own,
-            feedback=settings.error_feedback,
+            feedback=settings.remembers,
             adaptive=adaptive,
         )
-        reducing = reduction(self._blocks, settings, meeting, self._own, hub.send, feedback, self._loader.seed)
+        reducing = seat.reduction(hub.send)
         members = Membership(workers, self._own, grace_s=settings.heartbeat_s / 6, join_s=2 * settings.heartbeat_s)
         for worker in lost:
             members.lose(worker)
@@ -446,12 +425,12 @@ class CodedFit:
         return Coordinator(
             hub=hub,
             members=members,
-            publication=Publication(hub, meeting.messages, module, self._blocks.device, optimizer, precision),
+            publication=Publication(hub, seat.messages, module, self._blocks.device, optimizer, precision),
             rule=rule,
             reduction=reducing,
             model=module,
-            messages=meeting.messages,
-            fingerprint=fingerprint(module, self._blocks, settings.code, self._loader),
+            messages=seat.messages,
+            fingerprint=seat.fingerprint,
             first_version=self._trainer.global_step,
             min_workers=settings.fewest_workers,
             timeout_s=settings.timeout_s,
@@ -465,13 +444,13 @@ class CodedFit:
             self._workers.kill(worker + self._rank_of)
 
     def _forked_work(
-        self, meeting: Meeting, listener: socket.socket, at: tuple[int, int] | None
+        self, meeting: Meeting, memory: SharedMemory, listener: socket.socket, at: tuple[int, int] | None
     ) -> Callable[[int], None]:
         def work(rank: int) -> None:
             listener.close()  # rank 0's alone
             self._environment.set_global_rank(rank)
             self._trainer.strategy._fit = None  # type: ignore[attr-defined]  # whose links and processes are rank 0's
-            serve_forked(self._trainer, self._settings, meeting, rank - self._rank_of, self._loader, at)
+            serve_forked(self._trainer, self._settings, meeting, memory, rank - self._rank_of, self._loader, at)
 
         return work
 

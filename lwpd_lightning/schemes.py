@@ -16,7 +16,7 @@ from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.coding.families import Repetition
 from lwpd_lightning.rule.arrivals import Stale
-from lwpd_lightning.settings import WaitFor, WireDtype
+from lwpd_lightning.settings import WaitFor
 from lwpd_lightning.strategy import LWPDStrategy
 
 
@@ -48,8 +48,8 @@ def sketch(
     blocks: int = 3,
     *,
     stale: Stale = "drop",
-    wire_dtype: WireDtype | None = "ternary",
-    update_dtype: WireDtype | None = "ternary",
+    wire_dtype: str | None = "ternary",
+    update_dtype: str | None = "ternary",
     error_feedback: bool = True,
     **options: Any,
 ) -> LWPDStrategy:
@@ -130,8 +130,8 @@ def k_async_int8(
     n: int,
     wait_for: WaitFor,
     *,
-    wire_dtype: WireDtype | None = "int8",
-    update_dtype: WireDtype | None = "int8",
+    wire_dtype: str | None = "int8",
+    update_dtype: str | None = "int8",
     **options: Any,
 ) -> LWPDStrategy:
     """`k_async` with gradients in int8 both ways, rounded without bias (as QSGD: Alistarh et al., NeurIPS 2017).

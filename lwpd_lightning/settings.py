@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import multiprocessing
-import numbers
-import operator
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, SupportsIndex, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from lwpd_lightning.coding import Code, lwpd_code
+from lwpd_lightning.coding.compressor import COMPRESSORS, Compressor
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
-from lwpd_lightning.coding.wire import WireFormat, dtype_name, wire_format
+from lwpd_lightning.coding.wire import (
+    WireFormat,
+    dtype_name,
+    format_class,
+    formats,
+    lossy,
+    lossy_names,
+    needs_feedback,
+    smallest_without_feedback,
+)
 from lwpd_lightning.data.batch_size import BatchSizeMeans
+from lwpd_lightning.given import bounds, seconds, shown, whole
 from lwpd_lightning.rule.arrivals import Stale
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]
-WireDtype = Literal["float64", "float32", "bfloat16", "int8", "ternary"]
-_LOSSY = ("bfloat16", "int8", "ternary")
 # Seconds that ZeroMQ's heartbeats and torch's store can be told: milliseconds in 32 bits, and a timedelta.
 _HEARTBEATS, _TIMEOUTS = (0.01, 1e6), (0.001, 1e9)
 
@@ -36,8 +42,8 @@ class ExchangeSettings:
     decoder: Decoder = "projective"
     stale: Stale = "apply"
     max_staleness: int | None = None
-    wire_dtype: WireDtype | None = None
-    update_dtype: WireDtype | None = None
+    wire_dtype: str | None = None
+    update_dtype: str | None = None
     error_feedback: bool = False
     min_workers: int | None = None
     heartbeat_s: float = 5.0
@@ -45,14 +51,17 @@ class ExchangeSettings:
     dedicated_coordinator: bool = False
     start_method: StartMethod = "auto"
     batch_size_means: BatchSizeMeans = "global"
+    compressor: str | None = None
 
     def __post_init__(self) -> None:
         self._read()
+        known = (None, *(made.name for made in formats()))
         for name, value, choices in (
             ("decoder", self.decoder, get_args(Decoder)),
             ("stale", self.stale, get_args(Stale)),
-            ("wire_dtype", self.wire_dtype, (None, *get_args(WireDtype))),
-            ("update_dtype", self.update_dtype, (None, *get_args(WireDtype))),
+            ("wire_dtype", self.wire_dtype, known),
+            ("update_dtype", self.update_dtype, known),
+            ("compressor", self.compressor, (None, *COMPRESSORS)),
             ("start_method", self.start_method, get_args(StartMethod)),
             ("batch_size_means", self.batch_size_means, get_args(BatchSizeMeans)),
         ):
@@ -68,16 +77,20 @@ class ExchangeSettings:
                 f"max_staleness={self.max_staleness} with stale={self.stale!r}: use a number of versions >= 0 with "
                 "stale='apply'; stale='drop' already bounds it at 0."
             )
+        if self.compressor is not None and self.error_feedback:
+            raise ValueError(
+                f"compressor={self.compressor!r} with error_feedback=True, which is a compressor too: use one of them."
+            )
         if self.error_feedback and not self._feeds_back:
             raise ValueError(
                 f"error_feedback=True with wire_dtype={self.wire_dtype!r} and update_dtype={self.update_dtype!r}: "
-                "nothing is lost that could be fed back, use it with a wire_dtype of 'bfloat16', 'int8' or 'ternary', "
+                f"nothing is lost that could be fed back, use it with a wire_dtype of {lossy_names()}, "
                 "or with a sketch (local_code with data_parts=n), or with such an update_dtype and a code of one block."
             )
-        if self.wire_dtype == "ternary" and not self.error_feedback:
+        if needs_feedback(self.wire_dtype) and not self.remembers:
             raise ValueError(
-                "wire_dtype='ternary' with error_feedback=False would lose most of every gradient: use "
-                "error_feedback=True, or wire_dtype='int8'."
+                f"wire_dtype={self.wire_dtype!r} with error_feedback=False would lose most of every gradient: use "
+                f"error_feedback=True, or wire_dtype={smallest_without_feedback()!r}."
             )
         if self.code is not None:
             self._check_counts(self.code)
@@ -91,15 +104,15 @@ class ExchangeSettings:
             )
         read: dict[str, object] = {}
         if not isinstance(self.wait_for, str) or self.wait_for != "adaptive":
-            read["wait_for"] = _whole("wait_for", self.wait_for, "number of codewords", "an integer, or 'adaptive'")
-        read["min_workers"] = _whole("min_workers", self.min_workers, "number of workers", "an integer")
-        read["max_staleness"] = _whole("max_staleness", self.max_staleness, "number of versions", "an integer >= 0")
-        read["wait_for_bounds"] = _bounds(self.wait_for_bounds)
-        for name, seconds, limits in (
+            read["wait_for"] = whole("wait_for", self.wait_for, "number of codewords", "an integer, or 'adaptive'")
+        read["min_workers"] = whole("min_workers", self.min_workers, "number of workers", "an integer")
+        read["max_staleness"] = whole("max_staleness", self.max_staleness, "number of versions", "an integer >= 0")
+        read["wait_for_bounds"] = bounds(self.wait_for_bounds)
+        for name, given, limits in (
             ("heartbeat_s", self.heartbeat_s, _HEARTBEATS),
             ("timeout_s", self.timeout_s, _TIMEOUTS),
         ):
-            read[name] = _seconds(name, seconds, *limits)
+            read[name] = seconds(name, given, *limits)
         for name in ("error_feedback", "dedicated_coordinator"):
             if not isinstance(value := getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name}={shown(value)} is neither true nor false: use True or False.")
@@ -120,11 +133,11 @@ class ExchangeSettings:
         if self.decoder == "exact":
             self._check_exact(code)
 
-        if self.update_dtype == "ternary" and not (self.error_feedback and self.rows == 1):
+        if needs_feedback(self.update_dtype) and not self._sums_are_fed_back:
             raise ValueError(
-                "update_dtype='ternary' needs error feedback that can take back what the decoded gradient loses: use "
-                "error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with a code of "
-                "one block, or update_dtype='int8'."
+                f"update_dtype={self.update_dtype!r} needs error feedback that can take back what the decoded gradient "
+                "loses: use error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with "
+                f"a code of one block, or update_dtype={smallest_without_feedback()!r}."
             )
         self._check_solved_weights(code)
         alone = [setting for setting, count in self._counts if count == 1 and setting.startswith("wait_for")]
@@ -136,14 +149,14 @@ class ExchangeSettings:
 
     def _check_solved_weights(self, code: Code) -> None:
         """Who packs a sum takes back what that lost, divided by its own codeword's weight, which must not be tiny."""
-        if self.decoder == "projective" or not self.error_feedback or self.update_dtype not in _LOSSY or self.rows > 1:
+        if self.decoder == "projective" or not lossy(self.update_dtype) or not self._sums_are_fed_back:
             return
         if code.is_tight:
             works = "decoder='projective'"
-        elif self.wire_dtype in _LOSSY:
+        elif lossy(self.wire_dtype):
             works = "update_dtype=None"
         else:
-            works = "update_dtype='int8' with error_feedback=False"
+            works = f"update_dtype={smallest_without_feedback()!r} with error_feedback=False"
         raise ValueError(
             f"decoder={self.decoder!r} with update_dtype={self.update_dtype!r} and error_feedback=True: a weight that "
             "is solved for may be next to nothing, and what is lost of the sum, divided by it, would swamp the memory "
@@ -168,9 +181,14 @@ class ExchangeSettings:
     @property
     def _feeds_back(self) -> bool:
         """Whether anything is lost that error feedback can send later: of codewords, or by packing a sum of one row."""
-        if self.wire_dtype in _LOSSY:
+        if lossy(self.wire_dtype):
             return True
-        return self.code is not None and (len(self.code.cycle) > 1 or (self.update_dtype in _LOSSY and self.rows == 1))
+        return self.code is not None and (len(self.code.cycle) > 1 or (lossy(self.update_dtype) and self.rows == 1))
+
+    @property
+    def _sums_are_fed_back(self) -> bool:
+        """Whether what packing a sum loses can come back: where it is of one row."""
+        return self.remembers and self.rows == 1
 
     @property
     def _counts(self) -> list[tuple[str, int]]:
@@ -247,75 +265,48 @@ class ExchangeSettings:
         return replace(self, start_method="fork" if forkable else "rerun")
 
     @property
-    def along_direction(self) -> bool:
-        """Whether all codewords of an update show the gradient along one row, so that their sum is all there is."""
-        assert self.code is not None
-        return _along_direction(self.code, self.stale)
+    def made_by(self) -> Compressor:
+        """The sender and the receiver that ranks make."""
+        return COMPRESSORS[self.compressor or ("error_feedback" if self.error_feedback else "plain")]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what is not sent of a gradient comes with later codewords."""
+        return self.made_by.sender.remembers
 
     @property
     def rows(self) -> int:
         """Rows of d values that a decoded gradient has."""
         assert self.code is not None
-        return 1 if self.along_direction else self.code.blocks
+        return self.made_by.receiver.count_rows(self.code, self.one_version)
+
+    @property
+    def one_version(self) -> bool:
+        """Whether all codewords of an update are of its own version."""
+        return self.stale == "drop"
 
     def wire(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> WireFormat:
-        """How codewords of ``dtype`` on ``device`` travel; int8 is rounded without bias unless errors are fed back."""
-        return _wire(self.wire_dtype, dtype, device, self.error_feedback, seed)
+        """How codewords of ``dtype`` on ``device`` travel; without bias, if it can be, unless errors are fed back."""
+        return _wire(self.wire_dtype, dtype, device, self.remembers, seed)
 
     def update_wire(self, dtype: torch.dtype, seed: int = 0) -> WireFormat:
-        """How decoded gradients travel; int8 is rounded without bias unless what it loses can be fed back."""
-        fed_back = self.error_feedback and self.rows == 1
-        return _wire(self.update_dtype, dtype, torch.device("cpu"), fed_back, seed)
+        """How decoded gradients travel; without bias, if it can be, unless what is lost of them can be fed back."""
+        return _wire(self.update_dtype, dtype, torch.device("cpu"), self._sums_are_fed_back, seed)
 
+    def warm_up(self) -> list[str]:
+        """Load what the exchange needs, before ranks are forked, which then share it.
 
-def shown(value: object) -> str:
-    """A refused value on one short line."""
-    words = " ".join(repr(value).split())
-    return words if len(words) <= 60 else f"{words[:57]}..."
-
-
-def _index(value: SupportsIndex) -> int:
-    if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
-        raise TypeError("a truth value counts nothing")
-    return operator.index(value)
-
-
-def _whole(name: str, value: SupportsIndex | None, meaning: str, works: str) -> int | None:
-    try:
-        return None if value is None else _index(value)
-    except TypeError:
-        raise ValueError(f"{name}={shown(value)} is no {meaning}: use {works}.") from None
-
-
-def _bounds(bounds: Iterable[SupportsIndex] | None) -> tuple[int, int] | None:
-    if bounds is None:
-        return None
-    try:
-        least, most = map(_index, bounds)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"wait_for_bounds={shown(bounds)} are no two numbers of codewords: use two integers (least, most)."
-        ) from None
-    return least, most
-
-
-def _seconds(name: str, seconds: object, least: float, most: float) -> float:
-    if isinstance(seconds, numbers.Real) and not isinstance(seconds, bool) and least <= float(seconds) <= most:
-        return float(seconds)
-    raise ValueError(
-        f"{name}={shown(seconds)} is no duration: use a positive number of seconds, {least:g} to {most:.0f}."
-    )
-
-
-def _along_direction(code: Code, stale: Stale) -> bool:
-    return stale == "drop" and code.direction is not None
+        Returns what is missing that would make it faster, in a sentence each.
+        """
+        assert self.code is not None
+        self.made_by.receiver.warm_up(self.code)
+        named = {name: None for name in (self.wire_dtype, self.update_dtype) if name is not None}
+        return [advice for name in named if (advice := format_class(name).warm_up()) is not None]
 
 
 def _wire(name: str | None, dtype: torch.dtype, device: torch.device, fed_back: bool, seed: int) -> WireFormat:
-    name = name or dtype_name(dtype)
-    if name == "int8" and not fed_back:
-        return wire_format(name, "stochastic", torch.Generator(device).manual_seed(seed))
-    return wire_format(name)
+    made = format_class(name or dtype_name(dtype))
+    return made() if fed_back else made.unbiased(device, seed)
 
 
 def default_code(workers: int) -> Code:

@@ -36,7 +36,7 @@ from lwpd_lightning.refusals import (
     refuse_trainer,
 )
 from lwpd_lightning.rule.arrivals import Stale
-from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor, WireDtype
+from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor
 from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher, serve
 
 _Object = TypeVar("_Object")
@@ -65,8 +65,8 @@ class LWPDStrategy(ParallelStrategy):
             "drop" it: its worker goes on with the newest.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
         wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value, with
-            error_feedback; best with numba, ``pip install 'lwpd-lightning[fast]'``) or "float64"; None: as the gradient
-            is (float32, or float64 at 64-true).
+            error_feedback; best with numba, ``pip install 'lwpd-lightning[fast]'``), "float64", or a format of one's
+            own (`coding.wire.register`); None: as the gradient is (float32, or float64 at 64-true).
         update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
             None: as the gradient is. With another, K = n is no longer equal to single-process training.
         error_feedback: what a wire_dtype below float32 lost, what a sketch's row left out and what a dropped codeword
@@ -81,6 +81,8 @@ class LWPDStrategy(ParallelStrategy):
         batch_size_means: what the training loader's ``batch_size`` is: "global", the whole update's batch, or
             "per_worker", as under DDP: an update's batch is then n times as large, so that a script that came from
             ``strategy="ddp"`` keeps its numbers.
+        compressor: the name of a sender and a receiver of one's own (`coding.compressor`); None: "error_feedback" where
+            that is asked for, else "plain".
 
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
@@ -100,8 +102,8 @@ class LWPDStrategy(ParallelStrategy):
         decoder: Decoder = "projective",
         stale: Stale = "apply",
         max_staleness: int | None = None,
-        wire_dtype: WireDtype | None = None,
-        update_dtype: WireDtype | None = None,
+        wire_dtype: str | None = None,
+        update_dtype: str | None = None,
         error_feedback: bool = False,
         min_workers: int | None = None,
         heartbeat_s: float = 5.0,
@@ -109,6 +111,7 @@ class LWPDStrategy(ParallelStrategy):
         dedicated_coordinator: bool = False,
         start_method: StartMethod = "auto",
         batch_size_means: BatchSizeMeans = "global",
+        compressor: str | None = None,
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -133,6 +136,7 @@ class LWPDStrategy(ParallelStrategy):
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,
             batch_size_means=batch_size_means,
+            compressor=compressor,
         )
         self.num_nodes = 1
         self._fit: CodedFit | None = None

@@ -15,10 +15,10 @@ from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
+from lwpd_lightning.exchange.parts import SharedMemory
 from lwpd_lightning.exchange.state import Structure
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.exchange.worker import Assignment, Worker
@@ -28,17 +28,8 @@ from lwpd_lightning.links.header import NO_BATCH
 from lwpd_lightning.links.mesh import WorkerLinks
 from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.loss_scale import scale_gradients
-from lwpd_lightning.meeting import (
-    ENV_FIT,
-    ENV_PARENT,
-    Meeting,
-    computation,
-    error_feedback,
-    fingerprint,
-    max_message_bytes,
-    queued,
-    reduction,
-)
+from lwpd_lightning.meeting import ENV_FIT, ENV_PARENT, Meeting
+from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import steer
 from lwpd_lightning.step_log import StepLog, to_json
@@ -139,7 +130,7 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
     hooks = TrainingHooks(trainer, step_log)
     store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
     meeting = replace(meeting, segment=store.newest)
-    while (end := _serve(trainer, settings, meeting, worker, loader, hooks, step_log)).batch_index != NO_BATCH:
+    while (end := _serve(trainer, settings, meeting, None, worker, loader, hooks, step_log)).batch_index != NO_BATCH:
         hooks.enter(end)
         meeting = replace(meeting, segment=meeting.segment + 1)
     hooks.finish(end)
@@ -149,6 +140,7 @@ def _serve(
     trainer: pl.Trainer,
     settings: ExchangeSettings,
     meeting: Meeting,
+    memory: SharedMemory | None,
     worker: int,
     loader: CodedLoader,
     hooks: TrainingHooks,
@@ -160,32 +152,31 @@ def _serve(
     module = trainer.lightning_module
     store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
     address, seed = store.coordinator(meeting.segment)
-    blocks = BlockMap(module.parameters(), code.blocks)
     loader = loader.for_worker(code.parts(worker), seed)
-    feedback = error_feedback(settings, worker, blocks)
-    codewords = computation(trainer, settings, meeting, worker, blocks, feedback, seed)
-    known = {worker, 0} if not settings.dedicated_coordinator else {worker}
+    seat = Seat(settings, meeting, worker, module, loader, memory)
+    codewords = seat.computation(trainer)
+    assert codewords is not None
     links = WorkerLinks(
         meeting.run_key,
         worker,
         address,
-        peers=[other for other in range(code.n) if other not in known and meeting.memory is None],
+        peers=seat.peers,
         heartbeat_s=settings.heartbeat_s,
-        max_message_bytes=max_message_bytes(module, blocks),
-        queued=queued(blocks, settings),
+        max_message_bytes=seat.max_message_bytes,
+        queued=seat.queued,
     )
     step_log.listen()
     replica = TrainedReplica(trainer, loader, codewords, hooks, step_log)
     try:
         return Worker(
             links=links,
-            reduction=reduction(blocks, settings, meeting, worker, links.send, feedback, seed),
+            reduction=seat.reduction(links.send),
             model=module,
             optimizer=trainer.optimizers[0],
             precision=trainer.precision_plugin,
             replica=replica,
-            messages=meeting.messages,
-            fingerprint=fingerprint(module, blocks, code, loader),
+            messages=seat.messages,
+            fingerprint=seat.fingerprint,
             timeout_s=settings.timeout_s,
         ).run()
     finally:
@@ -197,18 +188,20 @@ def serve_forked(
     trainer: pl.Trainer,
     settings: ExchangeSettings,
     meeting: Meeting,
+    memory: SharedMemory,
     worker: int,
     loader: CodedLoader,
     at: tuple[int, int] | None,
 ) -> None:
     """Be a worker in a process that was forked for an exchange, and end the fit as Lightning does.
 
-    ``at``: epoch and batch that rank 0 had started when it forked; None: training was still to begin.
+    ``memory``: of all ranks. ``at``: epoch and batch that rank 0 had started when it forked; None: training was still
+    to begin.
     """
     try:
         step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
         hooks = TrainingHooks(trainer, step_log, at)
-        end = _serve(trainer, settings, meeting, worker, loader, hooks, step_log)
+        end = _serve(trainer, settings, meeting, memory, worker, loader, hooks, step_log)
         if end.batch_index != NO_BATCH:
             return  # others are forked for the next exchange
         hooks.finish(end)

@@ -138,6 +138,15 @@ def test_error_feedback_needs_something_lost():
     )
 
 
+def test_error_feedback_is_a_compressor_beside_which_there_is_no_other():
+    assert ExchangeSettings(wire_dtype="ternary", compressor="error_feedback").remembers
+    assert not ExchangeSettings(compressor="plain").remembers
+    for name in ("plain", "error_feedback"):
+        assert refusal(ExchangeSettings, wire_dtype="int8", error_feedback=True, compressor=name) == (
+            f"compressor={name!r} with error_feedback=True, which is a compressor too: use one of them."
+        )
+
+
 def test_a_decoder_that_does_not_fit_the_code_is_refused():
     gradient = gradient_code(8, stragglers=2)
     assert "use decoder='exact'." in refusal(ExchangeSettings, code=gradient)

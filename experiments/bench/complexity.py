@@ -226,7 +226,7 @@ def _encoding(scheme: Scheme, code: Code, worker: int, block_map: BlockMap) -> C
             else:
                 feedback.add(part)
         if feedback is not None:
-            feedback.codeword(0)
+            feedback.codeword()
             feedback.settle(wire, packed)
 
     return encode

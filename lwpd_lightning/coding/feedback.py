@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.sender import Sender
 from lwpd_lightning.coding.sketch import SketchCode
 from lwpd_lightning.coding.wire import WireFormat
 
 _NOTHING = slice(0, 0)
 
 
-class ErrorFeedback:
+class ErrorFeedback(Sender):
     """What did not arrive of a worker's codewords, added to what the next ones are made from.
 
     The memory is a matrix M (r, d). What a codeword is meant to carry, X (r, d), is added; the codeword is M seen along
@@ -33,26 +36,27 @@ class ErrorFeedback:
     A sketch's memory is kept as Z = Q M, seen along each of the B rows of its orthogonal matrix Q: a codeword then is a
     row of Z, and what arrives of it is taken off that row alone.
 
-    For each codeword: `add` each data part, `codeword`, and, once it is known to count, `settle`: the memory of a
-    codeword that came too late still holds all of it. Whoever adds codewords up also gives its own memory what packing
-    the sum lost (`give_back`), so that this comes back too, as the server's error does in DoubleSqueeze (Tang et al.,
-    ICML 2019), but without a memory of its own.
+    A codeword is settled once it is known to count: the memory of one that came too late still holds all of it. Whoever
+    adds codewords up also gives its own memory what packing the sum lost (`give_back`), so that this comes back too, as
+    the server's error does in DoubleSqueeze (Tang et al., ICML 2019), but without a memory of its own.
 
     Args:
         code: the code.
         worker: whose codewords these are.
         blocks: layout of the trainable parameters.
-
-    Attributes:
-        takes_residuals: whether `give_back` makes sense.
+        into: not used: codewords lie in the memory.
     """
 
-    def __init__(self, code: Code, worker: int, blocks: BlockMap) -> None:
-        self._code, self._worker, self._blocks = code, worker, blocks
+    remembers = True
+
+    def __init__(self, code: Code, worker: int, blocks: BlockMap, into: Tensor | None = None) -> None:
+        super().__init__(code, worker, blocks, into)
         self._rows = code.rows.to(blocks.device, blocks.dtype) if isinstance(code, SketchCode) else None
         self._seen = torch.zeros(
             1 if self._rows is None else len(self._rows), blocks.block_size, dtype=blocks.dtype, device=blocks.device
         )
+        self._touched: set[int] = set()  # parameters of which the memory may hold something
+        self._version = 0
         self._row = 0  # along which the codeword made last was seen
         self._settled: tuple[slice, Tensor] | None = None  # where it arrived whole, and what that was
         # What is lost of the sum lies in the gradient's space: only there can it be given back.
@@ -63,6 +67,10 @@ class ErrorFeedback:
         """M, (r, d)."""
         return self._seen if self._rows is None else self._rows.T @ self._seen
 
+    def begin(self, version: int) -> None:
+        """Start the codeword of a version, on top of what earlier ones left out."""
+        self._version = version
+
     def add(self, part: int, factor: float = 1.0) -> None:
         """Add ``factor`` times a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
         if self._rows is not None:
@@ -70,11 +78,16 @@ class ErrorFeedback:
         else:
             self._blocks.encode(factor * self._code.coefficients(self._worker)[part], self._seen[0])
 
-    def codeword(self, version: int) -> Tensor:
-        """The codeword of a version, (d,): a view of the memory, as it is until that is settled or added to."""
-        code = self._code.at(version)
+    def codeword(self) -> Tensor:
+        """The codeword of the version, (d,): a view of the memory, as it is until that is settled or added to."""
+        code = self._code.at(self._version)
         self._row, self._settled = code.row if isinstance(code, SketchCode) else 0, None
         return self._seen[self._row]
+
+    def held(self, touched: set[int]) -> set[int]:
+        """All that ever got a gradient: what is taken off the memory must not be left out of the gradient."""
+        self._touched |= touched
+        return self._touched
 
     @torch.no_grad()
     def settle(self, wire: WireFormat, packed: Tensor, whole: slice = _NOTHING) -> Tensor:
@@ -115,3 +128,15 @@ class ErrorFeedback:
         """
         lost = lost.to(self._seen).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self._seen[self._row, start:stop].add_(lost)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory, and of which parameters it may hold something."""
+        return {"seen": self._seen.clone(), "touched": sorted(self._touched)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a memory; raises ValueError for one of another layout."""
+        seen = state_dict["seen"]
+        if seen.shape != self._seen.shape:
+            raise ValueError(f"memory of shape {tuple(seen.shape)}: this layout's has {tuple(self._seen.shape)}.")
+        self._seen.copy_(seen)
+        self._touched, self._settled = set(state_dict["touched"]), None

@@ -431,10 +431,7 @@ class Coordinator:
         # By number, not by who was first: the same workers then add up the same slices, to the same bits. The
         # coordinator, which has enough to do, comes last, and adds up only where nobody else can.
         arrivals = sorted(rule.arrivals, key=lambda arrival: (arrival.worker == rule.always, arrival.worker))
-        rows = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
-        direction = rule.code.at(self.version).direction
-        if self._reduction.along_direction and direction is not None:
-            rows = (rows @ direction / (direction @ direction))[:, None]
+        coefficients = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
         touched = zip(*(update.counted[arrival.worker].touched for arrival in arrivals), strict=True)
         self._decisions += 1
         update.arrivals = arrivals
@@ -443,13 +440,13 @@ class Coordinator:
             version=self.version,
             workers=[arrival.worker for arrival in arrivals],
             reducers=max(1, sum(arrival.worker != rule.always for arrival in arrivals)),
-            weights=rows.T,
+            weights=self._reduction.receiver.weights(coefficients, self.version),
             touched=[any(column) for column in touched],
         )
         payload, rest = update.decision.pack()
         header = self._publication.header(Op.DECISION, self.version)
         header = header._replace(elements=len(arrivals), decision=self._decisions)
-        self._reduction.announce(self._decisions)
+        self._reduction.parts.announce(self._decisions)
         self._publication.send(self._others, header, payload, rest)
         try:
             self._reduction.begin(update.decision)

@@ -47,7 +47,7 @@ class Decision:
         version: the version that the update steps from.
         workers: whose codewords count.
         reducers: how many of them, from the first on, add up, each the positions that `slices` gives it.
-        weights: (rows, len(workers)) float64: rows are the code's blocks, or one where the code has a `direction`.
+        weights: (rows, len(workers)) float64: `Receiver.weights`.
         touched: for each trainable parameter, whether it got a gradient.
     """
 

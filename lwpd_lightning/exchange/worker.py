@@ -372,7 +372,7 @@ class Worker:
         elif header.op is Op.VERSION:
             self._published(_Version(header, told=rest, buffers=payload))
         elif header.op is Op.DECISION:
-            decision = Decision.unpack(header, payload, rest, self._reduction.rows)
+            decision = Decision.unpack(header, payload, rest, self._reduction.receiver.rows)
             if self._worker in decision.workers and self._codeword is not None:
                 self._codeword.counted = True
             self._reduction.begin(decision)

@@ -67,7 +67,7 @@ class Header(NamedTuple):
         loss: mean loss over the worker's data parts.
         compute_s: seconds that the worker computed.
         samples: samples in one of its data parts.
-        elements: values in a slice or part, codewords in a decision.
+        elements: codewords in a decision.
         global_step: optimizer steps taken when the version was published.
         decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none; in STATE
             the newest that no one at that version needs any more.

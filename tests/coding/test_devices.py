@@ -7,7 +7,7 @@ from torch.nn import Parameter
 from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.families import local_code, lwpd_code
 from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.coding.wire import CHUNK, wire_format
+from lwpd_lightning.coding.wire import CHUNK, format_class, wire_format
 from tests.devices import on_each_device
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -139,7 +139,7 @@ def test_stochastic_rounding_draws_on_the_device_and_is_unbiased(device):
     values = torch.randn(500, generator=torch.Generator().manual_seed(5)).to(device)
 
     def draws(count):
-        wire = wire_format("int8", "stochastic", torch.Generator(device).manual_seed(6))
+        wire = format_class("int8").unbiased(torch.device(device), seed=6)
         return torch.stack([wire.unpack(wire.pack(values), 500) for _ in range(count)])
 
     many = draws(2000)
@@ -165,7 +165,8 @@ def test_the_memory_of_error_feedback(device, code, factor):
         for p in blocks.parameters:
             p.grad.mul_(factor)
         meant.add(part)
-        packed = wire.pack(feedback.codeword(version)).cpu()
+        feedback.begin(version)
+        packed = wire.pack(feedback.codeword()).cpu()
         whole = feedback.settle(wire, packed, slice(0, 10))
         got = wire.unpack(packed, exact.block_size).double()
         got[:10] = whole.cpu()
@@ -173,7 +174,7 @@ def test_the_memory_of_error_feedback(device, code, factor):
         accumulate(arrived, [1.0] if len(arrived) == 1 else row, got)
     close(feedback.memory, meant.memory - arrived)
     feedback.give_back(3, 6, torch.ones(3))
-    assert feedback.codeword(5)[3:6].isfinite().all()
+    assert feedback.codeword()[3:6].isfinite().all()
 
 
 @on_each_device

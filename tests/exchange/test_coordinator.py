@@ -9,12 +9,14 @@ from torch import nn
 
 from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.membership import RETRIES, Membership
+from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.reduction import Ranks, Reduction
+from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum
 from lwpd_lightning.exchange.update import Codeword, Contribution, Failure
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
@@ -43,11 +45,9 @@ def codeword(worker, size):
 
 def reduction(worker, send):
     blocks = BlockMap(list(model().parameters()), CODE.blocks)
-    made = Reduction(
-        ranks=Ranks(worker, 0, {0, 1, 2}), blocks=blocks, code=CODE, wire=wire_format("float32"),
-        update_wire=wire_format("float32"), messages=MESSAGES, send=send, memory=None, feedback=None,
-        along_direction=False,
-    )  # fmt: skip
+    wire, ranks = wire_format("float32"), Ranks(worker, 0, {0, 1, 2})
+    parts = MessageParts(ranks, blocks.block_size, wire, wire, MESSAGES, send)
+    made = Reduction(blocks, parts, None, LinearReceiver(CODE, blocks, one_version=False))
     made.offer(codeword(worker, blocks.block_size))
     return made
 

@@ -16,10 +16,12 @@ from torch.nn import Parameter
 from lwpd_lightning.coding import local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.decision import Decision
+from lwpd_lightning.exchange.parts import MessageParts, Ranks, SharedMemory, SharedParts
 from lwpd_lightning.exchange.received import BadPeer
-from lwpd_lightning.exchange.reduction import Ranks, Reduction, SharedMemory, parts_bytes
+from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.update import Codeword
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
 from lwpd_lightning.links.message import Messages
@@ -49,30 +51,30 @@ class Table:
     queue: deque = field(default_factory=deque)
 
     def __post_init__(self):
-        self.messages = Messages(RUN, arena=None)
         self.coordinator = None if self.dedicated else 0
         workers = set(range(self.code.n))
         self.ranks = sorted(workers) + [COORDINATOR] * self.dedicated
         blocks = self.blocks()
-        self.size, wire, update_wire = blocks.block_size, wire_format(self.wire), wire_format(self.update_wire)
-        memory = None
+        self.size, self.wires = blocks.block_size, (wire_format(self.wire), wire_format(self.update_wire))
+        self.memory = None
         if self.shared:
-            length = parts_bytes(blocks, self.code, 1 if self.along else self.code.blocks, update_wire)
-            memory = SharedMemory(
-                [torch.zeros(wire.nbytes(self.size), dtype=torch.uint8) for _ in workers],
-                torch.zeros(self.window, length, dtype=torch.uint8),
-                newest=torch.zeros(1, dtype=torch.int64),
+            self.memory = SharedMemory.take(
+                self.code.n,
+                codeword=self.wires[0].nbytes(self.size),
+                update=self.wires[1].nbytes((1 if self.along else self.code.blocks) * self.size),
+                window=self.window,
             )
-        self.memory, self.wires = memory, (wire, update_wire)
+        self.messages = Messages(RUN, self.memory.arena if self.shared else None)
         self.reductions = {}
         for rank in self.ranks:
             me, blocks = None if rank == COORDINATOR else rank, self.blocks()
+            way = Ranks(me, self.coordinator, set(workers)), self.size, *self.wires, self.messages, self.sends(rank)
             self.reductions[rank] = Reduction(
-                ranks=Ranks(me, self.coordinator, set(workers)), blocks=blocks, code=self.code, wire=wire,
-                update_wire=update_wire, messages=self.messages, send=self.sends(rank), memory=memory,
-                feedback=ErrorFeedback(self.code, rank, blocks) if self.feedback and me is not None else None,
-                along_direction=self.along,
-            )  # fmt: skip
+                blocks,
+                SharedParts(*way, self.memory) if self.shared else MessageParts(*way),
+                ErrorFeedback(self.code, rank, blocks) if self.feedback and me is not None else None,
+                LinearReceiver(self.code, blocks, one_version=self.along),
+            )
 
     def blocks(self):
         shapes, device = self.shapes, self.device
@@ -102,7 +104,7 @@ class Table:
         rows = 1 if self.along else self.code.blocks
         weights = torch.randn(rows, len(workers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         touched = [True] * len(self.shapes)
-        self.reductions[COORDINATOR if self.dedicated else 0].announce(number)
+        self.reductions[COORDINATOR if self.dedicated else 0].parts.announce(number)
         return Decision(number, version, list(workers), reducers or len(workers), weights, touched)
 
     def deliver(self, order, deliveries=None):
@@ -400,7 +402,7 @@ def test_shared_memory_keeps_a_windows_worth_of_decisions():
     for number in (3, 4, 5):
         assert late.scatter(number)
         assert torch.equal(late.blocks.gather(), gradients[number])
-    table.reductions[0].announce(6)  # whoever adds up may write its parts over those of 3 from now on
+    table.reductions[0].parts.announce(6)  # whoever adds up may write its parts over those of 3 from now on
     assert not late.scatter(3)
     assert [late.readable(number) for number in range(3, 6)] == [False, True, True]
 
@@ -511,8 +513,9 @@ def compute(table, worker, number, value):
         reduction.blocks.parameters, value.split([p.numel() for p in reduction.blocks.parameters]), strict=True
     ):
         p.grad = piece.view(p.shape).clone()
-    reduction.feedback.add(worker)
-    exact = reduction.feedback.codeword(number)
+    reduction.sender.begin(number)
+    reduction.sender.add(worker)
+    exact = reduction.sender.codeword()
     packed = table.wires[0].pack(exact)
     reduction.offer(Codeword(exact, table.memory.codewords[worker].copy_(packed) if table.shared else packed))
 
@@ -548,7 +551,7 @@ def test_with_feedback_nothing_is_lost(shared, update_wire):
             table.decoded(rank, number)
             table.reductions[rank].commit(number)
         decoded += torch.cat([p.grad.flatten() for p in table.reductions[0].blocks.parameters])
-        memories = torch.stack([table.reductions[worker].feedback.memory[0] for worker in range(4)])
+        memories = torch.stack([table.reductions[worker].sender.memory[0] for worker in range(4)])
         torch.testing.assert_close(4 * decoded, (meant - memories).sum(dim=0), rtol=0, atol=1e-4)
         assert memories[0].abs().max() > 1e-3
 

@@ -14,11 +14,13 @@ from torch import nn
 
 from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.membership import Membership
+from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.reduction import Ranks, Reduction
+from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksums
 from lwpd_lightning.exchange.update import Codeword, Contribution, Step
 from lwpd_lightning.exchange.worker import Worker
@@ -48,11 +50,9 @@ class Seat:
         self.precision = torch.amp.GradScaler("cpu")
         self.messages = Messages(MESSAGES.run_id, arena=None)
         self.blocks = BlockMap(list(self.model.parameters()), code.blocks)
-        wire = wire_format("float32")
-        self.reduction = Reduction(
-            ranks=Ranks(worker, 0, set(range(code.n))), blocks=self.blocks, code=code, wire=wire, update_wire=wire,
-            messages=self.messages, send=send, memory=None, feedback=None, along_direction=False,
-        )  # fmt: skip
+        wire, ranks = wire_format("float32"), Ranks(worker, 0, set(range(code.n)))
+        parts = MessageParts(ranks, self.blocks.block_size, wire, wire, self.messages, send)
+        self.reduction = Reduction(self.blocks, parts, None, LinearReceiver(code, self.blocks, one_version=False))
 
     def codeword(self, version):
         generator = torch.Generator().manual_seed(1000 * version + self.worker)
@@ -431,11 +431,11 @@ def fill_for(hub, worker):
 
 def opens_after(thread, to, gate):
     """Open a gate when the worker has tried to send its slice ``to`` another."""
-    send = thread.seat.reduction.send
+    send = thread.seat.reduction.parts.send
 
     def opening(address, frames):
         send(address, frames)
         if address == to:
             gate.set()
 
-    thread.seat.reduction.send = opening
+    thread.seat.reduction.parts.send = opening

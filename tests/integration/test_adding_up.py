@@ -255,9 +255,9 @@ class _Books:
 
         def keep(of, version_of):
             def kept(reduction, what):
-                before, version = reduction.feedback.memory.clone(), version_of(what)
+                before, version = reduction.sender.memory.clone(), version_of(what)
                 of(reduction, what)
-                me, after = reduction.ranks.me, reduction.feedback.memory
+                me, after = reduction.ranks.me, reduction.sender.memory
                 self.sent[version, me] += (before - after).flatten()
                 self.memory[me] = after.flatten()
 

@@ -1,0 +1,48 @@
+"""Which pairs of sender and receiver there are, by name: what is made of gradients before they travel, and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.feedback import ErrorFeedback
+from lwpd_lightning.coding.receiver import LinearReceiver, Receiver
+from lwpd_lightning.coding.sender import PlainSender, Sender
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """A sender, and the receiver that makes gradients of what its codewords add up to.
+
+    Attributes:
+        sender: made by every rank that computes codewords.
+        receiver: made by every rank.
+    """
+
+    sender: type[Sender]
+    receiver: type[Receiver]
+
+    def make(
+        self, code: Code, worker: int | None, blocks: BlockMap, *, one_version: bool, into: Tensor | None = None
+    ) -> tuple[Sender | None, Receiver]:
+        """What one rank holds; a compressor whose two sides know of each other says here how.
+
+        Args:
+            code: the code.
+            worker: the rank's row of it; None: it has none, and no sender.
+            blocks: layout of the trainable parameters.
+            one_version: whether all codewords of an update are of its own version.
+            into: where a codeword that needs no packing is to lie (`Sender`).
+        """
+        sender = None if worker is None else self.sender(code, worker, blocks, into)
+        return sender, self.receiver(code, blocks, one_version)
+
+
+# Another one is a line here, or, from outside, an entry before the strategy is made, in every process.
+COMPRESSORS = {
+    "plain": Compressor(PlainSender, LinearReceiver),
+    "error_feedback": Compressor(ErrorFeedback, LinearReceiver),
+}

@@ -1,0 +1,59 @@
+"""Reads what a user gave: numbers of any library become Python's, and what only looks like one is refused."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import SupportsIndex
+
+import torch
+
+
+def shown(value: object) -> str:
+    """A refused value on one short line."""
+    words = " ".join(repr(value).split())
+    return words if len(words) <= 60 else f"{words[:57]}..."
+
+
+def _index(value: SupportsIndex) -> int:
+    if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+        raise TypeError("a truth value counts nothing")
+    return operator.index(value)
+
+
+def whole(name: str, value: SupportsIndex | None, meaning: str, works: str) -> int | None:
+    """An integer of any library, or None; raises ValueError for anything else.
+
+    Args:
+        name: of the setting.
+        value: what was given.
+        meaning: what it counts.
+        works: what would do.
+    """
+    try:
+        return None if value is None else _index(value)
+    except TypeError:
+        raise ValueError(f"{name}={shown(value)} is no {meaning}: use {works}.") from None
+
+
+def bounds(given: Iterable[SupportsIndex] | None) -> tuple[int, int] | None:
+    """Two integers of any library, or None; raises ValueError for anything else."""
+    if given is None:
+        return None
+    try:
+        least, most = map(_index, given)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"wait_for_bounds={shown(given)} are no two numbers of codewords: use two integers (least, most)."
+        ) from None
+    return least, most
+
+
+def seconds(name: str, given: object, least: float, most: float) -> float:
+    """A duration from ``least`` to ``most``, as a number of any library; raises ValueError for anything else."""
+    if isinstance(given, numbers.Real) and not isinstance(given, bool) and least <= float(given) <= most:
+        return float(given)
+    raise ValueError(
+        f"{name}={shown(given)} is no duration: use a positive number of seconds, {least:g} to {most:.0f}."
+    )
