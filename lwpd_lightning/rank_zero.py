@@ -416,7 +416,7 @@ class CodedFit:
             adaptive=adaptive,
         )
         reducing = seat.reduction(hub.send)
-        members = Membership(workers, self._own, grace_s=settings.heartbeat_s / 6, join_s=2 * settings.heartbeat_s)
+        members = Membership(workers, self._own, grace_s=settings.heartbeat_s / 6, join_s=12 * settings.heartbeat_s)
         for worker in lost:
             members.lose(worker)
             rule.lose(worker)

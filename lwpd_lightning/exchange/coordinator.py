@@ -146,7 +146,7 @@ class Coordinator:
             for event in self._hub.events(_LOOK_S):
                 self._handle(event, time.monotonic())
             self._introduce()
-            self._check_enough_live()
+            self._enough_live()
         self._first_state = None
 
     def _join(self, event: Message, header: Header, payload: Tensor, rest: Tensor) -> None:
@@ -194,10 +194,12 @@ class Coordinator:
         self._publication.send(recipients, header, text("\n".join(lines)))
 
     def _welcome(self, workers: set[int]) -> None:
-        """These workers count from the next update on."""
+        """These workers count from now on."""
         for worker in sorted(workers - self._rule.live):
             self._rule.join(worker)
             log.warning("Worker %d is back after update %d", worker, self._rule.updates)
+        if self._open is not None:
+            self._count_ready()
 
     # One update.
 
@@ -274,8 +276,7 @@ class Coordinator:
             self._heard_at = time.monotonic()
             self._tell_who_missed()
             self._mend_links(self._heard_at)
-            self._check_enough_live()
-            if update.decision is None and self._rule.complete and not self._members.broken(self._rule.counted):
+            if self._enough_live() and update.decision is None and self._may_decide:
                 self._decide(update)
             if update.decision is not None and self._reduction.complete(update.decision.number):
                 return self._close(update, started)
@@ -565,11 +566,15 @@ class Coordinator:
             return f"codewords of workers {self._rule.awaited}"
         return f"workers {self._reduction.missing(update.decision.number)} to add codewords up"
 
-    def _check_enough_live(self) -> None:
-        """Raise where too few live; a while later where some that were lost may come back, since their hosts may."""
+    @property
+    def _may_decide(self) -> bool:
+        return self._rule.complete and not self._members.broken(self._rule.counted)
+
+    def _enough_live(self) -> bool:
+        """Whether enough live; raises TooFewWorkers where not, a while later where some of the lost may come back."""
         if len(self._rule.live) >= self._min_workers:
             self._too_few_since = None
-            return
+            return True
         now = time.monotonic()
         self._too_few_since = self._too_few_since or now
         away = [failure.worker for failure in self.failures if failure.worker not in self._rule.live]
@@ -578,6 +583,7 @@ class Coordinator:
             raise TooFewWorkers(
                 f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; lost: {away}."
             )
+        return False
 
     def _check_deadline(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:

@@ -190,7 +190,8 @@ class Worker:
 
     def _follow(self) -> None:
         caught_up = self._catch_up()
-        if caught_up and self._codeword is None and self._has_batch:
+        # Whoever is yet to meet the others does that first: nobody waits for its codeword until it has.
+        if caught_up and self._codeword is None and self._has_batch and self._introduction and self._unmet is None:
             self._compute()
             return
         if caught_up:

@@ -353,4 +353,6 @@ def _configure(socket: zmq.Socket[bytes], heartbeat_s: float, queued: int) -> No
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, beat_ms)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4 * beat_ms)
+    # Or the kernel asks ever more seldom where nobody answers, and a link that could stand again waits for a minute.
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, max(1000, 6 * beat_ms))
     socket.setsockopt(zmq.IPV6, 1)

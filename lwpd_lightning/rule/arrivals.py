@@ -146,9 +146,11 @@ class ArrivalRule:
         self._counted.pop(worker, None)
 
     def join(self, worker: int) -> None:
-        """A worker that was lost is back, and counts from the next update on as if it had counted like the others."""
+        """A worker that was lost is back, and counts, also in the open update, as if it always had like the others."""
         others = self._others()
         self.live.add(worker)
+        self._expected.add(worker)
+        self._duals = {}
         if self._rates is not None and others:
             self._rates[worker] = self._rates[others].mean()
 

@@ -98,7 +98,7 @@ def test_of_two_workers_that_do_not_reach_each_other_one_is_an_erasure_and_comes
     with run.cut(2, [3]):
         run.loses(1)
         run.trains_on()
-        assert run.lost == [(3, "its link to worker 2 ended")]
+        assert run.lost[0] == (3, "its link to worker 2 ended")
     run.comes_back(3)
     run.trains_on()
     assert {worker for worker, _ in run.lost} == {3}  # which may have tried while the link was cut

@@ -468,3 +468,39 @@ def test_what_comes_back_later_is_not_made_up_for_now():
         for worker in counted:  # a quarter of the worker's gradient, however few count
             torch.testing.assert_close(torch.tensor(coefficients[worker]), row.double() / 4, check_dtype=False)
         rule.close()
+
+
+def test_a_worker_that_comes_back_counts_in_the_open_update_like_the_others():
+    rule = ArrivalRule(uncoded(4), wait_for=4, always=0)
+    for version in range(200):
+        if version == 50:
+            rule.lose(3)
+        if version == 150:
+            rule.open(version, 0.0)
+            rule.join(3)
+        else:
+            rule.open(version, 0.0)
+        for worker in sorted(rule.live - {3} if version < 150 else rule.live):
+            assert rule.counts(worker, version, 0.0)
+        if version < 50:
+            rule.counts(3, version, 0.0)
+        assert rule.complete
+        coefficients = rule.decide(0.0).coefficients
+        assert len(coefficients) == (3 if 50 <= version < 150 else 4)
+        if version >= 150:
+            assert coefficients == {worker: [0.25] for worker in range(4)}
+        rule.close()
+
+
+def test_it_is_waited_for_and_no_heavier_for_its_absence():
+    rule = ArrivalRule(uncoded(4), wait_for=3, always=0)
+    rule.lose(3)
+    for version in range(400):
+        rule.open(version, 0.0)
+        for worker in (0, 1, 2):
+            rule.counts(worker, version, 0.0)
+        rule.decide(0.0)
+        rule.close()
+    rule.open(400, 0.0)
+    rule.join(3)
+    assert rule.tilt.tolist() == [1.0] * 4
