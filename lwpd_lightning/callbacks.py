@@ -17,8 +17,8 @@ class ExchangeMonitor(pl.Callback):
 
     Logged at every update, whatever ``log_every_n_steps`` says: ``exchange/loss`` (mean over contributors), ``lr``,
     ``wait_s``, ``compute_s``, ``update_s``, ``bytes_up``, ``bytes_down``, ``wait_for`` (K), ``arrivals``, ``dropped``,
-    ``resyncs`` (workers that took over rank 0's state), ``live``, ``decoded_share`` (of the k task directions),
-    ``staleness_mean``, and for each worker ``arrived/i`` (0 or 1),
+    ``refused`` (codewords that are not finite), ``resyncs`` (workers that took over rank 0's state), ``live``,
+    ``decoded_share`` (of the k task directions), ``staleness_mean``, and for each worker ``arrived/i`` (0 or 1),
     ``staleness/i`` (versions, NaN where it did not arrive) and ``inclusion/i`` (share of updates so far).
     """
 
@@ -67,6 +67,7 @@ class ExchangeMonitor(pl.Callback):
             "exchange/arrivals": len(update.arrivals),
             "exchange/wait_for": update.wait_for,
             "exchange/dropped": update.dropped,
+            "exchange/refused": len(update.refused),
             "exchange/resyncs": update.resyncs,
             "exchange/live": update.live,
             "exchange/decoded_share": update.decoded_share,
@@ -102,6 +103,7 @@ class ExchangeMonitor(pl.Callback):
             "arrivals_mean": totals.arrivals / updates,
             "late_codewords": totals.late,
             "dropped_codewords": totals.dropped,
+            "refused_codewords": totals.refused,
             "resyncs": totals.resyncs,
             "decoded_share_mean": totals.decoded_share / updates,
             "staleness_mean": totals.staleness / max(1, totals.arrivals),
@@ -130,6 +132,7 @@ class _Totals:
     arrivals: int = 0
     late: int = 0
     dropped: int = 0
+    refused: int = 0
     resyncs: int = 0
     decoded_share: float = 0.0
     staleness: int = 0
@@ -154,6 +157,7 @@ class _Totals:
         self.arrivals += len(staleness)
         self.late += sum(value > 0 for value in staleness)
         self.dropped += update.dropped
+        self.refused += len(update.refused)
         self.resyncs += update.resyncs
         self.decoded_share += update.decoded_share
         self.staleness += sum(staleness)

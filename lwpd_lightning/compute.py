@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -21,7 +22,7 @@ from lwpd_lightning.data import CodedBatch, derive_seed, drawing_from
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Codeword, Contribution
 from lwpd_lightning.links.staging import Staging
-from lwpd_lightning.loss_scale import loss_scale
+from lwpd_lightning.loss_scale import loss_scale, scales_loss
 from lwpd_lightning.worker_callback import WorkerCallback
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ class CodewordComputation:
     def finish(self, samples: int, touched: set[int], logged: str) -> tuple[Codeword, Contribution]:
         """The finished codeword, as it is until the next `begin` or until it is settled, and what is told of it."""
         codeword, touched = self._sender.codeword(), self._sender.held(touched)
+        # 16-mixed leaves a step with infinities out itself, and learns its scale by them.
+        if not (finite := scales_loss(self._precision) or _finite(codeword)):
+            self._sender.discard()
         for callback in self._callbacks:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()
@@ -171,6 +175,7 @@ class CodewordComputation:
             compute_s=time.monotonic() - self._started,
             statistics=statistics,
             logged=logged,
+            finite=finite,
         )
 
     def _packed(self, codeword: Tensor) -> Tensor:
@@ -189,6 +194,11 @@ class CodewordComputation:
             output = module.training_step(*arguments.values())
         module._current_fx_name = hook
         return output
+
+
+def _finite(values: Tensor) -> bool:
+    # A sum is one pass that makes nothing; it may be infinite of values that are not.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def closure_loss(output: Any) -> Tensor:

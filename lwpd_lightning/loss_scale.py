@@ -25,6 +25,11 @@ def loss_scale(precision: Precision) -> float:
     return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
+def scales_loss(precision: Precision) -> bool:
+    """Whether losses are scaled, so that infinities are nothing unusual."""
+    return isinstance(precision, MixedPrecision) and precision.scaler is not None
+
+
 @torch.no_grad()
 def scale_gradients(precision: Precision, parameters: Iterable[Tensor]) -> None:
     """Multiply decoded gradients by the scale, in place: the step that follows divides by it, as it always does."""

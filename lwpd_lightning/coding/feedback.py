@@ -114,8 +114,13 @@ class ErrorFeedback(Sender):
         codeword[whole].zero_()
         # A row has no zeros: what is not finite in one row of the memory is in all others too.
         if not wire.finite(packed, len(codeword)):
-            self._seen.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            self.discard()
         return kept
+
+    @torch.no_grad()
+    def discard(self) -> None:
+        """Forget what is not finite."""
+        self._seen.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     @torch.no_grad()
     def give_back(self, start: int, stop: int, lost: Tensor) -> None:

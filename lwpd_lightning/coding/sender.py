@@ -59,6 +59,10 @@ class Sender(ABC):
             What the codeword holds there.
         """
 
+    @abstractmethod
+    def discard(self) -> None:
+        """The codeword made last goes nowhere: what is not finite of it must not spoil later ones."""
+
     def held(self, touched: set[int]) -> set[int]:
         """The parameters, by position, of which the codeword may hold something.
 
@@ -121,6 +125,9 @@ class PlainSender(Sender):
     def codeword(self) -> Tensor:
         """The same buffer each time."""
         return self._codeword
+
+    def discard(self) -> None:
+        """Nothing of it is kept."""
 
     def settle(self, wire: WireFormat, packed: Tensor, whole: slice) -> Tensor:
         """What is lost on the wire is lost."""

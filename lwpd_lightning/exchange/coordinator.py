@@ -23,7 +23,16 @@ from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum, StateLayout, digest
-from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, Step, TooFewWorkers, Update, WorkerFailed
+from lwpd_lightning.exchange.update import (
+    Codeword,
+    Contribution,
+    Failure,
+    NotFinite,
+    Step,
+    TooFewWorkers,
+    Update,
+    WorkerFailed,
+)
 from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import Hub, LinkLost, Message
@@ -60,6 +69,7 @@ class _Open:
     decision: Decision | None = None
     dropped: int = 0
     resyncs: int = 0
+    refused: list[int] = field(default_factory=list)
 
 
 class Coordinator:
@@ -253,8 +263,11 @@ class Coordinator:
     def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
         """Count the coordinator's own codeword, which stays as it is until the update is closed."""
         assert self._rule.always is not None
-        self._reduction.offer(codeword)
         self._rule.observe(self._rule.always, contribution.compute_s)
+        if not contribution.finite:
+            self._refuse(self._rule.always, self.version)
+            return
+        self._reduction.offer(codeword)
         self._count(self._rule.always, contribution)
 
     def collect(self) -> Update:
@@ -262,6 +275,7 @@ class Coordinator:
 
         Raises:
             WorkerFailed: a worker raised an exception.
+            NotFinite: too few codewords of this update are finite.
             TooFewWorkers: fewer than ``min_workers`` live.
             TimeoutError: the update did not close in ``timeout_s``; names the workers that it waited for.
         """
@@ -344,7 +358,7 @@ class Coordinator:
                 self._lose(event.worker, str(error))
 
     def _take(self, header: Header, payload: Tensor, rest: Tensor, now: float) -> None:
-        if header.op in (Op.READY, Op.LATE):
+        if header.op in (Op.READY, Op.LATE, Op.VOID):
             self._observe(header, now)
         if header.op is Op.FAILURE:
             raise WorkerFailed(words(payload))
@@ -355,6 +369,8 @@ class Coordinator:
                 return
             self._ready[header.worker] = contribution
             self._count(header.worker, contribution)
+        elif header.op is Op.VOID:
+            self._refuse(header.worker, header.version)
         elif header.op is Op.LATE:
             assert self._open is not None
             self._open.dropped += 1
@@ -411,6 +427,23 @@ class Coordinator:
             logged=words(rest[self._tensors :]),
         )
 
+    def _refuse(self, worker: int, version: int) -> None:
+        """A worker's codeword holds what is no finite number: it goes nowhere, and nobody waits for it."""
+        assert self._open is not None
+        self._open.refused.append(worker)
+        log.warning("Worker %d's codeword of version %d is not finite: it does not count", worker, version)
+        if version == self.version and self._open.decision is None:
+            self._rule.refuse(worker)
+
+    def _refuse_too_few_finite(self, update: _Open) -> None:
+        least = self._rule.code.recovery_threshold if self._rule.decoder == "exact" else 1
+        if update.refused and len(self._rule.counted) < (least or 1):
+            raise NotFinite(
+                f"update {self.version} cannot be made: the codewords of workers {sorted(set(update.refused))} are not "
+                f"finite, and {len(self._rule.counted)} are left; lower the learning rate, clip gradients, or look for "
+                "what divides by zero."
+            )
+
     def _count(self, worker: int, contribution: Contribution) -> None:
         update = self._open
         assert update is not None
@@ -428,6 +461,7 @@ class Coordinator:
             self._count(worker, contribution)
 
     def _decide(self, update: _Open) -> None:
+        self._refuse_too_few_finite(update)
         decoding, rule = self._rule.decide(time.monotonic()), self._rule
         # By number, not by who was first: the same workers then add up the same slices, to the same bits. The
         # coordinator, which has enough to do, comes last, and adds up only where nobody else can.
@@ -480,6 +514,7 @@ class Coordinator:
             uploads=len(counted) - 1,  # each position is added up by one that has its own of it
             code=rule.code,
             dropped=update.dropped,
+            refused=update.refused,
             resyncs=update.resyncs,
             live=len(rule.live),
             inclusion=[rule.inclusion_rate(worker) for worker in range(rule.code.n)],

@@ -21,6 +21,10 @@ class TooFewWorkers(RuntimeError):
     """More workers died than the run may lose."""
 
 
+class NotFinite(RuntimeError):
+    """An update of which too few codewords are finite."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A worker that became an erasure."""
@@ -49,6 +53,7 @@ class Contribution:
         compute_s: seconds from receiving the version to the finished codeword.
         statistics: packed normalisation statistics (`StateLayout.statistics`).
         logged: what the training step logged for all, in words (`step_log.to_json`).
+        finite: whether the codeword holds nothing but numbers, or may hold infinities (16-mixed).
     """
 
     version: int
@@ -58,6 +63,7 @@ class Contribution:
     compute_s: float
     statistics: Tensor
     logged: str = ""
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Update:
         uploads: codewords that travelled: one less than counted, since whoever adds up has its own.
         code: whose rows arrived.
         dropped: codewords that were computed and came too stale to count.
+        refused: workers whose codewords did not count because they hold what is no finite number.
         resyncs: workers that took over rank 0's state because they could not step as it did.
         live: workers that live.
         inclusion: for each worker, the share of updates so far in which it counted.
@@ -116,6 +123,7 @@ class Update:
     live: int
     inclusion: list[float]
     logged: list[str] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
 
     @property
     def decoded_share(self) -> float:

@@ -290,6 +290,9 @@ class Worker:
                 )
             return
         codeword, contribution = computed
+        if not contribution.finite:
+            self._say(Op.VOID, contribution)
+            return
         self._codeword = _Fate(self._at)
         self._reduction.offer(codeword)
         # It may have come too late meanwhile: then it never leaves.

@@ -118,17 +118,17 @@ class ArrivalRule:
     @property
     def needed(self) -> int:
         """How many codewords the open update waits for."""
-        return min(self.wait_for, len(self.live))
+        return min(self.wait_for, len(self.live & self._expected))
 
     @property
     def complete(self) -> bool:
         """Whether the open update may close."""
-        return len(self._counted) >= self.needed and (self.always is None or self.always in self._counted)
+        return len(self._counted) >= self.needed and (self.always not in self._expected - self._counted.keys())
 
     @property
     def awaited(self) -> list[int]:
         """Live workers that have not yet counted in the open update."""
-        return sorted(self.live - self._counted.keys())
+        return sorted(self.live & self._expected - self._counted.keys())
 
     @property
     def oldest(self) -> int:
@@ -144,6 +144,12 @@ class ArrivalRule:
         """A worker died: an erasure from now on, also of the codeword that it had ready for the open update."""
         self.live.discard(worker)
         self._counted.pop(worker, None)
+
+    def refuse(self, worker: int) -> None:
+        """The worker's codeword of the open version is of no use: this update goes on as if the worker were lost."""
+        self._counted.pop(worker, None)
+        self._expected.discard(worker)
+        self._duals = {}
 
     def join(self, worker: int) -> None:
         """A worker that was lost is back, and counts, also in the open update, as if it always had like the others."""

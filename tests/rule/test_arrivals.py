@@ -504,3 +504,22 @@ def test_it_is_waited_for_and_no_heavier_for_its_absence():
     rule.open(400, 0.0)
     rule.join(3)
     assert rule.tilt.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("refused", [0, 2])
+def test_an_update_goes_on_without_a_refused_codeword_as_if_its_worker_were_lost(refused):
+    rule, lost = (ArrivalRule(lwpd_code(4, 2, 2), wait_for=4, always=0) for _ in range(2))
+    lost.always = None
+    lost.lose(refused)
+    for each in (rule, lost):
+        each.open(0, 0.0)
+        for worker in set(range(4)) - {refused}:
+            assert not each.complete
+            each.counts(worker, 0, 0.0)
+    assert not rule.complete
+    rule.refuse(refused)
+    assert (rule.complete, rule.awaited) == (True, [])
+    assert rule.decide(0.0) == lost.decide(0.0)
+    rule.close()
+    rule.open(1, 0.0)
+    assert rule.awaited == [0, 1, 2, 3]
