@@ -21,7 +21,6 @@ from lwpd_lightning.coding import Code
 from lwpd_lightning.data import CodedLoader, loader_of
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.coordinator import Coordinator
-from lwpd_lightning.exchange.membership import Membership
 from lwpd_lightning.exchange.parts import SharedMemory
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
@@ -35,6 +34,7 @@ from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import ENV_KEY, Meeting
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.rule.membership import Membership
 from lwpd_lightning.seat import Seat, shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering

@@ -17,27 +17,27 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.membership import Introduction, Membership, Refused
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.received import BadPeer
 from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.state import Checksum, StateLayout, digest
+from lwpd_lightning.exchange.state import Checksum, StateLayout
 from lwpd_lightning.exchange.update import (
     Codeword,
     Contribution,
     Failure,
     NotFinite,
     Step,
-    TooFewWorkers,
     Update,
     WorkerFailed,
 )
 from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
-from lwpd_lightning.links.message import EMPTY, Messages, text, words
+from lwpd_lightning.links.message import Messages, words
 from lwpd_lightning.links.transport import Hub, LinkLost, Message
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
+from lwpd_lightning.rule.membership import Membership
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,10 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.2
 _REPORT_S = 60.0
 _START_REPORT_S = 10.0
-# How long too few workers may be live where others may come back, as after a link to all of them was down.
-_RETURN_S = 60.0
 # How long workers on other machines may take to hear that the fit is over and hang up.
 _FAREWELL_S = 10.0
-# A killed process' sockets close a moment before its exit status can be read.
-_EXIT_S = 0.5
 # Versions whose checksum is kept: a codeword of an older one, were it to count, is taken for that of other parameters.
 _REMEMBERED = 4096
-_DIGEST_BYTES = 32
 # Bytes of logged values that one codeword may bring.
 _MOST_LOGGED = 1 << 16
 
@@ -108,15 +103,13 @@ class Coordinator:
         exited: Callable[[int, float], str | None],
         fence: Callable[[int], None],
     ) -> None:
-        self.failures: list[Failure] = []
         self.version = first_version - 1
         self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
-        self._messages, self._fingerprint = messages, fingerprint
-        self._min_workers, self._timeout_s, self._exited, self._fence = min_workers, timeout_s, exited, fence
-        self._members = members
-        self._too_few_since: float | None = None
-        self._greeted_at = 0.0  # when workers whose links broke were last asked to greet each other
-        self._first_state: tuple[Tensor, bytes] | None = None  # that workers begin with, and its digest
+        self._members, self._messages, self._timeout_s, self._exited = members, messages, timeout_s, exited
+        self._admission = Admission(
+            hub, members, publication, rule, reduction.ranks, messages=messages, fingerprint=fingerprint,
+            min_workers=min_workers, returns=not reduction.shares_memory, exited=exited, fence=fence,
+        )  # fmt: skip
         self._tensors = len(reduction.blocks.parameters)
         self._statistics = StateLayout.statistics(model, reduction.blocks.device)
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
@@ -129,7 +122,12 @@ class Coordinator:
 
     @property
     def _others(self) -> list[int]:
-        return sorted(self._members.present)
+        return self._admission.present
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Workers that became erasures, in the order in which they were lost."""
+        return self._admission.failures
 
     @property
     def updates(self) -> int:
@@ -140,76 +138,17 @@ class Coordinator:
 
     def admit(self) -> None:
         """Start-up barrier: wait until every live worker has rank 0's state and has met those it will talk to."""
-        state = self._publication.state()
-        self._first_state = state, digest(state)
+        self._admission.start(self.version)
         deadline, report = time.monotonic() + self._timeout_s, time.monotonic() + _START_REPORT_S
-        while waiting := sorted(self._members.expected):
-            vacant = sorted(self._members.vacant)
-            awaited = f"workers {vacant} to join" if vacant else f"workers {waiting} to reach each other"
-            self._check_deadline(deadline, awaited)
+        while not self._admission.started():
+            self._check_deadline(deadline, self._admission.awaited)
             if time.monotonic() > report:
                 report += _START_REPORT_S
-                log.warning("Waiting for %s", awaited)
-            for worker in waiting:
-                if (reason := self._exited(worker, 0.0)) is not None:
-                    raise WorkerFailed(f"worker {worker} {reason} before it joined; its output is above.")
+                log.warning("Waiting for %s", self._admission.awaited)
             for event in self._hub.events(_LOOK_S):
                 self._handle(event, time.monotonic())
-            self._introduce()
-            self._enough_live()
-        self._first_state = None
-
-    def _join(self, event: Message, header: Header, payload: Tensor, rest: Tensor) -> None:
-        """A process proves that it belongs to this fit and gets rank 0's state; it counts once it has met the rest."""
-        worker, joined = event.worker, bytes(payload.tolist())
-        fingerprint, its = joined[:-_DIGEST_BYTES], joined[-_DIGEST_BYTES:]
-        other = (
-            f"worker {worker} came to another fit than rank 0: its model's shapes, its code, its batches or its seed "
-            "differ."
-        )
-        if fingerprint != self._fingerprint and self._first_state is not None:
-            raise WorkerFailed(other)
-        try:
-            if fingerprint != self._fingerprint:
-                raise Refused(other)
-            self._members.join(worker, header.incarnation, words(rest), time.monotonic())
-        except Refused as refused:
-            log.warning("A process is not let in: %s", refused)
-            self._hub.answer(event.link, self._messages.pack(self._publication.header(Op.REFUSED), text(str(refused))))
-            return
-        self._hub.adopt(worker, event.link)
-        if self._first_state is not None:
-            state, digested = self._first_state
-            at = self._publication.header(Op.STATE, self.version)._replace(batch_index=NO_BATCH)
-            # Ranks of one seed have built the same model already.
-            self._publication.send([worker], at, EMPTY if its == digested else state)
-        else:
-            self._introduce()
-            self._take_over(worker)
-
-    def _introduce(self) -> None:
-        """Tell workers of each other, at the start once all have joined."""
-        introduction = self._members.introduce()
-        if introduction is None:
-            return
-        self._reduction.ranks.workers |= set(introduction.newcomers)
-        self._tell_of(introduction, introduction.newcomers, [*introduction.addresses])
-        self._tell_of(introduction, introduction.elders, introduction.newcomers)
-
-    def _tell_of(self, introduction: Introduction, recipients: list[int], workers: list[int]) -> None:
-        lines = (
-            f"{worker} {introduction.addresses[worker][0]} {introduction.addresses[worker][1]}" for worker in workers
-        )
-        header = self._publication.header(Op.PEERS, introduction.number)
-        self._publication.send(recipients, header, text("\n".join(lines)))
-
-    def _welcome(self, workers: set[int]) -> None:
-        """These workers count from now on."""
-        for worker in sorted(workers - self._rule.live):
-            self._rule.join(worker)
-            log.warning("Worker %d is back after update %d", worker, self._rule.updates)
-        if self._open is not None:
-            self._count_ready()
+            self._admission.introduce()
+            self._admission.enough_live()
 
     # One update.
 
@@ -289,8 +228,9 @@ class Coordinator:
                 self._handle(event, time.monotonic() if waits else self._heard_at)
             self._heard_at = time.monotonic()
             self._tell_who_missed()
-            self._mend_links(self._heard_at)
-            if self._enough_live() and update.decision is None and self._may_decide:
+            for worker, reason in self._admission.cut_off(self._heard_at).items():
+                self._lose(worker, reason)
+            if self._admission.enough_live() and update.decision is None and self._may_decide:
                 self._decide(update)
             if update.decision is not None and self._reduction.complete(update.decision.number):
                 return self._close(update, started)
@@ -345,12 +285,12 @@ class Coordinator:
             if header.worker != event.worker:
                 raise ProtocolError(f"a message in the name of worker {header.worker}")
             if header.op is Op.JOIN:
-                self._join(event, header, payload, rest)
+                if self._admission.join(event, header, payload, rest):
+                    self._take_over(event.worker)
             elif self._members.holds(event.worker, header.incarnation):
                 self._take(header, payload, rest, now)
             else:
-                given_up = text(f"worker {event.worker} has been given up")
-                self._hub.answer(event.link, self._messages.pack(self._publication.header(Op.REFUSED), given_up))
+                self._admission.refuse(event.link, f"worker {event.worker} has been given up")
         except BadPeer as error:
             self._lose(error.worker, str(error))
         except ProtocolError as error:
@@ -383,9 +323,11 @@ class Coordinator:
         elif header.op is Op.LEAVING:
             self._lose(header.worker, words(payload))
         elif header.op is Op.MET:
-            self._welcome(self._members.meets(header.worker, header.version))
+            self._admission.met(header)
+            if self._open is not None:
+                self._count_ready()
         elif header.op is Op.LINKED:
-            self._members.linked(header.worker, header.version)
+            self._admission.linked(header)
         elif header.op is Op.UNLINKED:
             self._unlinked(header, words(payload), now)
         else:
@@ -527,29 +469,13 @@ class Coordinator:
 
     def _unlinked(self, header: Header, reason: str, now: float) -> None:
         """A link between two workers ended: what was on it is lost, so the update is decided again."""
-        reporter, worker = header.worker, header.version
-        if worker not in self._rule.live or self._exited(worker, 0.0) is not None:
+        if header.version not in self._rule.live or self._exited(header.version, 0.0) is not None:
             return  # its own link's end says the same
-        if worker == self._rule.always:
-            self._lose(reporter, f"{reason}, says it of rank 0")  # which is the truth
-        elif reason:
-            self._lose(worker, f"{reason}, says worker {reporter}")
-        elif self._members.unlinked(reporter, worker, now, stands=header.elements > 0):
-            self._greeted_at = 0.0
-            if self._open is not None and self._open.decision is not None:
-                self._reopen(self._open)
-
-    def _mend_links(self, now: float) -> None:
-        """Let workers between whom a link broke try it again; who is cut off for good is an erasure."""
-        if now - self._greeted_at >= _LOOK_S:
-            self._greeted_at = now
-            for one, other in self._members.greetings():
-                self._publication.send([one], self._publication.header(Op.GREET, other))
-        for worker, others in self._members.cut_off(now).items():
-            to = f"worker {others[0]}" if len(others) == 1 else f"workers {others}"
-            self._lose(worker, f"its link to {to} ended")
-        for worker in self._members.late(now):
-            self._lose(worker, "it came back and did not reach the others")
+        given_up = self._admission.unlinked(header, reason, now)
+        if given_up is not None:
+            self._lose(*given_up)
+        elif self._open is not None and self._open.decision is not None:
+            self._reopen(self._open)
 
     def _tell_who_missed(self) -> None:
         """Let workers whose queue was full ask for the state; decide again where one lacks what it was to add up."""
@@ -560,25 +486,10 @@ class Coordinator:
                 self._reopen_if_needs(worker)
 
     def _lose(self, worker: int, reason: str | None = None) -> None:
-        if worker not in self._members.present | self._members.vacant:
-            return
-        reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
-        self._fence(worker)
-        given_up = text(f"worker {worker} has been given up: {reason}")
-        self._publication.send([worker], self._publication.header(Op.REFUSED), given_up)
-        returned = self._members.lose(worker)
-        self._rule.lose(worker)
-        self._reduction.ranks.workers.discard(worker)
-        self._ready.pop(worker, None)
-        self._delays.forget(worker)
-        self._publication.forget(worker)
-        self._reopen_if_needs(worker)
-        self.failures.append(Failure(worker, self._rule.updates, reason))
-        log.warning(
-            "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
-        )
-        self._tell(Op.LOST, version=worker)
-        self._welcome(returned)
+        if self._admission.lose(worker, reason):
+            self._ready.pop(worker, None)
+            self._delays.forget(worker)
+            self._reopen_if_needs(worker)
 
     def _reopen_if_needs(self, worker: int) -> None:
         """Decide again where something of the worker is needed that it may not give."""
@@ -591,9 +502,6 @@ class Coordinator:
         update.decision = None
         self._count_ready()  # those that came after it: nobody else may come
 
-    def _tell(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0) -> None:
-        self._publication.send(self._others, self._publication.header(op, version), payload)
-
     # Waiting.
 
     def _awaited(self, update: _Open) -> str:
@@ -604,21 +512,6 @@ class Coordinator:
     @property
     def _may_decide(self) -> bool:
         return self._rule.complete and not self._members.broken(self._rule.counted)
-
-    def _enough_live(self) -> bool:
-        """Whether enough live; raises TooFewWorkers where not, a while later where some of the lost may come back."""
-        if len(self._rule.live) >= self._min_workers:
-            self._too_few_since = None
-            return True
-        now = time.monotonic()
-        self._too_few_since = self._too_few_since or now
-        away = [failure.worker for failure in self.failures if failure.worker not in self._rule.live]
-        may_return = not self._reduction.shares_memory and any(self._exited(w, 0.0) is None for w in away)
-        if not may_return or now - self._too_few_since > _RETURN_S:
-            raise TooFewWorkers(
-                f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; lost: {away}."
-            )
-        return False
 
     def _check_deadline(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:

@@ -13,7 +13,6 @@ from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.membership import RETRIES, Membership
 from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Reduction
@@ -26,6 +25,7 @@ from lwpd_lightning.links.message import EMPTY, Messages, text
 from lwpd_lightning.links.rendezvous import LOOPBACK
 from lwpd_lightning.links.transport import Hub, LinkLost
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.rule.membership import RETRIES, Membership
 from tests.links.links import DEADLINE_S, MAX_BYTES, QUEUED, links
 
 CODE = uncoded(3)

@@ -17,7 +17,6 @@ from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
 from lwpd_lightning.exchange.coordinator import Coordinator
-from lwpd_lightning.exchange.membership import Membership
 from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Reduction
@@ -32,6 +31,7 @@ from lwpd_lightning.links.rendezvous import LOOPBACK
 from lwpd_lightning.links.transport import Hub
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.rule.membership import Membership
 from tests.links.links import DEADLINE_S, MAX_BYTES, links
 
 MESSAGES = Messages(bytes(range(16)), arena=None)
