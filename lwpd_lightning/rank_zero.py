@@ -35,6 +35,7 @@ from lwpd_lightning.meeting import ENV_KEY, Meeting
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Membership
+from lwpd_lightning.rule.patience import Patience
 from lwpd_lightning.seat import Seat, shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
@@ -434,6 +435,7 @@ class CodedFit:
             first_version=self._trainer.global_step,
             min_workers=settings.fewest_workers,
             timeout_s=settings.timeout_s,
+            patience=Patience(settings.update_timeout_s, settings.timeout_s),
             exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
             fence=self._fence,
         )

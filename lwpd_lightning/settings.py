@@ -48,6 +48,7 @@ class ExchangeSettings:
     min_workers: int | None = None
     heartbeat_s: float = 5.0
     timeout_s: float = 1800.0
+    update_timeout_s: float | None = None
     dedicated_coordinator: bool = False
     start_method: StartMethod = "auto"
     batch_size_means: BatchSizeMeans = "global"
@@ -113,6 +114,8 @@ class ExchangeSettings:
             ("timeout_s", self.timeout_s, _TIMEOUTS),
         ):
             read[name] = seconds(name, given, *limits)
+        if self.update_timeout_s is not None:
+            read["update_timeout_s"] = seconds("update_timeout_s", self.update_timeout_s, *_TIMEOUTS)
         for name in ("error_feedback", "dedicated_coordinator"):
             if not isinstance(value := getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name}={shown(value)} is neither true nor false: use True or False.")

@@ -76,6 +76,8 @@ class LWPDStrategy(ParallelStrategy):
             that needs.
         heartbeat_s: seconds of silence after which a worker's link is taken for broken.
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
+        update_timeout_s: a worker that holds an update up for longer, as one whose training_step hangs, is an erasure;
+            None: 20 times the longest wait of the last 256 updates and a minute at least, from the 20th update on.
         dedicated_coordinator: rank 0 computes no codeword, so devices x num_nodes is n + 1.
         start_method: "fork" (one machine, no CUDA), "rerun" (the job's command, once for each worker), or "auto".
         batch_size_means: what the training loader's ``batch_size`` is: "global", the whole update's batch, or
@@ -108,6 +110,7 @@ class LWPDStrategy(ParallelStrategy):
         min_workers: int | None = None,
         heartbeat_s: float = 5.0,
         timeout_s: float = 1800.0,
+        update_timeout_s: float | None = None,
         dedicated_coordinator: bool = False,
         start_method: StartMethod = "auto",
         batch_size_means: BatchSizeMeans = "global",
@@ -133,6 +136,7 @@ class LWPDStrategy(ParallelStrategy):
             min_workers=min_workers,
             heartbeat_s=heartbeat_s,
             timeout_s=timeout_s,
+            update_timeout_s=update_timeout_s,
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,
             batch_size_means=batch_size_means,

@@ -38,6 +38,7 @@ from lwpd_lightning.links.transport import Hub, LinkLost, Message
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
 from lwpd_lightning.rule.membership import Membership
+from lwpd_lightning.rule.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class Coordinator:
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         first_version: number of the first version that is published.
         min_workers: fewer live workers than this, the coordinator's own included, end the run.
-        timeout_s: longest wait for one update.
+        timeout_s: longest wait for one update, or for all to start.
+        patience: how long an update may be held up before who holds it up is given up.
         exited: how a worker's process ended, None where it lives or is not known; waits up to the given seconds.
         fence: keeps a lost worker's process from touching memory that it shares with others.
     """
@@ -100,6 +102,7 @@ class Coordinator:
         first_version: int,
         min_workers: int,
         timeout_s: float,
+        patience: Patience,
         exited: Callable[[int, float], str | None],
         fence: Callable[[int], None],
     ) -> None:
@@ -110,6 +113,7 @@ class Coordinator:
             hub, members, publication, rule, reduction.ranks, messages=messages, fingerprint=fingerprint,
             min_workers=min_workers, returns=not reduction.shares_memory, exited=exited, fence=fence,
         )  # fmt: skip
+        self._patience = patience
         self._tensors = len(reduction.blocks.parameters)
         self._statistics = StateLayout.statistics(model, reduction.blocks.device)
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
@@ -234,6 +238,8 @@ class Coordinator:
                 self._decide(update)
             if update.decision is not None and self._reduction.complete(update.decision.number):
                 return self._close(update, started)
+            if waits:
+                self._give_up_who_holds_up(update)
             waits = True
             if time.monotonic() > min(report, deadline):
                 self._check_deadline(deadline, self._awaited(update))
@@ -434,6 +440,7 @@ class Coordinator:
         rule, decision = self._rule, update.decision
         assert decision is not None
         rule.close()
+        self._patience.observe(time.monotonic() - started)
         self.decided = decision.number
         counted = [update.counted[arrival.worker] for arrival in update.arrivals]
         if self._statistics.nbytes:
@@ -504,10 +511,21 @@ class Coordinator:
 
     # Waiting.
 
-    def _awaited(self, update: _Open) -> str:
+    def _holding_up(self, update: _Open) -> tuple[int | None, list[int]]:
+        """The decision that waits to be carried out, None before there is one, and for whom."""
         if update.decision is None:
-            return f"codewords of workers {self._rule.awaited}"
-        return f"workers {self._reduction.missing(update.decision.number)} to add codewords up"
+            return None, self._rule.awaited
+        return update.decision.number, self._reduction.missing(update.decision.number)
+
+    def _awaited(self, update: _Open) -> str:
+        number, workers = self._holding_up(update)
+        return f"codewords of workers {workers}" if number is None else f"workers {workers} to add codewords up"
+
+    def _give_up_who_holds_up(self, update: _Open) -> None:
+        waiting_for = self._holding_up(update)
+        if self._patience.over(waiting_for, time.monotonic()):
+            for worker in set(waiting_for[1]) - {self._rule.always}:
+                self._lose(worker, f"it held an update up for {self._patience.seconds:.3g} s")
 
     @property
     def _may_decide(self) -> bool:

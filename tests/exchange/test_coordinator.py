@@ -26,6 +26,7 @@ from lwpd_lightning.links.rendezvous import LOOPBACK
 from lwpd_lightning.links.transport import Hub, LinkLost
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import RETRIES, Membership
+from lwpd_lightning.rule.patience import Patience
 from tests.links.links import DEADLINE_S, MAX_BYTES, QUEUED, links
 
 CODE = uncoded(3)
@@ -128,7 +129,8 @@ def closed():
                 ),
                 rule=ArrivalRule(CODE, wait_for=3, always=0),
                 reduction=own, model=trained, messages=MESSAGES, fingerprint=FINGERPRINT, first_version=0,
-                min_workers=2, timeout_s=DEADLINE_S, exited=lambda worker, wait_s: None,
+                min_workers=2, timeout_s=DEADLINE_S, patience=Patience(None, DEADLINE_S),
+                exited=lambda worker, wait_s: None,
                 fence=lambda worker: None,
             )  # fmt: skip
             ends = {w: stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2)}

@@ -32,6 +32,7 @@ from lwpd_lightning.links.transport import Hub
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Membership
+from lwpd_lightning.rule.patience import Patience
 from tests.links.links import DEADLINE_S, MAX_BYTES, links
 
 MESSAGES = Messages(bytes(range(16)), arena=None)
@@ -143,7 +144,8 @@ class Fit:
             hub=self.hub, members=Membership(others, own=0, grace_s=0.5, join_s=DEADLINE_S), publication=publication,
             rule=ArrivalRule(code, **{"wait_for": n, "always": 0, **rule}),
             reduction=self.seat.reduction, model=self.seat.model, messages=MESSAGES, fingerprint=FINGERPRINT,
-            first_version=0, min_workers=2, timeout_s=timeout_s, exited=lambda worker, wait_s: None,
+            first_version=0, min_workers=2, timeout_s=timeout_s, patience=Patience(None, timeout_s),
+            exited=lambda worker, wait_s: None,
             fence=lambda worker: None,
         )  # fmt: skip
         self.workers = {}

@@ -355,3 +355,22 @@ def test_a_worker_can_print_though_a_progress_bar_was_drawing_when_it_was_forked
         release.set()
         drawing.join()
     assert ended == "exited with code 0"
+
+
+class _Hangs(Classifier):
+    """Waits for what never comes, as a collective does of which another rank has left."""
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_rank == 2 and self.global_step == 3:
+            threading.Event().wait()
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_worker_whose_training_step_hangs_is_an_erasure():
+    monitor = ExchangeMonitor()
+    strategy = LWPDStrategy(code=uncoded(4), update_timeout_s=1.0)
+    trainer = quiet_trainer(devices=4, strategy=strategy, max_steps=20, callbacks=[monitor])
+    trainer.fit(_Hangs(sgd), loader())
+    assert trainer.global_step == 20
+    (failure,) = monitor.summary()["failures"]
+    assert (failure["worker"], failure["update"], failure["reason"]) == (2, 3, "it held an update up for 1 s")
