@@ -69,6 +69,7 @@ def main():
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--fits", type=int, default=1)
     parser.add_argument("--heartbeat", type=float, default=5.0)
+    parser.add_argument("--timeout", type=float, default=100.0)
     parser.add_argument("--host", help="network namespace to move to")
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--workers", type=int, default=4)
@@ -104,7 +105,7 @@ def main():
             **exact,
             wait_for=options.wait_for or options.workers - (options.workers > 2),
             start_method=options.start if options.nodes == 1 else "auto",
-            timeout_s=100,
+            timeout_s=options.timeout,
             heartbeat_s=options.heartbeat,
             parallel_devices=[torch.device("cuda", 0)] * options.workers if options.accelerator == "gpu" else None,
         )

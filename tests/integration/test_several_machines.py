@@ -103,6 +103,37 @@ def test_a_stopped_rank_is_welcomed_back_when_it_goes_on():
         assert ranks[0].output.count("is lost") == 1
 
 
+def test_a_rank_that_never_starts_is_named_and_no_rank_ends_as_if_all_were_well():
+    environment = common(free_port(), NODE_RANK="0")
+    command = [*JOB, "--timeout", "15"]
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(ForkedJob(command, env={**environment, "LOCAL_RANK": str(rank)})) for rank in (0, 1, 3)
+        ]
+        results = [rank.wait(PATIENCE_S) for rank in ranks]
+        assert all(result.exit_code for result in results), [result.exit_code for result in results]
+        assert "Waiting for workers [2] to join" in results[0].output
+        assert "TimeoutError: waited 15 s for workers [2] to join." in results[0].output
+        assert "DONE" not in "".join(result.output for result in results)
+
+
+def test_an_exception_on_one_rank_ends_all_ranks_with_a_code_that_says_so():
+    environment = common(free_port(), NODE_RANK="0")
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                ForkedJob(
+                    [*JOB, *(["--fail-at", "3"] if rank == 2 else [])], env={**environment, "LOCAL_RANK": str(rank)}
+                )
+            )
+            for rank in range(4)
+        ]
+        results = [rank.wait(PATIENCE_S) for rank in ranks]
+        assert all(result.exit_code for result in results), [result.exit_code for result in results]
+        assert "injected failure" in results[0].output
+        assert "DONE" not in "".join(result.output for result in results)
+
+
 def test_rerun_and_forked_ranks_end_with_the_same_weights():
     norms = []
     for start in ("rerun", "fork"):
