@@ -97,7 +97,7 @@ class Hub:
         keys = run_key.coordinator() if owner is None else run_key.worker(owner)
         self._router.curve_server = True
         self._router.curve_publickey, self._router.curve_secretkey = keys.public, keys.secret
-        self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._monitor = _watched(self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.port = self._router.bind_to_random_port(f"tcp://{host}")
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
@@ -276,7 +276,7 @@ class Spoke:
         keys = run_key.worker(worker)
         self._dealer.curve_serverkey = (run_key.coordinator() if to is None else run_key.worker(to)).public
         self._dealer.curve_publickey, self._dealer.curve_secretkey = keys.public, keys.secret
-        self._monitor = self._dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = _watched(self._dealer, zmq.EVENT_DISCONNECTED)
         self._dealer.connect(address)
 
     @property
@@ -319,6 +319,19 @@ class Spoke:
         self._dealer.close(_LINGER_MS if linger else 0)
         if self._own is not None:
             _end(self._own)
+
+
+def _watched(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """Where ZeroMQ tells of a socket's links.
+
+    Without a bound: where nobody reads for long, a full queue would hold ZeroMQ's own thread up, heartbeats and all.
+    """
+    address = f"inproc://links-of-{id(socket)}"
+    socket.monitor(address, events)
+    watching: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    watching.setsockopt(zmq.RCVHWM, 0)
+    watching.connect(address)
+    return watching
 
 
 def _send(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:

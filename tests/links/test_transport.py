@@ -297,6 +297,24 @@ def test_a_silent_host_is_lost_and_an_idle_one_is_not(run_key, peers):
         assert LinkLost(1) not in seen
 
 
+def test_strangers_that_knock_while_nobody_looks_cost_no_worker(run_key, peers):
+    """Rank 0 validates: what ZeroMQ reports of links is not read, and heartbeats must not wait for that."""
+    beat_s = 0.6
+    with closing(make_hub(run_key, heartbeat_s=beat_s)) as hub:
+        for worker, peer in enumerate(peers):
+            peer.connect(run_key, worker, hub, heartbeat_s=beat_s)
+            peer.send([b"hello"])
+            events_until(hub, message(b"hello", worker=worker))
+        for _ in range(2500):
+            with socket.create_connection((LOOPBACK, hub.port), DEADLINE_S):
+                pass
+        time.sleep(3 * beat_s)  # the fault itself: nobody looks
+        assert list(hub.events(0.0)) == []
+        for worker, peer in enumerate(peers):
+            peer.send([b"still here"])
+            assert events_until(hub, message(b"still here", worker=worker)) == [(worker, [b"still here"])]
+
+
 def test_a_worker_that_reads_nothing_for_long_is_not_lost(run_key):
     """It can be told so much and no more, and hears all that; a heartbeat gets through meanwhile."""
     beat_s, queued, frames = 0.3, 4, [bytes(MAX_BYTES // 2)]
