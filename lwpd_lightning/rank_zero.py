@@ -39,6 +39,7 @@ from lwpd_lightning.seat import Seat, shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
 from lwpd_lightning.step_log import StepLog, combined, from_json, relog, to_json
+from lwpd_lightning.timeline import Timeline
 from lwpd_lightning.worker_rank import serve_forked
 
 if TYPE_CHECKING:
@@ -82,19 +83,14 @@ class CodedFit:
         self._entries = entries()
         module = trainer.lightning_module
         self._step_log = StepLog(module, everything=False, keep=True)
-        # Whether the module itself may leave a step out: workers ask it as rank 0 does.
-        self._may_not_step = is_overridden("optimizer_step", module)
+        self._timeline = Timeline(workers_ask=is_overridden("optimizer_step", module))
         self._meeting: Meeting | None = None
         self._failures: list[Failure] = []  # of earlier exchanges
         self._coordinator: Coordinator | None = None
         self._steering: Steering | None = None
-        self._published: tuple[int, int] | None = None  # the batch of the version that was published last
-        self._stepping = False  # whether workers may have made a step that is still to come here
-        self._accumulating = False  # whether the open update still waits for batches of its own
         self._touched: set[int] = set()  # parameters, by position, that got a gradient of it
         self._samples = 0  # in each of its data parts
         self._step_s, self._delivered = 0.0, 0.0
-        self._stopped = False
         self.last_update: Update | None = None
 
     @property
@@ -164,7 +160,7 @@ class CodedFit:
     @property
     def running(self) -> bool:
         """Whether the fit has not been stopped."""
-        return not self._stopped
+        return not self._timeline.over
 
     def suspend(self) -> None:
         """End the exchange for now: a tuner trains in mid-fit. The next batch begins another.
@@ -188,7 +184,7 @@ class CodedFit:
             self._entries.detach()
             self._workers.end()
             self._loader.close()
-        self._published, self._stepping = None, False
+        self._timeline.interrupted()
 
     def _begin_again(self, at: tuple[int, int]) -> None:
         """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
@@ -209,7 +205,7 @@ class CodedFit:
         loop = self._trainer.fit_loop
         if loop._skip_backward:  # the last epoch of StochasticWeightAveraging, for statistics of rank 0's model alone
             return step(*arguments)
-        if not self._accumulating:
+        if not self._timeline.accumulating:
             self._publish_if_needed(self._trainer.current_epoch, batch_index)
         if self._computation is None:
             if loop._should_accumulate():
@@ -219,7 +215,7 @@ class CodedFit:
             return torch.tensor(self.last_update.loss, device=self._blocks.device)
         batch = self._loader.current
         assert batch is not None and self._coordinator is not None
-        if not self._accumulating:
+        if not self._timeline.accumulating:
             self._computation.begin(self._coordinator.version, self._step_s + batch.fetch_s)
             self._touched, self._samples = set(), 0
         with self._computation.randomness(batch, self._computation.parts[0]), self._step_log.listening():
@@ -250,8 +246,8 @@ class CodedFit:
             with self._step_log.listening():
                 self._touched |= computation.add_parts(batch, tuple(rest))
             self._samples += batch.part_samples
-        self._accumulating = self._trainer.fit_loop._should_accumulate()
-        if self._accumulating:
+        self._timeline.accumulating = self._trainer.fit_loop._should_accumulate()
+        if self._timeline.accumulating:
             return
         if computation is not None:
             logged = to_json(self._step_log.take())
@@ -270,7 +266,7 @@ class CodedFit:
 
     def stepped(self) -> None:
         """Note that the optimizer has stepped."""
-        self._stepping = False
+        self._timeline.stepped()
         self._step_s = time.monotonic() - self._delivered
 
     def stop(self, *, completed: bool = False) -> None:
@@ -278,9 +274,9 @@ class CodedFit:
 
         ``completed``: the fit ended as it should, so workers on other machines are waited for to end too.
         """
-        if self._stopped:
+        if self._timeline.over:
             return
-        self._stopped = True
+        self._timeline.over = True
         epochs = self._trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         try:
             self._end(epochs, await_farewell=completed and self._elsewhere)
@@ -298,12 +294,11 @@ class CodedFit:
         """
         assert self._coordinator is not None
         if self._structure.changed:
-            self._published = None  # the next batch begins another exchange
+            self._timeline.interrupted()  # the next batch begins another exchange
             return
-        self._stepping = True
         step = Step(self._coordinator.decided, self._optimizer_settings())
-        epoch, following = self._following(batch_index)
-        self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step)
+        batch = self._following(batch_index)
+        self._coordinator.publish(*batch, self._trainer.global_step + 1, self._timeline.ahead(batch), step=step)
 
     def _following(self, batch_index: int) -> tuple[int, int]:
         """Epoch and index of the batch that comes after one of this epoch; NO_BATCH where training ends with it."""
@@ -330,47 +325,17 @@ class CodedFit:
         Validation may have changed something since, or the loop may have gone elsewhere. What hooks did to the model
         they did on every rank, as the checksums of codewords show.
         """
+        batch = epoch, batch_index
         if self._coordinator is None or self._structure.changed:
-            self._begin_again((epoch, batch_index))
+            self._begin_again(batch)
         assert self._coordinator is not None and self._steering is not None
         steered, attributes = self._steering.take()
-        moved = self._stepping and not self._may_not_step  # a step that was not made has been made by workers
-        self._stepping = False
-        ahead = self._published
-        if ahead != (epoch, batch_index) or steered or moved:
-            # What was published ahead of a change must not count.
-            self._publish(
-                epoch,
-                batch_index,
-                global_step=self._trainer.global_step,
-                attributes=attributes,
-                moved=moved,
-                void_older=ahead is not None,
-            )
+        if steered:
+            self._timeline.moved()
+        how = self._timeline.begins(batch)
+        if how is not None:
+            self._coordinator.publish(*batch, self._trainer.global_step, how, attributes=attributes)
         self._coordinator.arrived(self._checksums.take())
-
-    def _publish(
-        self,
-        epoch: int,
-        batch_index: int,
-        *,
-        global_step: int,
-        step: Step | None = None,
-        attributes: dict[str, object] | None = None,
-        moved: bool = False,
-        void_older: bool = False,
-    ) -> None:
-        assert self._coordinator is not None
-        self._coordinator.publish(
-            epoch,
-            batch_index,
-            global_step,
-            step=step,
-            attributes=attributes,
-            moved=moved,
-            void_older=void_older,
-        )
-        self._published = epoch, batch_index
 
     def _coordinate(self, meeting: Meeting, seat: Seat, listener: socket.socket | None, lost: list[int]) -> Coordinator:
         settings, module = self._settings, self._trainer.lightning_module
