@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from lwpd_lightning.links import rendezvous
 from lwpd_lightning.links.keys import RunKey
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins import ClusterEnvironment
 
 ENV_KEY = "LWPD_RUN_KEY"
 ENV_FIT = "LWPD_FIT"
@@ -46,3 +51,31 @@ class Meeting:
             ENV_FIT: str(self.generation),
             ENV_PARENT: str(os.getpid()),
         }
+
+
+def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:
+    """The run's key: made here, or from LWPD_RUN_KEY where other nodes or a launcher must share it.
+
+    Raises:
+        ValueError: where it must be shared and is not in the environment.
+    """
+    if ENV_KEY in os.environ:
+        return RunKey.from_hex(os.environ[ENV_KEY])
+    if num_nodes > 1 or environment.creates_processes_externally:
+        raise ValueError(
+            f"{ENV_KEY} is not set, but processes that were started elsewhere (num_nodes={num_nodes}) must prove the "
+            f"run's key: set it to the same value everywhere, for example {ENV_KEY}=$(openssl rand -hex 32)."
+        )
+    return RunKey.generate()
+
+
+def meet_elsewhere(environment: ClusterEnvironment, num_nodes: int, timeout_s: float) -> rendezvous.Rendezvous:
+    """Open the store at the main address, on which processes that this one does not start meet for all calls of a job.
+
+    Under torchrun its agent has one there.
+    """
+    host, port = rendezvous.resolve(environment.main_address), environment.main_port
+    key = run_key_for(environment, num_nodes)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        return rendezvous.Rendezvous.join(host, port, 0, timeout_s, key)
+    return rendezvous.Rendezvous.host(rendezvous.listen(host, port), 0, timeout_s, key)

@@ -1,15 +1,10 @@
-"""Rank 0's side of one fit: starts the workers, publishes versions, and turns Lightning's own training step into one
-coded update."""
+"""Rank 0's side of one fit: publishes versions, and turns Lightning's own training step into one coded update."""
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,30 +12,23 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lwpd_lightning.coding import Code
+from lwpd_lightning.coordination import coordinator_of, workers_beside
 from lwpd_lightning.data import CodedLoader, loader_of
-from lwpd_lightning.entries import entries
+from lwpd_lightning.data.batch_size import share_of_batch
 from lwpd_lightning.exchange.coordinator import Coordinator
-from lwpd_lightning.exchange.parts import SharedMemory
-from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import Checksums, StateLayout, Structure
 from lwpd_lightning.exchange.update import Failure, Step, Update
-from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, suggested_threads
-from lwpd_lightning.links import rendezvous
+from lwpd_lightning.gathering import Gathering
+from lwpd_lightning.launcher import suggested_threads
 from lwpd_lightning.links.header import NO_BATCH
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.transport import Hub
 from lwpd_lightning.loss_scale import scale_gradients
-from lwpd_lightning.meeting import ENV_KEY, Meeting
-from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
-from lwpd_lightning.rule.arrivals import ArrivalRule
-from lwpd_lightning.rule.membership import Membership
-from lwpd_lightning.rule.patience import Patience
-from lwpd_lightning.seat import Seat, shared_memory
+from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
 from lwpd_lightning.step_log import StepLog, combined, from_json, relog, to_json
-from lwpd_lightning.worker_rank import serve_forked
+from lwpd_lightning.timeline import Timeline
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -72,30 +60,21 @@ class CodedFit:
         generation: int,
     ) -> None:
         assert settings.code is not None and settings.wait_for is not None
-        self._trainer, self._settings, self._environment = trainer, settings, environment
-        self._local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
-        self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
-        # Whether there are workers that this process does not start.
-        self._elsewhere = num_nodes > 1 or environment.creates_processes_externally
+        self._trainer, self._settings, self._local_ranks = trainer, settings, local_ranks
+        self._gathering = Gathering(
+            trainer, settings, environment, local_ranks=local_ranks, num_nodes=num_nodes, generation=generation
+        )
         self._own = None if settings.dedicated_coordinator else 0
         self._threads = torch.get_num_threads()
-        self._workers = Workers({})
-        self._entries = entries()
         module = trainer.lightning_module
         self._step_log = StepLog(module, everything=False, keep=True)
-        # Whether the module itself may leave a step out: workers ask it as rank 0 does.
-        self._may_not_step = is_overridden("optimizer_step", module)
-        self._meeting: Meeting | None = None
+        self._timeline = Timeline(workers_ask=is_overridden("optimizer_step", module))
         self._failures: list[Failure] = []  # of earlier exchanges
         self._coordinator: Coordinator | None = None
         self._steering: Steering | None = None
-        self._published: tuple[int, int] | None = None  # the batch of the version that was published last
-        self._stepping = False  # whether workers may have made a step that is still to come here
-        self._accumulating = False  # whether the open update still waits for batches of its own
         self._touched: set[int] = set()  # parameters, by position, that got a gradient of it
         self._samples = 0  # in each of its data parts
         self._step_s, self._delivered = 0.0, 0.0
-        self._stopped = False
         self.last_update: Update | None = None
 
     @property
@@ -127,45 +106,42 @@ class CodedFit:
         """Begin an exchange of what is trainable now, ``at`` an epoch and batch, or before the first one."""
         module = self._trainer.lightning_module
         self._structure = Structure(module)
-        meeting, memory, listener = self._meet(at)
-        seat = Seat(self._settings, meeting, self._own, module, self._loader, memory)
+        meeting = self._gathering.meet(self._loader, at)
+        seat = Seat(self._settings, meeting, self._own, module, self._loader, self._gathering.memory)
         self._blocks = seat.blocks
         self._checksums = Checksums(module, self._blocks.parameters)
         self._computation = seat.computation(self._trainer)
         lost = [] if self._settings.start_method == "fork" else [failure.worker for failure in self._failures]
-        self._coordinator = self._coordinate(meeting, seat, listener, lost)
+        self._coordinator = self._coordinate(meeting.run_key, seat, lost)
         self._steering = Steering(self._trainer, StateLayout.buffers(module, self._blocks.device))
         self._coordinator.admit()
 
-    def _meet(self, at: tuple[int, int] | None) -> tuple[Meeting, SharedMemory | None, socket.socket | None]:
-        """Start the workers of this machine, or let those that run meet for another exchange."""
-        environment, local = self._environment, range(1, self._local_ranks)
-        if self._meeting is None and self._elsewhere:
-            host, port = rendezvous.resolve(environment.main_address), environment.main_port
-            self._meeting = Meeting(run_key_for(environment, self._num_nodes), host, port, self._generation)
-            if not environment.creates_processes_externally:
-                meeting = self._meeting
-                self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
-            return self._meeting, None, None
-        if self._meeting is not None and self._settings.start_method == "rerun":
-            self._meeting = replace(self._meeting, segment=self._meeting.segment + 1)
-            return self._meeting, None, None
-        listener = rendezvous.listen(rendezvous.LOOPBACK, 0)
-        key, port = run_key_for(environment, self._num_nodes), listener.getsockname()[1]
-        self._meeting, memory = Meeting(key, rendezvous.LOOPBACK, port, self._generation), None
-        if self._settings.start_method == "rerun":
-            meeting = self._meeting
-            self._workers = rerun_workers(local, lambda rank: meeting.environment(0, rank))
-        else:
-            # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
-            memory = shared_memory(self._settings, self._trainer.lightning_module)
-            self._workers = fork_workers(local, self._forked_work(self._meeting, memory, listener, at))
-        return self._meeting, memory, listener
+    def _coordinate(self, key: RunKey, seat: Seat, lost: list[int]) -> Coordinator:
+        """Open rank 0's links, tell the workers where, and make what decides."""
+        hub = Hub(
+            key,
+            workers_beside(self._settings, self._own),
+            host=self._gathering.host,
+            heartbeat_s=self._settings.heartbeat_s,
+            max_message_bytes=seat.max_message_bytes,
+            queued=seat.queued,
+        )
+        self._gathering.announce(hub.port, self._loader.seed)
+        return coordinator_of(
+            self._trainer,
+            self._settings,
+            seat,
+            hub,
+            own=self._own,
+            lost=lost,
+            exited=self._gathering.exited,
+            fence=self._fence,
+        )
 
     @property
     def running(self) -> bool:
         """Whether the fit has not been stopped."""
-        return not self._stopped
+        return not self._timeline.over
 
     def suspend(self) -> None:
         """End the exchange for now: a tuner trains in mid-fit. The next batch begins another.
@@ -186,10 +162,9 @@ class CodedFit:
         self._end(epoch, batch_index, await_farewell=not forked)
         self._coordinator = None
         if forked:
-            self._entries.detach()
-            self._workers.end()
+            self._gathering.end()
             self._loader.close()
-        self._published, self._stepping = None, False
+        self._timeline.interrupted()
 
     def _begin_again(self, at: tuple[int, int]) -> None:
         """End the exchange and begin one of what is trainable now; whoever was forked is forked anew."""
@@ -210,7 +185,7 @@ class CodedFit:
         loop = self._trainer.fit_loop
         if loop._skip_backward:  # the last epoch of StochasticWeightAveraging, for statistics of rank 0's model alone
             return step(*arguments)
-        if not self._accumulating:
+        if not self._timeline.accumulating:
             self._publish_if_needed(self._trainer.current_epoch, batch_index)
         if self._computation is None:
             if loop._should_accumulate():
@@ -220,7 +195,7 @@ class CodedFit:
             return torch.tensor(self.last_update.loss, device=self._blocks.device)
         batch = self._loader.current
         assert batch is not None and self._coordinator is not None
-        if not self._accumulating:
+        if not self._timeline.accumulating:
             self._computation.begin(self._coordinator.version, self._step_s + batch.fetch_s)
             self._touched, self._samples = set(), 0
         with self._computation.randomness(batch, self._computation.parts[0]), self._step_log.listening():
@@ -251,8 +226,8 @@ class CodedFit:
             with self._step_log.listening():
                 self._touched |= computation.add_parts(batch, tuple(rest))
             self._samples += batch.part_samples
-        self._accumulating = self._trainer.fit_loop._should_accumulate()
-        if self._accumulating:
+        self._timeline.accumulating = self._trainer.fit_loop._should_accumulate()
+        if self._timeline.accumulating:
             return
         if computation is not None:
             logged = to_json(self._step_log.take())
@@ -271,7 +246,7 @@ class CodedFit:
 
     def stepped(self) -> None:
         """Note that the optimizer has stepped."""
-        self._stepping = False
+        self._timeline.stepped()
         self._step_s = time.monotonic() - self._delivered
 
     def stop(self, *, completed: bool = False) -> None:
@@ -279,16 +254,14 @@ class CodedFit:
 
         ``completed``: the fit ended as it should, so workers on other machines are waited for to end too.
         """
-        if self._stopped:
+        if self._timeline.over:
             return
-        self._stopped = True
+        self._timeline.over = True
         epochs = self._trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         try:
-            self._end(epochs, await_farewell=completed and self._elsewhere)
+            self._end(epochs, await_farewell=completed and self._gathering.elsewhere)
         finally:
-            if not self._elsewhere:
-                self._entries.detach()
-            self._workers.end()
+            self._gathering.end()
             self._loader.close()
             torch.set_num_threads(self._threads)
 
@@ -299,12 +272,11 @@ class CodedFit:
         """
         assert self._coordinator is not None
         if self._structure.changed:
-            self._published = None  # the next batch begins another exchange
+            self._timeline.interrupted()  # the next batch begins another exchange
             return
-        self._stepping = True
         step = Step(self._coordinator.decided, self._optimizer_settings())
-        epoch, following = self._following(batch_index)
-        self._publish(epoch, following, global_step=self._trainer.global_step + 1, step=step)
+        batch = self._following(batch_index)
+        self._coordinator.publish(*batch, self._trainer.global_step + 1, self._timeline.ahead(batch), step=step)
 
     def _following(self, batch_index: int) -> tuple[int, int]:
         """Epoch and index of the batch that comes after one of this epoch; NO_BATCH where training ends with it."""
@@ -331,179 +303,23 @@ class CodedFit:
         Validation may have changed something since, or the loop may have gone elsewhere. What hooks did to the model
         they did on every rank, as the checksums of codewords show.
         """
+        batch = epoch, batch_index
         if self._coordinator is None or self._structure.changed:
-            self._begin_again((epoch, batch_index))
+            self._begin_again(batch)
         assert self._coordinator is not None and self._steering is not None
         steered, attributes = self._steering.take()
-        moved = self._stepping and not self._may_not_step  # a step that was not made has been made by workers
-        self._stepping = False
-        ahead = self._published
-        if ahead != (epoch, batch_index) or steered or moved:
-            # What was published ahead of a change must not count.
-            self._publish(
-                epoch,
-                batch_index,
-                global_step=self._trainer.global_step,
-                attributes=attributes,
-                moved=moved,
-                void_older=ahead is not None,
-            )
+        if steered:
+            self._timeline.moved()
+        how = self._timeline.begins(batch)
+        if how is not None:
+            self._coordinator.publish(*batch, self._trainer.global_step, how, attributes=attributes)
         self._coordinator.arrived(self._checksums.take())
-
-    def _publish(
-        self,
-        epoch: int,
-        batch_index: int,
-        *,
-        global_step: int,
-        step: Step | None = None,
-        attributes: dict[str, object] | None = None,
-        moved: bool = False,
-        void_older: bool = False,
-    ) -> None:
-        assert self._coordinator is not None
-        self._coordinator.publish(
-            epoch,
-            batch_index,
-            global_step,
-            step=step,
-            attributes=attributes,
-            moved=moved,
-            void_older=void_older,
-        )
-        self._published = epoch, batch_index
-
-    def _coordinate(self, meeting: Meeting, seat: Seat, listener: socket.socket | None, lost: list[int]) -> Coordinator:
-        settings, module = self._settings, self._trainer.lightning_module
-        assert settings.code is not None and settings.wait_for is not None
-        workers = [worker for worker in range(settings.code.n) if worker != self._own]
-        link_host = meeting.host if self._num_nodes > 1 else rendezvous.LOOPBACK
-        hub = Hub(
-            meeting.run_key,
-            workers,
-            host=link_host,
-            heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=seat.max_message_bytes,
-            queued=seat.queued,
-        )
-        if listener is None:
-            store = self._entries.store
-            assert store is not None
-            store = store.of(self._generation)
-        else:
-            store = rendezvous.Rendezvous.host(listener, self._generation, settings.timeout_s, meeting.run_key)
-            self._entries.attach(store, [])
-        store.announce(rendezvous.endpoint(link_host, hub.port), self._loader.seed, meeting.segment)
-        least, most = settings.waits
-        adaptive = None
-        if settings.wait_for == "adaptive":
-            adaptive = AdaptiveWait(
-                settings.code,
-                least,
-                most,
-                always=self._own,
-                feedback=settings.remembers,
-                decoder=settings.decoder,
-                max_staleness=0 if settings.stale == "drop" else settings.max_staleness,
-            )
-        rule = ArrivalRule(
-            settings.code,
-            most,
-            decoder=settings.decoder,
-            stale=settings.stale,
-            max_staleness=settings.max_staleness,
-            always=self._own,
-            feedback=settings.remembers,
-            adaptive=adaptive,
-        )
-        reducing = seat.reduction(hub.send)
-        members = Membership(workers, self._own, grace_s=settings.heartbeat_s / 6, join_s=12 * settings.heartbeat_s)
-        for worker in lost:
-            members.lose(worker)
-            rule.lose(worker)
-            reducing.ranks.workers.discard(worker)
-        optimizer, precision = self._trainer.optimizers[0], self._trainer.precision_plugin
-        return Coordinator(
-            hub=hub,
-            members=members,
-            publication=Publication(hub, seat.messages, module, self._blocks.device, optimizer, precision),
-            rule=rule,
-            reduction=reducing,
-            model=module,
-            messages=seat.messages,
-            fingerprint=seat.fingerprint,
-            first_version=self._trainer.global_step,
-            min_workers=settings.fewest_workers,
-            timeout_s=settings.timeout_s,
-            patience=Patience(settings.update_timeout_s, settings.timeout_s),
-            exited=lambda worker, wait_s: self._workers.exited(worker + self._rank_of, wait_s),
-            fence=self._fence,
-        )
 
     def _fence(self, worker: int) -> None:
         """A fork that was silent for long may wake, and shares the memory in which others add up."""
         if self._settings.start_method == "fork":
-            self._workers.kill(worker + self._rank_of)
-
-    def _forked_work(
-        self, meeting: Meeting, memory: SharedMemory, listener: socket.socket, at: tuple[int, int] | None
-    ) -> Callable[[int], None]:
-        def work(rank: int) -> None:
-            listener.close()  # rank 0's alone
-            self._environment.set_global_rank(rank)
-            self._trainer.strategy._fit = None  # type: ignore[attr-defined]  # whose links and processes are rank 0's
-            serve_forked(self._trainer, self._settings, meeting, memory, rank - self._rank_of, self._loader, at)
-
-        return work
-
-
-def share_of_batch(batch_size: int | None, code: Code) -> str:
-    """What an update's batch is, and each worker's share of it, in a sentence.
-
-    >>> from lwpd_lightning import lwpd_code
-    >>> share_of_batch(64, lwpd_code(8, 4, 2))
-    "An update's batch is batch_size=64 samples for all 8 workers together; each computes 32 to 64 of them."
-    """
-    whole = "a batch of the batch sampler" if batch_size is None else f"batch_size={batch_size} samples"
-    of_100, unit = (100, "%") if batch_size is None else (batch_size, "")
-    parts = [len(code.parts(worker)) for worker in range(code.n)]
-    shares = (f"{of_100 * count // code.data_parts}{unit}" for count in sorted({min(parts), max(parts)}))
-    share = " to ".join(shares)
-    return f"An update's batch is {whole} for all {code.n} workers together; each computes {share} of them."
+            self._gathering.kill(worker)
 
 
 def _reached(limit: int | None, count: int) -> bool:
     return limit is not None and limit != -1 and count >= limit
-
-
-def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:
-    """The run's key: made here, or from LWPD_RUN_KEY where other nodes or a launcher must share it.
-
-    Raises:
-        ValueError: where it must be shared and is not in the environment.
-    """
-    if ENV_KEY in os.environ:
-        return RunKey.from_hex(os.environ[ENV_KEY])
-    if num_nodes > 1 or environment.creates_processes_externally:
-        raise ValueError(
-            f"{ENV_KEY} is not set, but processes that were started elsewhere (num_nodes={num_nodes}) must prove the "
-            f"run's key: set it to the same value everywhere, for example {ENV_KEY}=$(openssl rand -hex 32)."
-        )
-    return RunKey.generate()
-
-
-def seed_of_the_run() -> int:
-    """The seed of ``seed_everything``, or a random one."""
-    return int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
-
-
-def meet_elsewhere(environment: ClusterEnvironment, num_nodes: int, timeout_s: float) -> rendezvous.Rendezvous:
-    """Open the store at the main address, on which processes that this one does not start meet for all calls of a job.
-
-    Under torchrun its agent has one there.
-    """
-    host, port = rendezvous.resolve(environment.main_address), environment.main_port
-    key = run_key_for(environment, num_nodes)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
-        return rendezvous.Rendezvous.join(host, port, 0, timeout_s, key)
-    return rendezvous.Rendezvous.host(rendezvous.listen(host, port), 0, timeout_s, key)

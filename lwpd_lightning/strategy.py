@@ -20,14 +20,14 @@ from torch.optim import Optimizer
 
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
-from lwpd_lightning.data import CodedLoader, training_loader
+from lwpd_lightning.data import CodedLoader, seed_of_the_run, training_loader
 from lwpd_lightning.data.batch_size import BatchSizeMeans, of_all_workers
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
 from lwpd_lightning.links.rendezvous import Rendezvous
-from lwpd_lightning.meeting import Meeting
-from lwpd_lightning.rank_zero import CodedFit, meet_elsewhere, run_key_for, seed_of_the_run
+from lwpd_lightning.meeting import Meeting, meet_elsewhere, run_key_for
+from lwpd_lightning.rank_zero import CodedFit
 from lwpd_lightning.refusals import (
     SEVERAL_OPTIMIZERS,
     refuse_optimizers,

@@ -21,9 +21,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lwpd_lightning.data import training_loader
+from lwpd_lightning.data import seed_of_the_run, training_loader
 from lwpd_lightning.injection import CpuShare, StragglerInjector
-from lwpd_lightning.rank_zero import seed_of_the_run
 from lwpd_lightning.worker_callback import WorkerCallback
 
 from .batches import share_of

@@ -4,7 +4,13 @@ from lwpd_lightning.data.batch import CodedBatch
 from lwpd_lightning.data.fit_loop import following, loader_of, training_loader
 from lwpd_lightning.data.indexed import fetching_like
 from lwpd_lightning.data.loader import CodedLoader
-from lwpd_lightning.data.randomness import derive_seed, drawing_from, isolated_rng, seed_everything_locally
+from lwpd_lightning.data.randomness import (
+    derive_seed,
+    drawing_from,
+    isolated_rng,
+    seed_everything_locally,
+    seed_of_the_run,
+)
 
 __all__ = [
     "CodedBatch",
@@ -16,5 +22,6 @@ __all__ = [
     "isolated_rng",
     "loader_of",
     "seed_everything_locally",
+    "seed_of_the_run",
     "training_loader",
 ]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lwpd_lightning.coding import Code
 from lwpd_lightning.data.loader import CodedLoader, refuse_readers
 
 BatchSizeMeans = Literal["global", "per_worker"]
@@ -42,3 +43,18 @@ def of_all_workers(loader: Any, workers: int) -> Any:
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
+
+
+def share_of_batch(batch_size: int | None, code: Code) -> str:
+    """What an update's batch is, and each worker's share of it, in a sentence.
+
+    >>> from lwpd_lightning import lwpd_code
+    >>> share_of_batch(64, lwpd_code(8, 4, 2))
+    "An update's batch is batch_size=64 samples for all 8 workers together; each computes 32 to 64 of them."
+    """
+    whole = "a batch of the batch sampler" if batch_size is None else f"batch_size={batch_size} samples"
+    of_100, unit = (100, "%") if batch_size is None else (batch_size, "")
+    parts = [len(code.parts(worker)) for worker in range(code.n)]
+    shares = (f"{of_100 * count // code.data_parts}{unit}" for count in sorted({min(parts), max(parts)}))
+    share = " to ".join(shares)
+    return f"An update's batch is {whole} for all {code.n} workers together; each computes {share} of them."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +21,11 @@ def derive_seed(*key: int) -> int:
     True
     """
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def seed_of_the_run() -> int:
+    """The seed of ``seed_everything``, or a random one."""
+    return int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
 
 
 def seed_everything_locally(seed: int) -> None:

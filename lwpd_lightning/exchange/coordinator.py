@@ -27,6 +27,7 @@ from lwpd_lightning.exchange.update import (
     Codeword,
     Contribution,
     Failure,
+    How,
     NotFinite,
     Step,
     Update,
@@ -161,11 +162,10 @@ class Coordinator:
         epoch: int,
         batch_index: int,
         global_step: int,
+        how: How,
         *,
-        step: Step | None,
+        step: Step | None = None,
         attributes: dict[str, object] | None = None,
-        moved: bool = False,
-        void_older: bool = False,
     ) -> None:
         """Open the next update: tell every worker how to reach the next state and which batch comes next.
 
@@ -175,15 +175,14 @@ class Coordinator:
             epoch: epoch of the update's batch.
             batch_index: its index in the epoch; NO_BATCH: training ends here.
             global_step: optimizer steps taken so far.
+            how: what is new, and what workers need of it.
             step: the optimizer step that leads here from the version before; None: there was none.
             attributes: of the module that validation has changed.
-            moved: something else changed the model too, so that workers need the whole state.
-            void_older: nothing computed on older versions may count (the model changed outside the optimizer step).
         """
         self.version += 1
         self._open = _Open(epoch, batch_index)
         self._members.update_begins()
-        self._rule.open(self.version, time.monotonic(), void_older=void_older)
+        self._rule.open(self.version, time.monotonic(), void_older=how.voids_older)
         position = self._publication.header(Op.VERSION, self.version)._replace(
             epoch=epoch,
             batch_index=batch_index,
@@ -192,7 +191,8 @@ class Coordinator:
             oldest=self._rule.oldest,
         )
         self._tell_who_missed()
-        self._publication.publish(self._others, position, step, attributes, decided=self.decided, moved=moved)
+        whole = how is How.WHOLE
+        self._publication.publish(self._others, position, step, attributes, decided=self.decided, moved=whole)
         holding = {worker for worker, kept in self._ready.items() if kept.version >= self._rule.oldest}
         self._delays.published(self.version, set(self._others) - holding, time.monotonic())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 from torch import Tensor
@@ -77,6 +78,20 @@ class Step:
 
     decision: int
     settings: list[dict[str, object]]
+
+
+class How(Enum):
+    """How a version is published."""
+
+    FIRST = "of its exchange: workers are there"
+    AHEAD = "before the coordinator's own step: workers make it too"
+    AGAIN = "with another batch or other attributes than was published ahead"
+    WHOLE = "after a change of the model that no step makes: workers need the whole state"
+
+    @property
+    def voids_older(self) -> bool:
+        """Whether nothing may count that was computed on older versions."""
+        return self in (How.AGAIN, How.WHOLE)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum
-from lwpd_lightning.exchange.update import Codeword, Contribution, Failure
+from lwpd_lightning.exchange.update import Codeword, Contribution, Failure, How
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.mesh import CoordinatorLost
@@ -140,7 +140,7 @@ def closed():
             for thread in threads:
                 thread.start()
             coordinator.admit()
-            coordinator.publish(0, 0, 0, step=None)
+            coordinator.publish(0, 0, 0, How.FIRST)
             coordinator.arrived(Checksum(0, 0))
             coordinator.contribute(
                 codeword(0, own.blocks.block_size), Contribution(0, [True, True], 0.0, 4, 0.0, EMPTY)

@@ -21,7 +21,7 @@ from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksums
-from lwpd_lightning.exchange.update import Codeword, Contribution, Step
+from lwpd_lightning.exchange.update import Codeword, Contribution, How, Step
 from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.links.header import COORDINATOR, HEADER_BYTES, Header, Op
 from lwpd_lightning.links.keys import RunKey
@@ -167,7 +167,8 @@ class Fit:
         coordinator, optimizer, updates = self.coordinator, self.seat.optimizer, []
         for _ in range(count):
             step = None if moved else self._step
-            coordinator.publish(0, 0, 0, step=step, moved=moved)
+            how = How.WHOLE if moved else How.AHEAD if step else How.FIRST
+            coordinator.publish(0, 0, 0, how, step=step)
             coordinator.arrived(self.checksums.take())
             meanwhile(coordinator.version)
             coordinator.contribute(*self.seat.codeword(coordinator.version))
