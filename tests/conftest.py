@@ -15,7 +15,11 @@ _STACKS_BEFORE_S, _STUCK_AFTER_S, _LOST_AFTER_S = 2.0, 30.0, 60.0
 
 
 def pytest_configure(config):
-    """Nothing can be forked where torch sees a GPU: only ``-m cuda`` shows it."""
+    """Nothing can be forked where torch sees a GPU: only ``-m cuda`` shows it.
+
+    Models here have a few parameters: a second thread only waits, busily, for up to twenty times the CPU time.
+    """
+    torch.set_num_threads(1)
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

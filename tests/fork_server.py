@@ -46,6 +46,8 @@ _IMPORTED = (
 _REQUEST_BYTES = 1 << 20
 _PR_SET_CHILD_SUBREAPER = 36
 _START = subprocess.Popen
+# Python's own, which a job that is run again passes on: -B where PYTHONDONTWRITEBYTECODE is set.
+_OPTIONS: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]
 def server() -> Server:
     """The server of this process, which is started, for real, when it is first asked for."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())]
+    command = [sys.executable, *_OPTIONS, "-m", "tests.fork_server", str(theirs.fileno())]
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
@@ -125,8 +127,14 @@ def server() -> Server:
 def _is_understood(args: list[str]) -> bool:
     if args[0] != sys.executable:
         return False
-    words = [arg for arg in args[1:] if arg != "-u"]
+    words = [arg for arg in _without_options(args[1:]) if arg != "-u"]
     return len(words) > 1 if words[:1] == ["-m"] else bool(words) and not words[0].startswith("-")
+
+
+def _without_options(arguments: list[str]) -> list[str]:
+    """What is left of a command's arguments without the options that the server has been started with, too."""
+    given = len(_OPTIONS)
+    return arguments[given:] if arguments[:given] == _OPTIONS else arguments
 
 
 @contextlib.contextmanager
@@ -223,7 +231,7 @@ def _become(request: _Request, plain: list[str]) -> None:
     np.random.seed()
     rank_zero_only.rank = _get_rank() or 0  # read where Lightning is imported
     command._STARTED_IN = os.getcwd()
-    arguments = request.arguments
+    arguments = _without_options(request.arguments)
     unbuffered = arguments[0] == "-u"
     if unbuffered:
         arguments = arguments[1:]

@@ -44,6 +44,18 @@ if __name__ == "__main__":
     ends[sys.argv[1]]()
 """
 
+AGAIN = """
+import subprocess, sys
+from lwpd_lightning.command import job_command
+
+command, _ = job_command()
+if len(sys.argv) > 1:
+    print("hydra" in sys.modules)  # which nothing here imports
+else:
+    print(subprocess.Popen.__name__, flush=True)
+    sys.exit(subprocess.run([*command, "again"]).returncode)
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -69,6 +81,12 @@ def test_it_is_the_same_process_and_ends_alike(folder, how, end):
     assert forked.returncode == real.returncode
     assert forked.stdout == real.stdout
     assert forked.stderr.splitlines()[-1:] == real.stderr.splitlines()[-1:]
+
+
+def test_a_job_that_is_run_again_is_forked(folder):
+    (folder / "again.py").write_text(AGAIN)
+    done = run([sys.executable, "again.py"], cwd=folder, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout.split() == ["ForkedPopen", "True"], done.stderr
 
 
 def test_no_two_draw_the_same_random_numbers(folder):

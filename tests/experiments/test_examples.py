@@ -13,6 +13,7 @@ import pytest
 
 from tests.commands import PATIENCE_S, run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 OFFLINE = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 SEEDS = (0, 1, 2)

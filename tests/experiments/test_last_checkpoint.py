@@ -7,6 +7,7 @@ import torch
 
 from tests.experiments.test_train_command import train
 
+pytestmark = pytest.mark.slow
 # K = n: the numbers do not depend on who is ready first. 1437 samples are 11 updates an epoch.
 RUN = ("code=lwpd_4_2_2", "code.wait_for=4", "model.hidden=[16]", "logger=csv", "model.schedule=null")
 

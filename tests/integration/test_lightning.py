@@ -1,5 +1,7 @@
 """What a Lightning user takes for granted still works: one coded batch is one update is one global_step."""
 
+import contextlib
+import os
 import random
 import warnings
 
@@ -10,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from experiments.peers import DDPPeer
 from lwpd_lightning import LWPDStrategy, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.coding.wire import wire_format
@@ -28,6 +31,14 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def cores():
+    return os.cpu_count() or 1
+
+
+def _any_error():
+    return pytest.raises((ArithmeticError, RuntimeError), match=r"mistake|rank")
+
+
 class Recorder(pl.Callback):
     on_workers = False
 
@@ -43,6 +54,25 @@ class Recorder(pl.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.clipped.append(torch.cat([p.grad.flatten() for p in pl_module.parameters()]).norm().item())
+
+
+class _Breaks(Classifier):
+    def training_step(self, batch, batch_idx):
+        raise ArithmeticError("a rank's own mistake")
+
+
+@pytest.mark.parametrize("make", [strategy, DDPPeer])
+@pytest.mark.parametrize(("model", "raised"), [(Classifier, contextlib.nullcontext), (_Breaks, _any_error)])
+def test_a_fit_leaves_as_many_threads_as_there_were(make, model, raised):
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores() + 3)  # more than any rank is given
+    try:
+        with raised():
+            fitting = quiet_trainer(devices=4, strategy=make(), max_steps=2, use_distributed_sampler=False)
+            fitting.fit(model(sgd), loader())
+        assert torch.get_num_threads() == cores() + 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_callbacks_see_ordinary_batches_and_steps():

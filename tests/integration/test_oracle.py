@@ -49,16 +49,24 @@ CODES = {
     "sketch(6,B=1)": lambda: local_code(6, data_parts=6, blocks=1),
 }
 DAILY = ["lwpd(8,4,2)", "uncoded(6)"]
+OPTIMIZERS = {"sgd": sgd, "adam": adam}
+TOLERANCES = {torch.float32: ("32-true", 1e-5), torch.float64: ("64-true", 1e-11)}
 
 
 @pytest.mark.parametrize(
-    "name", [*DAILY, *(pytest.param(name, marks=pytest.mark.slow) for name in CODES if name not in DAILY)]
+    ("name", "optimizer", "dtype"),
+    [
+        *((name, optimizer, dtype) for name in DAILY for optimizer in OPTIMIZERS for dtype in TOLERANCES),
+        *(
+            pytest.param(name, optimizer, dtype, marks=pytest.mark.slow)
+            for name in CODES
+            if name not in DAILY
+            for optimizer, dtype in (("sgd", torch.float32), ("adam", torch.float64))  # neither knows of the code
+        ),
+    ],
 )
-@pytest.mark.parametrize("optimizer", [sgd, adam])
-@pytest.mark.parametrize(
-    ("dtype", "precision", "tolerance"), [(torch.float32, "32-true", 1e-5), (torch.float64, "64-true", 1e-11)]
-)
-def test_waiting_for_all_equals_a_single_process(name, optimizer, dtype, precision, tolerance):
+def test_waiting_for_all_equals_a_single_process(name, optimizer, dtype):
+    optimizer, (precision, tolerance) = OPTIMIZERS[optimizer], TOLERANCES[dtype]
     code = CODES[name]()
     data = classification(dtype=dtype)
     settings = {"gradient_clip_val": 0.5, "precision": precision}
