@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +11,7 @@ from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import CheckpointIO, Precision
-from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.connectors.data_connector import _worker_check
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -20,13 +20,13 @@ from torch.optim import Optimizer
 
 from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.decoders import Decoder
-from lwpd_lightning.data import CodedLoader, seed_of_the_run, training_loader
+from lwpd_lightning.data import seed_of_the_run, training_loader
 from lwpd_lightning.data.batch_size import BatchSizeMeans, of_all_workers
+from lwpd_lightning.elsewhere import Elsewhere
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.update import Failure, Update
-from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
 from lwpd_lightning.links.rendezvous import Rendezvous
-from lwpd_lightning.meeting import Meeting, meet_elsewhere, run_key_for
+from lwpd_lightning.meeting import meet_elsewhere
 from lwpd_lightning.rank_zero import CodedFit
 from lwpd_lightning.refusals import (
     SEVERAL_OPTIMIZERS,
@@ -36,13 +36,12 @@ from lwpd_lightning.refusals import (
     refuse_trainer,
 )
 from lwpd_lightning.rule.arrivals import Stale
+from lwpd_lightning.separate_ranks import SeparateRanks
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor
-from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher, serve
-
-_Object = TypeVar("_Object")
+from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher
 
 
-class LWPDStrategy(ParallelStrategy):
+class LWPDStrategy(SeparateRanks):
     """Replaces DDP's all-reduce with coded exchange: stragglers and dead workers are erasures, not stalls.
 
     The gradient is cut into k blocks (data part x group of output nodes). Each of n workers computes one linear
@@ -142,13 +141,10 @@ class LWPDStrategy(ParallelStrategy):
             batch_size_means=batch_size_means,
             compressor=compressor,
         )
-        self.num_nodes = 1
         self._fit: CodedFit | None = None
         self._suspended: list[CodedFit] = []  # that a tuner's run in mid-fit has interrupted
         self._generation = self._seed = 0
-        # On a worker whose fit is over: batches in an epoch, and the callbacks that did not act there too.
-        self._batches: int | float | None = None
-        self._callbacks: list[pl.Callback] | None = None
+        self._elsewhere: Elsewhere | None = None  # where this is not rank 0, nor a fork of it
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no fit: its links and processes are this one's."""
@@ -183,24 +179,7 @@ class LWPDStrategy(ParallelStrategy):
         assert self._fit is not None
         return self._fit
 
-    # Who and where this process is.
-
-    @property
-    def num_processes(self) -> int:
-        """Processes on this node."""
-        return len(self.parallel_devices) if self.parallel_devices is not None else 1
-
-    @property
-    def root_device(self) -> torch.device:
-        """This rank's device; ranks beyond the devices given share them in turn."""
-        assert self.parallel_devices is not None
-        return self.parallel_devices[self.local_rank % len(self.parallel_devices)]
-
-    def set_world_ranks(self) -> None:
-        """Tell the environment which rank this process is."""
-        assert self.cluster_environment is not None
-        self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
-        self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
+    # Starting processes.
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -215,37 +194,19 @@ class LWPDStrategy(ParallelStrategy):
             readers = list(range(step, self.world_size, step))
             self._launcher = RankZeroLauncher(self._meet if elsewhere else None, readers if elsewhere else [])
         else:
-            self._launcher = WorkerRankLauncher(self._outcome)
+            self._elsewhere = Elsewhere(
+                self.settings, self.cluster_environment, local_ranks=self.num_processes, num_nodes=self.num_nodes
+            )
+            self._launcher = WorkerRankLauncher(self._elsewhere.outcome)
 
     def _meet(self) -> Rendezvous:
         assert self.cluster_environment is not None
         return meet_elsewhere(self.cluster_environment, self.num_nodes, self.settings.timeout_s)
 
-    def _join(self) -> Rendezvous:
-        meeting = self._meeting()
-        return Rendezvous.join(meeting.host, meeting.port, meeting.generation, self.settings.timeout_s, meeting.run_key)
-
-    def _outcome(self, entry: int) -> str:
-        if self._callbacks is not None:
-            self._trainer.callbacks, self._callbacks = self._callbacks, None  # type: ignore[attr-defined]
-        return self._join().told(entry, self.global_rank)
-
-    def _meeting(self) -> Meeting:
-        environment = self.cluster_environment
-        assert environment is not None
-        key = run_key_for(environment, self.num_nodes)
-        return Meeting(key, environment.main_address, environment.main_port, self._generation)
-
     @property
     def _worker(self) -> int:
         """This rank's row of the code; -1 for a dedicated coordinator."""
         return self.global_rank - self.settings.dedicated_coordinator
-
-    def _start_siblings(self, meeting: Meeting) -> Workers:
-        assert self.cluster_environment is not None
-        if self.local_rank or self.cluster_environment.creates_processes_externally:
-            return Workers({})
-        return rerun_workers(range(1, self.num_processes), lambda rank: meeting.environment(self.node_rank, rank))
 
     # Setting up.
 
@@ -257,12 +218,10 @@ class LWPDStrategy(ParallelStrategy):
             if self.is_global_zero:
                 self._seed = seed_of_the_run()
             else:
-                self._await_rank_zero()
+                assert self._elsewhere is not None
+                self._seed = self._elsewhere.await_fit(self._generation)
+                self._trainer.num_sanity_val_steps = 0  # rank 0 has done it
         super().setup_environment()
-
-    def _await_rank_zero(self) -> None:
-        _, self._seed = self._join().coordinator()
-        self._trainer.num_sanity_val_steps = 0  # rank 0 has done it
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Refuse what coded exchange cannot do, then set model and optimizer up as on one device."""
@@ -281,11 +240,6 @@ class LWPDStrategy(ParallelStrategy):
             if "multiple optimizers" in str(error):
                 raise MisconfigurationException(SEVERAL_OPTIMIZERS) from None
             raise
-
-    def model_to_device(self) -> None:
-        """Move the module to this rank's device."""
-        assert self.model is not None
-        self.model.to(self.root_device)
 
     def process_dataloader(self, dataloader: object) -> object:
         """Let the training loader name its batches; others stay as they are, since only rank 0 reads them."""
@@ -314,7 +268,8 @@ class LWPDStrategy(ParallelStrategy):
         if len(loaders) != 1:
             raise ValueError(f"train_dataloader() gave {len(loaders)} loaders: coded exchange takes one.")
         if not self.is_global_zero:
-            self._serve(loaders[0])
+            assert self._elsewhere is not None
+            self._elsewhere.serve(trainer, self._worker, loaders[0])
             return
         if self._fit is not None and self._fit.running:
             self._fit.suspend()
@@ -328,19 +283,6 @@ class LWPDStrategy(ParallelStrategy):
             generation=self._generation,
         )
         self._fit.start()
-
-    def _serve(self, loader: CodedLoader) -> None:
-        threads, meeting = torch.get_num_threads(), self._meeting()
-        torch.set_num_threads(suggested_threads(self.num_processes))
-        siblings = self._start_siblings(meeting)
-        self._callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
-        try:
-            serve(self._trainer, self.settings, meeting, self._worker, loader)
-        finally:
-            siblings.end()
-            torch.set_num_threads(threads)
-        # Lightning's loop finds nothing left to train, and ends the fit as it does everywhere.
-        self._batches, self._trainer.fit_loop.max_batches = self._trainer.fit_loop.max_batches, 0
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Move a batch; a training batch's transfer hooks draw the same random numbers on every rank."""
@@ -388,30 +330,13 @@ class LWPDStrategy(ParallelStrategy):
     def teardown(self) -> None:
         """End what is left of a fit."""
         self._end_fit()
-        if self._batches is not None:
-            self._trainer.fit_loop.max_batches, self._batches = self._batches, None
+        if self._elsewhere is not None:
+            self._elsewhere.leave()
         super().teardown()
 
     def _end_fit(self, *, completed: bool = False) -> None:
         if self._fit is not None:
             self._fit.stop(completed=completed)
-
-    # Collectives: outside the exchange every rank is alone.
-
-    def reduce(self, tensor: _Object, *args: Any, **kwargs: Any) -> _Object:
-        """Metrics live on rank 0, over the full validation set: nothing to reduce."""
-        return tensor
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Rank 0 decides."""
-        return decision
-
-    def barrier(self, name: str | None = None) -> None:
-        """Workers start when rank 0 is ready, so there is nobody to wait for."""
-
-    def broadcast(self, obj: _Object, src: int = 0) -> _Object:
-        """Workers receive what they need when they join."""
-        return obj
 
 
 def _register() -> None:
