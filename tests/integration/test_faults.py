@@ -105,35 +105,46 @@ class _StopMyselfOnce(WorkerCallback):
         self.pid = multiprocessing.Value("q", 0)
 
     def on_codeword_start(self, trainer, worker, version):
-        if worker == 1 and version == 2:
+        if worker == 1 and version >= 2 and not self.pid.value:  # it may not be free for just that one
             self.pid.value = os.getpid()
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-class _TrainUntilItIsLost(pl.Callback):
-    """Ends training a little after a worker was lost, whose process must be gone by then."""
+class _TrainUntilOneIsLost(pl.Callback):
+    """Ends training a little after a worker was lost: how many updates others make until then is up to the machine."""
 
     on_workers = False
     FURTHER = 20
 
-    def __init__(self, stopped):
-        self.stopped, self.seen_at = stopped, None
+    def __init__(self):
+        self.seen_at = None
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.strategy.failures and self.seen_at is None:
             self.seen_at = trainer.global_step
-            with pytest.raises(ProcessLookupError):
-                os.kill(self.stopped.value, 0)
+            self.seen()
         if self.seen_at is not None:
             trainer.should_stop = trainer.global_step == self.seen_at + self.FURTHER
+
+    def seen(self):
+        """It is lost."""
+
+
+class _AndIsGone(_TrainUntilOneIsLost):
+    def __init__(self, pid):
+        super().__init__()
+        self.pid = pid
+
+    def seen(self):
+        with pytest.raises(ProcessLookupError):
+            os.kill(self.pid.value, 0)
 
 
 @pytest.mark.parametrize("wait_for", [3, 4])
 def test_an_erased_fork_cannot_wake_and_write_into_shared_memory(wait_for):
     stop = _StopMyselfOnce()
-    until = _TrainUntilItIsLost(stop.pid)
+    until = _AndIsGone(stop.pid)
     strategy = LWPDStrategy(code=uncoded(4), wait_for=wait_for, heartbeat_s=0.6)
-    # How many updates three workers make until the fourth is found silent depends on the machine: no number of them.
     trainer, summary = fit(strategy, stop, until, devices=4, updates=-1)
     assert trainer.global_step == until.seen_at + until.FURTHER
     assert [failure["worker"] for failure in summary["failures"]] == [1]
@@ -141,9 +152,8 @@ def test_an_erased_fork_cannot_wake_and_write_into_shared_memory(wait_for):
 
 class _KillMyFetcher(WorkerCallback):
     def on_codeword_start(self, trainer, worker, version):
-        if worker == 1 and version == 2:
+        if worker == 1 and version >= 2:  # it may not be free for just that one
             fetchers = [child for child in multiprocessing.active_children() if child.pid != os.getpid()]
-            assert fetchers
             for fetcher in fetchers:
                 fetcher.kill()
 
@@ -151,8 +161,9 @@ class _KillMyFetcher(WorkerCallback):
 @pytest.mark.parametrize("wait_for", [3, 4])
 def test_a_worker_whose_dataloader_process_is_killed_is_an_erasure(wait_for):
     """As where memory is short."""
-    trainer, summary = fit(LWPDStrategy(code=uncoded(4), wait_for=wait_for), _KillMyFetcher(), devices=4, num_workers=1)
-    assert trainer.global_step == 30
+    until, strategy = _TrainUntilOneIsLost(), LWPDStrategy(code=uncoded(4), wait_for=wait_for)
+    trainer, summary = fit(strategy, _KillMyFetcher(), until, devices=4, updates=-1, num_workers=1)
+    assert trainer.global_step == until.seen_at + until.FURTHER
     (failure,) = summary["failures"]
     assert failure["worker"] == 1
     assert failure["reason"].startswith("a process of its DataLoader was killed: ")
