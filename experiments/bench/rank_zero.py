@@ -65,9 +65,6 @@ def train(scheme: str, workers: int, hidden: int, updates: int) -> None:
         def backward(self, loss: Any, backward: Any) -> None:
             timed("inside", super().backward)(loss, timed("model", backward))
 
-        def about_to_step(self, optimizer: Any) -> None:
-            timed("inside", super().about_to_step)(optimizer)
-
         def stepped(self) -> None:
             timed("inside", super().stepped)()
 

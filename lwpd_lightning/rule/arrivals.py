@@ -100,6 +100,7 @@ class ArrivalRule:
     _computed_mean: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)
+    _refused: set[int] = field(init=False, default_factory=set)  # whose codeword of the open version is of no use
     _duals: dict[Code, Floats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,12 +119,18 @@ class ArrivalRule:
     @property
     def needed(self) -> int:
         """How many codewords the open update waits for."""
-        return min(self.wait_for, len(self.live & self._expected))
+        return min(self.wait_for, self._to_come)
+
+    @property
+    def _to_come(self) -> int:
+        """How many codewords can arrive in the open update at all."""
+        return len(self.live) - len(self._refused & self.live)
 
     @property
     def complete(self) -> bool:
         """Whether the open update may close."""
-        return len(self._counted) >= self.needed and (self.always not in self._expected - self._counted.keys())
+        own = self.always is None or self.always in self._counted or self.always in self._refused
+        return own and len(self._counted) >= self.needed
 
     @property
     def awaited(self) -> list[int]:
@@ -149,6 +156,7 @@ class ArrivalRule:
         """The worker's codeword of the open version is of no use: this update goes on as if the worker were lost."""
         self._counted.pop(worker, None)
         self._expected.discard(worker)
+        self._refused.add(worker)
         self._duals = {}
 
     def join(self, worker: int) -> None:
@@ -163,6 +171,7 @@ class ArrivalRule:
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
         self.version, self._opened_at, self._counted, self._decided = version, now, {}, False
+        self._refused.clear()
         if self.adaptive is not None:
             if self._decided_at is not None:
                 self.adaptive.observe_rest(now - self._decided_at)
@@ -234,7 +243,7 @@ class ArrivalRule:
     def tilt(self) -> Floats:
         """(n,): by how much more each worker's codeword counts than it would if all were equally often among the K."""
         tilt, others = np.ones(self.code.n), self._others()
-        if self._rates is None or not others or self.needed == len(self.live):
+        if self._rates is None or not others or self.needed == self._to_come:
             return tilt  # all are waited for: no chance is involved
         rates = self._rates[others]
         with np.errstate(divide="ignore"):

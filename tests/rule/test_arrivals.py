@@ -523,3 +523,5 @@ def test_an_update_goes_on_without_a_refused_codeword_as_if_its_worker_were_lost
     rule.close()
     rule.open(1, 0.0)
     assert rule.awaited == [0, 1, 2, 3]
+    rule.refuse(refused)
+    assert rule.tilt.tolist() == [1.0] * 4  # it is waited for: no chance is involved
