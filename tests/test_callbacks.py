@@ -81,6 +81,7 @@ UPDATES = [
         bytes_up=500,
         bytes_down=0,
         resyncs=1,
+        refused=[2],
         compute_s=1.5,
     ),
 ]
@@ -101,6 +102,7 @@ def test_the_summary_adds_the_updates_up():
         "arrivals_mean": 8 / 4,
         "late_codewords": 2,
         "dropped_codewords": 1,
+        "refused_codewords": 1,
         "resyncs": 3,
         "decoded_share_mean": (0.5 + 0.75 + 0.25 + 0.5) / 4,
         "staleness_mean": 5 / 8,
