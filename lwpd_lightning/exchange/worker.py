@@ -208,7 +208,6 @@ class Worker:
             Refused: rank 0 goes on refusing.
         """
         started, self._entered = time.monotonic(), False
-        self._messages.incarnation = 1 + secrets.randbits(62)
         self._ask_in()
         while not self._entered and self._end is None:
             try:
@@ -220,6 +219,7 @@ class Worker:
                 self._ask_in()
 
     def _ask_in(self) -> None:
+        self._messages.incarnation = 1 + secrets.randbits(62)  # each try anew: one that was given up never comes in
         join = Header(Op.JOIN, self._messages.run_id, self._worker)
         state = digest(whole_state(self._everything, self._optimizer, self._precision, {}))
         fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
@@ -245,7 +245,7 @@ class Worker:
             self._forget()
             try:
                 self._enter(_RETURN_S - (time.monotonic() - started))
-            except CoordinatorLost:
+            except (CoordinatorLost, Refused):
                 if time.monotonic() - started > _RETURN_S:
                     raise
                 time.sleep(_AGAIN_S)
