@@ -52,7 +52,6 @@ class Introduction:
 
 @dataclass
 class _Member:
-    standing: Standing = Standing.VACANT
     incarnation: int = 0
     address: str = ""
     since: float = 0.0  # when it began to join
@@ -85,12 +84,14 @@ class Membership:
     join_s: float
 
     _members: dict[int, _Member] = field(init=False)
+    _standing: dict[Standing, set[int]] = field(init=False)
     _introductions: int = field(init=False, default=0)
     _broken: dict[frozenset[int], _Broken] = field(init=False, default_factory=dict)
     _flaps: Counter[frozenset[int]] = field(init=False, default_factory=Counter)  # in the open update
 
     def __post_init__(self) -> None:
         self._members = {worker: _Member() for worker in self.workers}
+        self._standing = {standing: set() for standing in Standing} | {Standing.VACANT: set(self.workers)}
 
     # Who is in.
 
@@ -98,27 +99,26 @@ class Membership:
     def live(self) -> set[int]:
         """Workers that count, rank 0's own included."""
         own = set() if self.own is None else {self.own}
-        return own | self._standing(Standing.LIVE)
+        return own | self._standing[Standing.LIVE]
 
     @property
     def present(self) -> set[int]:
         """Workers that are told what happens: live ones and those that join, without rank 0's own."""
-        return self._standing(Standing.LIVE, Standing.JOINING)
+        return self._standing[Standing.LIVE] | self._standing[Standing.JOINING]
 
     @property
     def expected(self) -> set[int]:
         """Workers that the start waits for."""
-        return self._standing(Standing.VACANT, Standing.JOINING)
+        return self._standing[Standing.VACANT] | self._standing[Standing.JOINING]
 
     @property
     def vacant(self) -> set[int]:
         """Workers of whom no process has come yet."""
-        return self._standing(Standing.VACANT)
+        return set(self._standing[Standing.VACANT])
 
     def holds(self, worker: int, incarnation: int) -> bool:
         """Whether what this incarnation says has an effect."""
-        member = self._members[worker]
-        return member.standing in (Standing.LIVE, Standing.JOINING) and member.incarnation == incarnation
+        return self._is_in(worker) and self._members[worker].incarnation == incarnation
 
     def join(self, worker: int, incarnation: int, address: str, now: float) -> None:
         """A process asks for a worker's row.
@@ -132,17 +132,20 @@ class Membership:
         Raises:
             Refused: another process has the row, or this one has lost it.
         """
-        member = self._members[worker]
-        if member.incarnation == incarnation and member.standing is Standing.LOST:
+        same = self._members[worker].incarnation == incarnation
+        if same and worker in self._standing[Standing.LOST]:
             raise Refused(f"worker {worker} has been given up: training goes on without this process")
-        if member.standing in (Standing.LIVE, Standing.JOINING) and member.incarnation != incarnation:
+        if not same and self._is_in(worker):
             raise Refused(f"worker {worker} is in this run already: another process with its rank answers")
-        self._members[worker] = _Member(Standing.JOINING, incarnation, address, now)
+        self._members[worker] = _Member(incarnation, address, now)
+        self._place(worker, Standing.JOINING)
 
     def introduce(self) -> Introduction | None:
         """Who is to be told of whom now; None: nobody, as while any worker is still to come at the start."""
-        newcomers = sorted(w for w, m in self._members.items() if m.standing is Standing.JOINING and not m.introduced)
-        if not newcomers or self.vacant:
+        if self._standing[Standing.VACANT]:
+            return None
+        newcomers = sorted(w for w in self._standing[Standing.JOINING] if not self._members[w].introduced)
+        if not newcomers:
             return None
         self._introductions += 1
         elders = sorted(self.present - set(newcomers))
@@ -158,14 +161,13 @@ class Membership:
 
     def lose(self, worker: int) -> set[int]:
         """A worker is an erasure from now on; gives who is live now, since nobody waits to meet it any more."""
-        member = self._members[worker]
-        member.standing = Standing.LOST
+        self._place(worker, Standing.LOST)
         self._broken = {pair: broken for pair, broken in self._broken.items() if worker not in pair}
         return self._promote()
 
     def late(self, now: float) -> set[int]:
         """Who has not met the others in time, while training goes on."""
-        joining = self._standing(Standing.JOINING)
+        joining = self._standing[Standing.JOINING]
         return {w for w in joining if self._members[w].introduced and now - self._members[w].since > self.join_s}
 
     # Links between workers.
@@ -220,18 +222,23 @@ class Membership:
             for worker in smallest_cover(cut)
         }
 
-    def _standing(self, *standings: Standing) -> set[int]:
-        return {worker for worker, member in self._members.items() if member.standing in standings}
+    def _is_in(self, worker: int) -> bool:
+        return worker in self._standing[Standing.LIVE] or worker in self._standing[Standing.JOINING]
+
+    def _place(self, worker: int, standing: Standing) -> None:
+        for workers in self._standing.values():
+            workers.discard(worker)
+        self._standing[standing].add(worker)
 
     def _promote(self) -> set[int]:
         """Who joins is live once it and all that are live have met each other."""
-        promoted = set[int]()
-        for worker, member in self._members.items():
-            if member.standing is not Standing.JOINING or not member.introduced or member.met < member.introduced:
-                continue
-            if all(self._members[w].met >= member.introduced for w in self._standing(Standing.LIVE) - promoted):
-                member.standing = Standing.LIVE
-                promoted.add(worker)
+        members = self._members
+        met_by_all = min((members[w].met for w in self._standing[Standing.LIVE]), default=self._introductions)
+        promoted = {
+            w for w in self._standing[Standing.JOINING] if 0 < members[w].introduced <= min(members[w].met, met_by_all)
+        }
+        for worker in promoted:
+            self._place(worker, Standing.LIVE)
         return promoted
 
 
