@@ -76,9 +76,7 @@ class Elsewhere:
         return self._join().told(entry, self._environment.global_rank())
 
     def _join(self) -> Rendezvous:
-        meeting = self._meeting()
-        timeout_s = self._settings.timeout_s
-        return Rendezvous.join(meeting.host, meeting.port, meeting.generation, timeout_s, meeting.run_key)
+        return self._meeting().store(self._settings.timeout_s)
 
     def _meeting(self) -> Meeting:
         environment = self._environment

@@ -12,7 +12,7 @@ from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.parts import SharedMemory
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers
 from lwpd_lightning.links import rendezvous
-from lwpd_lightning.meeting import Meeting, run_key_for
+from lwpd_lightning.meeting import Meeting, run_key_for, starts_elsewhere
 from lwpd_lightning.seat import shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.worker_rank import serve_forked
@@ -34,6 +34,7 @@ class Gathering:
         generation: which fit of this process it is, from 0.
 
     Attributes:
+        local_ranks: as given.
         elsewhere: whether there are workers that this process does not start.
         memory: that the ranks of the exchange share; None: they share none.
     """
@@ -49,9 +50,9 @@ class Gathering:
         generation: int,
     ) -> None:
         self._trainer, self._settings, self._environment = trainer, settings, environment
-        self._local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
+        self.local_ranks, self._num_nodes, self._generation = local_ranks, num_nodes, generation
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
-        self.elsewhere = num_nodes > 1 or environment.creates_processes_externally
+        self.elsewhere = starts_elsewhere(environment, num_nodes)
         self.memory: SharedMemory | None = None
         self._meeting: Meeting | None = None
         self._listener: socket.socket | None = None
@@ -71,7 +72,7 @@ class Gathering:
             loader: of the training data, for forked workers.
             at: epoch and batch at which the exchange begins; None: before the first one.
         """
-        environment, local = self._environment, range(1, self._local_ranks)
+        environment, local = self._environment, range(1, self.local_ranks)
         self.memory = self._listener = None
         if self._meeting is None and self.elsewhere:
             host, port = rendezvous.resolve(environment.main_address), environment.main_port
@@ -111,9 +112,10 @@ class Gathering:
         """How a worker's process ended, in words; None where it lives or runs on another machine."""
         return self._workers.exited(worker + self._rank_of, wait_s)
 
-    def kill(self, worker: int) -> None:
-        """Kill a worker's process at once; none that runs on another machine."""
-        self._workers.kill(worker + self._rank_of)
+    def fence(self, worker: int) -> None:
+        """Kill a fork that is given up: it was silent for long, may wake, and shares memory with those who go on."""
+        if self.memory is not None:
+            self._workers.kill(worker + self._rank_of)
 
     def end(self) -> None:
         """End the workers of this machine."""

@@ -40,6 +40,10 @@ class Meeting:
         """16 bytes that every message of the exchange carries."""
         return self.run_key.run_id(self.generation, self.segment)
 
+    def store(self, timeout_s: float) -> rendezvous.Rendezvous:
+        """Connect to the store, which rank 0 serves; raises TimeoutError where it does not in ``timeout_s`` seconds."""
+        return rendezvous.Rendezvous.join(self.host, self.port, self.generation, timeout_s, self.run_key)
+
     def environment(self, node_rank: int, local_rank: int) -> dict[str, str]:
         """What a process that reruns the job must find in its environment to become this worker."""
         return {
@@ -53,6 +57,11 @@ class Meeting:
         }
 
 
+def starts_elsewhere(environment: ClusterEnvironment, num_nodes: int) -> bool:
+    """Whether there are ranks that rank 0 does not start: on other machines, or all under an outside launcher."""
+    return num_nodes > 1 or environment.creates_processes_externally
+
+
 def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:
     """The run's key: made here, or from LWPD_RUN_KEY where other nodes or a launcher must share it.
 
@@ -61,7 +70,7 @@ def run_key_for(environment: ClusterEnvironment, num_nodes: int) -> RunKey:
     """
     if ENV_KEY in os.environ:
         return RunKey.from_hex(os.environ[ENV_KEY])
-    if num_nodes > 1 or environment.creates_processes_externally:
+    if starts_elsewhere(environment, num_nodes):
         raise ValueError(
             f"{ENV_KEY} is not set, but processes that were started elsewhere (num_nodes={num_nodes}) must prove the "
             f"run's key: set it to the same value everywhere, for example {ENV_KEY}=$(openssl rand -hex 32)."

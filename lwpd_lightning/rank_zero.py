@@ -32,7 +32,6 @@ from lwpd_lightning.timeline import Timeline
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from lightning.fabric.plugins import ClusterEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -43,27 +42,12 @@ class CodedFit:
     Args:
         trainer: the trainer, at ``on_train_start``.
         settings: resolved for the world size.
-        environment: tells ranks, nodes and the main address.
-        local_ranks: processes on this machine.
-        num_nodes: machines.
-        generation: which fit of this process it is, from 0.
+        gathering: its workers.
     """
 
-    def __init__(
-        self,
-        trainer: pl.Trainer,
-        settings: ExchangeSettings,
-        environment: ClusterEnvironment,
-        *,
-        local_ranks: int,
-        num_nodes: int,
-        generation: int,
-    ) -> None:
+    def __init__(self, trainer: pl.Trainer, settings: ExchangeSettings, gathering: Gathering) -> None:
         assert settings.code is not None and settings.wait_for is not None
-        self._trainer, self._settings, self._local_ranks = trainer, settings, local_ranks
-        self._gathering = Gathering(
-            trainer, settings, environment, local_ranks=local_ranks, num_nodes=num_nodes, generation=generation
-        )
+        self._trainer, self._settings, self._gathering = trainer, settings, gathering
         self._own = None if settings.dedicated_coordinator else 0
         self._threads = torch.get_num_threads()
         module = trainer.lightning_module
@@ -98,7 +82,7 @@ class CodedFit:
         assert self._settings.code is not None
         for advice in self._settings.warm_up():
             log.warning(advice)
-        torch.set_num_threads(suggested_threads(self._local_ranks))
+        torch.set_num_threads(suggested_threads(self._gathering.local_ranks))
         rank_zero_info(share_of_batch(self._loader.batch_size, self._settings.code))
         self._begin(None)
 
@@ -135,7 +119,7 @@ class CodedFit:
             own=self._own,
             lost=lost,
             exited=self._gathering.exited,
-            fence=self._fence,
+            fence=self._gathering.fence,
         )
 
     @property
@@ -314,11 +298,6 @@ class CodedFit:
         if how is not None:
             self._coordinator.publish(*batch, self._trainer.global_step, how, attributes=attributes)
         self._coordinator.arrived(self._checksums.take())
-
-    def _fence(self, worker: int) -> None:
-        """A fork that was silent for long may wake, and shares the memory in which others add up."""
-        if self._settings.start_method == "fork":
-            self._gathering.kill(worker)
 
 
 def _reached(limit: int | None, count: int) -> bool:

@@ -25,8 +25,9 @@ from lwpd_lightning.data.batch_size import BatchSizeMeans, of_all_workers
 from lwpd_lightning.elsewhere import Elsewhere
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.update import Failure, Update
+from lwpd_lightning.gathering import Gathering
 from lwpd_lightning.links.rendezvous import Rendezvous
-from lwpd_lightning.meeting import meet_elsewhere
+from lwpd_lightning.meeting import meet_elsewhere, starts_elsewhere
 from lwpd_lightning.rank_zero import CodedFit
 from lwpd_lightning.refusals import (
     SEVERAL_OPTIMIZERS,
@@ -188,7 +189,7 @@ class LWPDStrategy(SeparateRanks):
         self.settings = self.settings.started_on(self.root_device, self.num_nodes, external)
         refuse_precision(self.precision_plugin)
         if self.is_global_zero:
-            elsewhere = external or self.num_nodes > 1
+            elsewhere = starts_elsewhere(self.cluster_environment, self.num_nodes)
             # Processes that are started for a fit end with it: the first of each other machine goes on.
             step = 1 if external else self.num_processes
             readers = list(range(step, self.world_size, step))
@@ -274,7 +275,7 @@ class LWPDStrategy(SeparateRanks):
         if self._fit is not None and self._fit.running:
             self._fit.suspend()
             self._suspended.append(self._fit)
-        self._fit = CodedFit(
+        gathering = Gathering(
             trainer,
             self.settings,
             self.cluster_environment,
@@ -282,6 +283,7 @@ class LWPDStrategy(SeparateRanks):
             num_nodes=self.num_nodes,
             generation=self._generation,
         )
+        self._fit = CodedFit(trainer, self.settings, gathering)
         self._fit.start()
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:

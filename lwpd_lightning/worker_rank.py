@@ -128,9 +128,12 @@ def serve(trainer: pl.Trainer, settings: ExchangeSettings, meeting: Meeting, wor
     """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
     step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
     hooks = TrainingHooks(trainer, step_log)
-    store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
+    store = meeting.store(settings.timeout_s)
     meeting = replace(meeting, segment=store.newest)
-    while (end := _serve(trainer, settings, meeting, None, worker, loader, hooks, step_log)).batch_index != NO_BATCH:
+    while True:
+        end = _serve(trainer, settings, meeting, store, None, worker, loader, hooks, step_log)
+        if end.batch_index == NO_BATCH:
+            break
         hooks.enter(end)
         meeting = replace(meeting, segment=meeting.segment + 1)
     hooks.finish(end)
@@ -140,6 +143,7 @@ def _serve(
     trainer: pl.Trainer,
     settings: ExchangeSettings,
     meeting: Meeting,
+    store: Rendezvous,
     memory: SharedMemory | None,
     worker: int,
     loader: CodedLoader,
@@ -150,7 +154,6 @@ def _serve(
     code = settings.code
     assert code is not None
     module = trainer.lightning_module
-    store = Rendezvous.join(meeting.host, meeting.port, meeting.generation, settings.timeout_s, meeting.run_key)
     address, seed = store.coordinator(meeting.segment)
     loader = loader.for_worker(code.parts(worker), seed)
     seat = Seat(settings, meeting, worker, module, loader, memory)
@@ -201,7 +204,9 @@ def serve_forked(
     try:
         step_log = StepLog(trainer.lightning_module, everything=settings.dedicated_coordinator, keep=False)
         hooks = TrainingHooks(trainer, step_log, at)
-        end = _serve(trainer, settings, meeting, memory, worker, loader, hooks, step_log)
+        end = _serve(
+            trainer, settings, meeting, meeting.store(settings.timeout_s), memory, worker, loader, hooks, step_log
+        )
         if end.batch_index != NO_BATCH:
             return  # others are forked for the next exchange
         hooks.finish(end)
