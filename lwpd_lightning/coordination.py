@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.links.transport import Hub
@@ -39,8 +40,8 @@ def coordinator_of(
         hub: its links to the workers.
         own: the worker that rank 0 is too; None for a dedicated coordinator.
         lost: workers that earlier exchanges of the fit have lost, and that nothing has started anew.
-        exited: how a worker's process ended (`Coordinator`).
-        fence: keeps a lost worker's process from touching shared memory (`Coordinator`).
+        exited: how a worker's process ended (`Admission`).
+        fence: keeps a lost worker's process from touching shared memory (`Admission`).
     """
     rule, reduction, workers = arrival_rule(settings, own), seat.reduction(hub.send), workers_beside(settings, own)
     members = Membership(workers, own, grace_s=settings.heartbeat_s / 6, join_s=12 * settings.heartbeat_s)
@@ -49,21 +50,31 @@ def coordinator_of(
         rule.lose(worker)
         reduction.ranks.workers.discard(worker)
     module, device = trainer.lightning_module, seat.blocks.device
+    publication = Publication(hub, seat.messages, module, device, trainer.optimizers[0], trainer.precision_plugin)
+    admission = Admission(
+        hub,
+        members,
+        publication,
+        rule,
+        reduction.ranks,
+        messages=seat.messages,
+        fingerprint=seat.fingerprint,
+        min_workers=settings.fewest_workers,
+        returns=not reduction.shares_memory,
+        exited=exited,
+        fence=fence,
+    )
     return Coordinator(
         hub=hub,
-        members=members,
-        publication=Publication(hub, seat.messages, module, device, trainer.optimizers[0], trainer.precision_plugin),
+        admission=admission,
+        publication=publication,
         rule=rule,
         reduction=reduction,
         model=module,
         messages=seat.messages,
-        fingerprint=seat.fingerprint,
         first_version=trainer.global_step,
-        min_workers=settings.fewest_workers,
         timeout_s=settings.timeout_s,
         patience=Patience(settings.update_timeout_s, settings.timeout_s),
-        exited=exited,
-        fence=fence,
     )
 
 

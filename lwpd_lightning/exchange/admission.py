@@ -46,6 +46,7 @@ class Admission:
         fence: keeps a lost worker's process from touching memory that it shares with others.
 
     Attributes:
+        members: as given.
         failures: workers that became erasures, in the order in which they were lost.
     """
 
@@ -65,7 +66,8 @@ class Admission:
         fence: Callable[[int], None],
     ) -> None:
         self.failures: list[Failure] = []
-        self._hub, self._members, self._publication, self._rule, self._ranks = hub, members, publication, rule, ranks
+        self.members = members
+        self._hub, self._publication, self._rule, self._ranks = hub, publication, rule, ranks
         self._messages, self._fingerprint = messages, fingerprint
         self._min_workers, self._returns, self._exited, self._fence = min_workers, returns, exited, fence
         self._first_state: tuple[int, Tensor, bytes] | None = None  # that workers begin with: version, bytes, digest
@@ -75,7 +77,7 @@ class Admission:
     @property
     def present(self) -> list[int]:
         """Workers that are told what happens."""
-        return sorted(self._members.present)
+        return sorted(self.members.present)
 
     # Coming in.
 
@@ -86,21 +88,23 @@ class Admission:
 
     def started(self) -> bool:
         """Whether all workers that were not lost are in, upon which those that come later get what is current then."""
-        if self._members.expected:
+        if self.members.expected:
             return False
         self._first_state = None
         return True
 
-    @property
-    def awaited(self) -> str:
-        """Who is still to do what before all can start, in words; also raises WorkerFailed where one has ended."""
-        for worker in sorted(self._members.expected):
+    def refuse_ended(self) -> None:
+        """Raise WorkerFailed where the process of a worker that the start waits for has ended."""
+        for worker in sorted(self.members.expected):
             if (reason := self._exited(worker, 0.0)) is not None:
                 raise WorkerFailed(f"worker {worker} {reason} before it joined; its output is above.")
-        vacant = sorted(self._members.vacant)
-        return (
-            f"workers {vacant} to join" if vacant else f"workers {sorted(self._members.expected)} to reach each other"
-        )
+
+    @property
+    def awaited(self) -> str:
+        """Who is still to do what before all can start, in words."""
+        if vacant := sorted(self.members.vacant):
+            return f"workers {vacant} to join"
+        return f"workers {sorted(self.members.expected)} to reach each other"
 
     def join(self, event: Message, header: Header, payload: Tensor, rest: Tensor) -> bool:
         """A process proves that it belongs to this fit.
@@ -121,7 +125,7 @@ class Admission:
         try:
             if fingerprint != self._fingerprint:
                 raise Refused(other)
-            self._members.join(worker, header.incarnation, words(rest), time.monotonic())
+            self.members.join(worker, header.incarnation, words(rest), time.monotonic())
         except Refused as refused:
             log.warning("A process is not let in: %s", refused)
             self.refuse(event.link, str(refused))
@@ -143,7 +147,7 @@ class Admission:
 
     def introduce(self) -> None:
         """Tell workers of each other, at the start once all have joined."""
-        introduction = self._members.introduce()
+        introduction = self.members.introduce()
         if introduction is not None:
             self._tell_of(introduction, introduction.newcomers, introduction.addresses)
             self._tell_of(introduction, introduction.elders, introduction.newcomers)
@@ -155,7 +159,7 @@ class Admission:
 
     def met(self, header: Header) -> None:
         """A worker has met all that it was told of."""
-        self._welcome(self._members.meets(header.worker, header.version))
+        self._welcome(self.members.meets(header.worker, header.version))
 
     def _welcome(self, workers: set[int]) -> None:
         for worker in sorted(workers - self._rule.live):
@@ -169,13 +173,13 @@ class Admission:
 
         ``reason``: in words; None: how its process ended, or that its link did.
         """
-        if worker not in self._members.present | self._members.vacant:
+        if worker not in self.members.present | self.members.vacant:
             return False
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self._fence(worker)
         given_up = text(f"worker {worker} has been given up: {reason}")
         self._publication.send([worker], self._publication.header(Op.REFUSED), given_up)
-        returned = self._members.lose(worker)
+        returned = self.members.lose(worker)
         self._rule.lose(worker)
         self._ranks.workers.discard(worker)
         self._publication.forget(worker)
@@ -204,6 +208,10 @@ class Admission:
 
     # Links between workers.
 
+    def living(self, worker: int) -> bool:
+        """Whether a worker counts, and its process is not known to have ended."""
+        return worker in self._rule.live and self._exited(worker, 0.0) is None
+
     def unlinked(self, header: Header, reason: str, now: float) -> tuple[int, str] | None:
         """A worker says that its link from another ended, or of what came on it that it does not fit.
 
@@ -214,21 +222,21 @@ class Admission:
             return reporter, f"{reason}, says it of rank 0"  # which is the truth
         if reason:
             return worker, f"{reason}, says worker {reporter}"
-        self._members.unlinked(reporter, worker, now, stands=header.elements > 0)
+        self.members.unlinked(reporter, worker, now, stands=header.elements > 0)
         self._greeted_at = 0.0
         return None
 
     def linked(self, header: Header) -> None:
         """A worker says that a link which had ended is back."""
-        self._members.linked(header.worker, header.version)
+        self.members.linked(header.worker, header.version)
 
     def cut_off(self, now: float) -> dict[int, str]:
         """Let workers between whom a link broke try it again; gives who is to be given up for good, each with why."""
         if now - self._greeted_at >= _GREET_S:
             self._greeted_at = now
-            for one, other in self._members.greetings():
+            for one, other in self.members.greetings():
                 self._publication.send([one], self._publication.header(Op.GREET, other))
-        gone = dict.fromkeys(self._members.late(now), "it came back and did not reach the others")
-        for worker, others in self._members.cut_off(now).items():
+        gone = dict.fromkeys(self.members.late(now), "it came back and did not reach the others")
+        for worker, others in self.members.cut_off(now).items():
             gone[worker] = f"its link to {f'worker {others[0]}' if len(others) == 1 else f'workers {others}'} ended"
         return gone

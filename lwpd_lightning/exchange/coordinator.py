@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -38,7 +37,6 @@ from lwpd_lightning.links.message import Messages, words
 from lwpd_lightning.links.transport import Hub, LinkLost, Message
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
-from lwpd_lightning.rule.membership import Membership
 from lwpd_lightning.rule.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -74,47 +72,35 @@ class Coordinator:
 
     Args:
         hub: links to the workers.
-        members: who is in.
+        admission: lets them in, and gives them up.
         publication: what is sent over them.
         rule: which codewords count.
         reduction: rank 0's share in adding up.
         model: the module that is trained.
         messages: packs and reads this fit's messages.
-        fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         first_version: number of the first version that is published.
-        min_workers: fewer live workers than this, the coordinator's own included, end the run.
         timeout_s: longest wait for one update, or for all to start.
         patience: how long an update may be held up before who holds it up is given up.
-        exited: how a worker's process ended, None where it lives or is not known; waits up to the given seconds.
-        fence: keeps a lost worker's process from touching memory that it shares with others.
     """
 
     def __init__(
         self,
         *,
         hub: Hub,
-        members: Membership,
+        admission: Admission,
         publication: Publication,
         rule: ArrivalRule,
         reduction: Reduction,
         model: nn.Module,
         messages: Messages,
-        fingerprint: bytes,
         first_version: int,
-        min_workers: int,
         timeout_s: float,
         patience: Patience,
-        exited: Callable[[int, float], str | None],
-        fence: Callable[[int], None],
     ) -> None:
         self.version = first_version - 1
         self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
-        self._members, self._messages, self._timeout_s, self._exited = members, messages, timeout_s, exited
-        self._admission = Admission(
-            hub, members, publication, rule, reduction.ranks, messages=messages, fingerprint=fingerprint,
-            min_workers=min_workers, returns=not reduction.shares_memory, exited=exited, fence=fence,
-        )  # fmt: skip
-        self._patience = patience
+        self._admission, self._members = admission, admission.members
+        self._messages, self._timeout_s, self._patience = messages, timeout_s, patience
         self._tensors = len(reduction.blocks.parameters)
         self._statistics = StateLayout.statistics(model, reduction.blocks.device)
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
@@ -146,6 +132,7 @@ class Coordinator:
         self._admission.start(self.version)
         deadline, report = time.monotonic() + self._timeout_s, time.monotonic() + _START_REPORT_S
         while not self._admission.started():
+            self._admission.refuse_ended()
             self._check_deadline(deadline, self._admission.awaited)
             if time.monotonic() > report:
                 report += _START_REPORT_S
@@ -476,7 +463,7 @@ class Coordinator:
 
     def _unlinked(self, header: Header, reason: str, now: float) -> None:
         """A link between two workers ended: what was on it is lost, so the update is decided again."""
-        if header.version not in self._rule.live or self._exited(header.version, 0.0) is not None:
+        if not self._admission.living(header.version):
             return  # its own link's end says the same
         given_up = self._admission.unlinked(header, reason, now)
         if given_up is not None:

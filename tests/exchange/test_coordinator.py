@@ -11,7 +11,6 @@ from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
@@ -25,13 +24,13 @@ from lwpd_lightning.links.message import EMPTY, Messages, text
 from lwpd_lightning.links.rendezvous import LOOPBACK
 from lwpd_lightning.links.transport import Hub, LinkLost
 from lwpd_lightning.rule.arrivals import ArrivalRule
-from lwpd_lightning.rule.membership import RETRIES, Membership
-from lwpd_lightning.rule.patience import Patience
+from lwpd_lightning.rule.membership import RETRIES
+from tests.exchange import rank_zero
+from tests.exchange.rank_zero import FINGERPRINT
 from tests.links.links import DEADLINE_S, MAX_BYTES, QUEUED, links
 
 CODE = uncoded(3)
 MESSAGES = Messages(bytes(range(16)), arena=None)
-FINGERPRINT = bytes(32)
 ACCUSED, REPORTER = 1, 2
 
 
@@ -120,19 +119,12 @@ def closed():
             run_key, trained = RunKey.generate(), model()
             hub = Hub(run_key, [1, 2], host=LOOPBACK, heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED)
             own = reduction(0, hub.send)
-            coordinator = Coordinator(
-                hub=hub,
-                members=Membership([1, 2], own=0, grace_s=0.5, join_s=DEADLINE_S),
-                publication=Publication(
-                    hub, MESSAGES, trained, torch.device("cpu"), torch.optim.SGD(trained.parameters()),
-                    torch.amp.GradScaler("cpu"),
-                ),
-                rule=ArrivalRule(CODE, wait_for=3, always=0),
-                reduction=own, model=trained, messages=MESSAGES, fingerprint=FINGERPRINT, first_version=0,
-                min_workers=2, timeout_s=DEADLINE_S, patience=Patience(None, DEADLINE_S),
-                exited=lambda worker, wait_s: None,
-                fence=lambda worker: None,
+            publication = Publication(
+                hub, MESSAGES, trained, torch.device("cpu"), torch.optim.SGD(trained.parameters()),
+                torch.amp.GradScaler("cpu"),
             )  # fmt: skip
+            rule = ArrivalRule(CODE, wait_for=3, always=0)
+            coordinator = rank_zero.coordinator(hub, publication, rule, own, model=trained, messages=MESSAGES)
             ends = {w: stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2)}
             for worker, end in ends.items():
                 end.connect({3 - worker: ends[3 - worker].address})

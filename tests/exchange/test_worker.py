@@ -16,7 +16,6 @@ from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.reduction import Reduction
@@ -31,12 +30,11 @@ from lwpd_lightning.links.rendezvous import LOOPBACK
 from lwpd_lightning.links.transport import Hub
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
-from lwpd_lightning.rule.membership import Membership
-from lwpd_lightning.rule.patience import Patience
+from tests.exchange import rank_zero
+from tests.exchange.rank_zero import FINGERPRINT
 from tests.links.links import DEADLINE_S, MAX_BYTES, links
 
 MESSAGES = Messages(bytes(range(16)), arena=None)
-FINGERPRINT = bytes(32)
 QUEUED = 4
 QUIET_S = 0.3  # by then what another thread has sent is here
 
@@ -140,13 +138,9 @@ class Fit:
         publication = Publication(
             self.hub, MESSAGES, self.seat.model, torch.device("cpu"), self.seat.optimizer, self.seat.precision
         )
-        self.coordinator = Coordinator(
-            hub=self.hub, members=Membership(others, own=0, grace_s=0.5, join_s=DEADLINE_S), publication=publication,
-            rule=ArrivalRule(code, **{"wait_for": n, "always": 0, **rule}),
-            reduction=self.seat.reduction, model=self.seat.model, messages=MESSAGES, fingerprint=FINGERPRINT,
-            first_version=0, min_workers=2, timeout_s=timeout_s, patience=Patience(None, timeout_s),
-            exited=lambda worker, wait_s: None,
-            fence=lambda worker: None,
+        self.coordinator = rank_zero.coordinator(
+            self.hub, publication, ArrivalRule(code, **{"wait_for": n, "always": 0, **rule}), self.seat.reduction,
+            model=self.seat.model, messages=MESSAGES, timeout_s=timeout_s,
         )  # fmt: skip
         self.workers = {}
         for worker in others:
