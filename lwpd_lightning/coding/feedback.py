@@ -94,14 +94,7 @@ class ErrorFeedback(Sender):
         """Take off what arrives of the codeword that was made last; again, when something else does after all.
 
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
-
-        Args:
-            wire: how it travels.
-            packed: the codeword as it travels.
-            whole: positions at which it crosses no wire, and arrives as it is.
-
-        Returns:
-            What the codeword holds there.
+        Arguments and what it returns are `Sender.settle`'s.
         """
         codeword = self._seen[self._row]
         if self._settled is not None:
@@ -124,13 +117,7 @@ class ErrorFeedback(Sender):
 
     @torch.no_grad()
     def give_back(self, start: int, stop: int, lost: Tensor) -> None:
-        """Add to the memory, along the row of the codeword made last, what positions ``start`` to ``stop`` lost.
-
-        Args:
-            start: first position.
-            stop: past the last one.
-            lost: (stop - start,), divided by the weight that this worker's codewords have in the sum.
-        """
+        """Add to the memory, along the row of the codeword made last, what positions ``start`` to ``stop`` lost."""
         lost = lost.to(self._seen).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self._seen[self._row, start:stop].add_(lost)
 

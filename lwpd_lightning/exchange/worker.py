@@ -152,6 +152,7 @@ class Worker:
         self._done = -1  # the version whose batch has been computed or left out
         self._computed_at = Checksum(0, 0)
         self._end: Assignment | None = None
+        self._proof: Tensor | None = None  # that it belongs to this fit, and of the state that it came with
         self._entered = False  # whether rank 0 has given its state to this incarnation
         self._pause_s = _AGAIN_S
         # Who is in besides: which process of each worker rank 0 told of, and which one has greeted last.
@@ -168,7 +169,7 @@ class Worker:
 
         Raises:
             CoordinatorLost: the link ended without a word.
-        Refused: rank 0 does not let this process in.
+            Refused: rank 0 does not let this process in.
         """
         try:
             self._enter(self._timeout_s)
@@ -220,10 +221,10 @@ class Worker:
 
     def _ask_in(self) -> None:
         self._messages.incarnation = 1 + secrets.randbits(62)  # each try anew: one that was given up never comes in
-        join = Header(Op.JOIN, self._messages.run_id, self._worker)
-        state = digest(whole_state(self._everything, self._optimizer, self._precision, {}))
-        fingerprint = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
-        self._links.send(COORDINATOR, self._messages.pack(join, fingerprint, text(self._links.address)))
+        if self._proof is None:  # once: later its own state is asked of nobody
+            state = digest(whole_state(self._everything, self._optimizer, self._precision, {}))
+            self._proof = torch.tensor(list(self._fingerprint + state), dtype=torch.uint8)
+        self._post(Op.JOIN, self._proof, text(self._links.address))
 
     def _come_back(self, reason: CoordinatorLost | Refused) -> None:
         """Begin anew, as another process would: the link broke, or this worker was silent for too long.
@@ -553,9 +554,11 @@ class Worker:
         told = torch.cat([touched, text(contribution.logged)]) if contribution.logged else touched
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, told))
 
-    def _post(self, op: Op, payload: Tensor = EMPTY, *, version: int = 0, elements: int = 0) -> None:
+    def _post(
+        self, op: Op, payload: Tensor = EMPTY, rest: Tensor = EMPTY, *, version: int = 0, elements: int = 0
+    ) -> None:
         header = Header(op, self._messages.run_id, self._worker, version, elements=elements)
-        self._links.send(COORDINATOR, self._messages.pack(header, payload))
+        self._links.send(COORDINATOR, self._messages.pack(header, payload, rest))
 
 
 def _lacks_a_process(error: BaseException) -> bool:

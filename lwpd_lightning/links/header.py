@@ -46,8 +46,8 @@ class Op(enum.IntEnum):
     LEAVING = 18  # worker -> coordinator: what I run on is gone, so go on without me [what, utf-8]
     REFUSED = 19  # coordinator -> worker: you are not let in [why, utf-8]
     LINKED = 20  # worker -> coordinator: worker `version`, from whom my link had ended, has greeted
-    VOID = 22  # worker -> coordinator: my codeword of `version` holds what is no finite number, so it goes nowhere
     GREET = 21  # coordinator -> worker: greet worker `version`, whose link from you has ended
+    VOID = 22  # worker -> coordinator: my codeword of `version` holds what is no finite number, so it goes nowhere
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time

@@ -75,13 +75,18 @@ class WorkerLinks:
             )
             self.address = endpoint(host, self._inbox.port)
         self._coordinator_address = address
-        self._coordinator = self._spoke(address, None)
         self._spokes: dict[int, Spoke] = {}
         self._refusing: set[int] = set()  # workers that have had no room for what was sent to them
         self._read = Counter[int]()  # messages from each since it was told that this worker reads
         self._arrived: deque[Message | LinkLost | Missed] = deque()
         self._poller = zmq.Poller()
-        for polled in (*self._coordinator.sockets, *(self._inbox.sockets if self._inbox is not None else ())):
+        for polled in self._inbox.sockets if self._inbox is not None else ():
+            self._poller.register(polled, zmq.POLLIN)
+        self._open()
+
+    def _open(self) -> None:
+        self._coordinator = self._spoke(self._coordinator_address, None)
+        for polled in self._coordinator.sockets:
             self._poller.register(polled, zmq.POLLIN)
 
     def renew(self) -> None:
@@ -91,9 +96,7 @@ class WorkerLinks:
         for polled in self._coordinator.sockets:
             self._poller.unregister(polled)
         self._coordinator.close(linger=False)
-        self._coordinator = self._spoke(self._coordinator_address, None)
-        for polled in self._coordinator.sockets:
-            self._poller.register(polled, zmq.POLLIN)
+        self._open()
         self._arrived = deque(event for event in self._arrived if event.worker != COORDINATOR)
 
     def connect(self, addresses: Mapping[int, str]) -> None:

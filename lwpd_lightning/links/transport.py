@@ -123,9 +123,7 @@ class Hub:
         """
         if worker not in self._identity:
             return
-        if not self.reads(worker):
-            self.refused.add(worker)
-        elif self._put(self._identity[worker], frames):
+        if self.reads(worker) and self._put(self._identity[worker], frames):
             self.sent(worker)
         else:
             self.refused.add(worker)

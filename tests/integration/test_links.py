@@ -63,19 +63,21 @@ class Run:
 
     def comes_back(self, worker, times=1):
         """Wait until a worker counts again; not for ever, since one in a dozen was seen to stay away (to be mended)."""
-        deadline = time.monotonic() + RETURN_S
-        while self.ranks[0].output.count(f"Worker {worker} is back") < times:
-            assert self.ranks[0]._process.poll() is None, self.ranks[0].output[-3000:]
-            if time.monotonic() > deadline:
-                pytest.xfail("the worker stayed away: " + self.ranks[worker].output[-1500:])
-            time.sleep(0.05)
+        if not self._comes(lambda: self.ranks[0].output.count(f"Worker {worker} is back") >= times, RETURN_S):
+            pytest.xfail("the worker stayed away: " + self.ranks[worker].output[-1500:])
 
     def _until(self, condition):
-        deadline = time.monotonic() + PATIENCE_S
+        assert self._comes(condition, PATIENCE_S), "".join(rank.output[-1500:] for rank in self.ranks)
+
+    def _comes(self, condition, seconds):
+        """Whether it does in time; the run must go on meanwhile."""
+        deadline = time.monotonic() + seconds
         while not condition():
             assert self.ranks[0]._process.poll() is None, self.ranks[0].output[-3000:]
-            assert time.monotonic() < deadline, "".join(rank.output[-1500:] for rank in self.ranks)
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.05)
+        return True
 
     @contextmanager
     def cut(self, one, others):
