@@ -13,7 +13,7 @@ RUN = ("code=lwpd_4_2_2", "code.wait_for=4", "model.hidden=[16]", "logger=csv", 
 
 
 def last(run: Path) -> dict:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=False)
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
 
 
 @pytest.mark.parametrize(
