@@ -36,11 +36,31 @@ def fit(strategy, *callbacks, devices=8, updates=30, **loading):
     return trainer, monitor.summary()
 
 
+class TrainUntilLost(pl.Callback):
+    """Ends training ``further`` updates after workers were lost: how many come until then is up to the machine."""
+
+    on_workers = False
+
+    def __init__(self, workers=1, further=20):
+        self.workers, self.further, self.seen_at = workers, further, None
+
+    def on_train_batch_end(self, trainer, *_):
+        if self.seen_at is None and len(trainer.strategy.failures) >= self.workers:
+            self.seen_at = trainer.global_step
+            self.seen()
+        if self.seen_at is not None:
+            trainer.should_stop = trainer.global_step == self.seen_at + self.further
+
+    def seen(self):
+        """They are lost."""
+
+
 @pytest.mark.parametrize("stale", ["apply", "drop"])
 def test_two_killed_workers_are_erasures(stale):
     strategy = LWPDStrategy(code=lwpd_code(8, 4, 2), wait_for=6, stale=stale)
-    trainer, summary = fit(strategy, FaultInjector({3: 5, 6: 9}), updates=80)
-    assert trainer.global_step == 80
+    until = TrainUntilLost(workers=2, further=70)
+    trainer, summary = fit(strategy, FaultInjector({3: 5, 6: 9}), until, updates=-1)
+    assert trainer.global_step == until.seen_at + until.further
     assert sorted(failure["worker"] for failure in summary["failures"]) == [3, 6]
     assert all(failure["reason"] == "was killed by SIGKILL" for failure in summary["failures"])
     assert trainer.callback_metrics["val_acc"] > 0.8
@@ -55,8 +75,9 @@ def test_waiting_for_all_goes_on_with_all_that_live():
 
 
 def test_fewer_than_k_live():
-    trainer, summary = fit(LWPDStrategy(code=uncoded(4), wait_for=3), FaultInjector({2: 3, 3: 3}), devices=4)
-    assert trainer.global_step == 30
+    until, strategy = TrainUntilLost(workers=2), LWPDStrategy(code=uncoded(4), wait_for=3)
+    trainer, summary = fit(strategy, FaultInjector({2: 3, 3: 3}), until, devices=4, updates=-1)
+    assert trainer.global_step == until.seen_at + until.further
     assert len(summary["failures"]) == 2
 
 
@@ -74,8 +95,9 @@ def test_min_workers():
 def test_exact_decoding_outlives_s_deaths_and_says_when_it_can_no_longer_be_exact(repetition):
     code = gradient_code(4, stragglers=1, repetition=repetition)
     exact = {"code": code, "wait_for": 3, "decoder": "exact", "stale": "drop"}
-    trainer, summary = fit(LWPDStrategy(**exact), FaultInjector({2: 3}), devices=4)
-    assert trainer.global_step == 30
+    until = TrainUntilLost()
+    trainer, summary = fit(LWPDStrategy(**exact), FaultInjector({2: 3}), until, devices=4, updates=-1)
+    assert trainer.global_step == until.seen_at + until.further
     assert len(summary["failures"]) == 1
     with pytest.raises(TooFewWorkers, match="2 live workers are fewer than min_workers=3"):
         fit(LWPDStrategy(**exact), FaultInjector({2: 3, 3: 6}), devices=4)
@@ -83,8 +105,9 @@ def test_exact_decoding_outlives_s_deaths_and_says_when_it_can_no_longer_be_exac
 
 def test_least_squares_goes_on_with_the_nearest_gradient_where_exact_would_stop():
     strategy = LWPDStrategy(code=gradient_code(4, stragglers=1), wait_for=3, decoder="least_squares", stale="drop")
-    trainer, summary = fit(strategy, FaultInjector({2: 3, 3: 6}), devices=4)
-    assert trainer.global_step == 30
+    until = TrainUntilLost(workers=2)
+    trainer, summary = fit(strategy, FaultInjector({2: 3, 3: 6}), until, devices=4, updates=-1)
+    assert trainer.global_step == until.seen_at + until.further
     assert len(summary["failures"]) == 2
 
 
@@ -110,27 +133,7 @@ class _StopMyselfOnce(WorkerCallback):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-class _TrainUntilOneIsLost(pl.Callback):
-    """Ends training a little after a worker was lost: how many updates others make until then is up to the machine."""
-
-    on_workers = False
-    FURTHER = 20
-
-    def __init__(self):
-        self.seen_at = None
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.strategy.failures and self.seen_at is None:
-            self.seen_at = trainer.global_step
-            self.seen()
-        if self.seen_at is not None:
-            trainer.should_stop = trainer.global_step == self.seen_at + self.FURTHER
-
-    def seen(self):
-        """It is lost."""
-
-
-class _AndIsGone(_TrainUntilOneIsLost):
+class _AndIsGone(TrainUntilLost):
     def __init__(self, pid):
         super().__init__()
         self.pid = pid
@@ -146,7 +149,7 @@ def test_an_erased_fork_cannot_wake_and_write_into_shared_memory(wait_for):
     until = _AndIsGone(stop.pid)
     strategy = LWPDStrategy(code=uncoded(4), wait_for=wait_for, heartbeat_s=0.6)
     trainer, summary = fit(strategy, stop, until, devices=4, updates=-1)
-    assert trainer.global_step == until.seen_at + until.FURTHER
+    assert trainer.global_step == until.seen_at + until.further
     assert [failure["worker"] for failure in summary["failures"]] == [1]
 
 
@@ -161,9 +164,9 @@ class _KillMyFetcher(WorkerCallback):
 @pytest.mark.parametrize("wait_for", [3, 4])
 def test_a_worker_whose_dataloader_process_is_killed_is_an_erasure(wait_for):
     """As where memory is short."""
-    until, strategy = _TrainUntilOneIsLost(), LWPDStrategy(code=uncoded(4), wait_for=wait_for)
+    until, strategy = TrainUntilLost(), LWPDStrategy(code=uncoded(4), wait_for=wait_for)
     trainer, summary = fit(strategy, _KillMyFetcher(), until, devices=4, updates=-1, num_workers=1)
-    assert trainer.global_step == until.seen_at + until.FURTHER
+    assert trainer.global_step == until.seen_at + until.further
     (failure,) = summary["failures"]
     assert failure["worker"] == 1
     assert failure["reason"].startswith("a process of its DataLoader was killed: ")
