@@ -33,8 +33,9 @@ from lwpd_lightning.exchange.update import (
     WorkerFailed,
 )
 from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import Messages, words
-from lwpd_lightning.links.transport import Hub, LinkLost, Message
+from lwpd_lightning.links.transport import LinkLost, Message
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
 from lwpd_lightning.rule.patience import Patience
