@@ -10,7 +10,8 @@ MAY_KNOW = {
     "coding": set(),
     "rule": {"coding"},
     "links": set(),
-    "exchange": {"coding", "rule", "links"},
+    "reduction": {"coding", "links"},
+    "exchange": {"coding", "rule", "links", "reduction"},
     "injection": {"data", "worker_callback"},
 }
 LIGHTNING = {"injection"}  # floors that know it

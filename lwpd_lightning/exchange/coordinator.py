@@ -17,13 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
-from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.received import BadPeer
-from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum, StateLayout
 from lwpd_lightning.exchange.update import (
-    Codeword,
     Contribution,
     Failure,
     How,
@@ -36,6 +32,9 @@ from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, Prot
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import Messages, words
 from lwpd_lightning.links.transport import LinkLost, Message
+from lwpd_lightning.reduction.decision import Decision
+from lwpd_lightning.reduction.received import BadPeer
+from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
 from lwpd_lightning.rule.patience import Patience

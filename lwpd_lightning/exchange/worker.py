@@ -20,15 +20,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.received import BadPeer
-from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksum, Checksums, Stateful, StateLayout, digest, from_bytes, whole_state
-from lwpd_lightning.exchange.update import Codeword, Contribution
+from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.links.header import COORDINATOR, NO_BATCH, Header, Op
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import LinkLost
+from lwpd_lightning.reduction.decision import Decision
+from lwpd_lightning.reduction.received import BadPeer
+from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.rule.membership import Refused
 
 log = logging.getLogger(__name__)
