@@ -18,9 +18,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
+from lwpd_lightning.exchange.follower import Assignment
 from lwpd_lightning.exchange.state import Structure
 from lwpd_lightning.exchange.update import Contribution
-from lwpd_lightning.exchange.worker import Assignment, Worker
+from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
 from lwpd_lightning.links.header import NO_BATCH
