@@ -22,6 +22,8 @@ def pytest_configure(config):
     torch.set_num_threads(1)
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist, which is started by -c: no script to run once more
+        sys.modules["__main__"].__file__ = sys.argv[0]
 
 
 def pytest_collection_modifyitems(items):
