@@ -23,6 +23,7 @@ def pytest_configure(config):
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if hasattr(config, "workerinput"):  # a process of pytest-xdist, which is started by -c: no script to run once more
+        sys.argv = config.workerinput["mainargv"]
         sys.modules["__main__"].__file__ = sys.argv[0]
 
 
