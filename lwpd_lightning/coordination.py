@@ -30,6 +30,7 @@ def coordinator_of(
     lost: Sequence[int],
     exited: Callable[[int, float], str | None],
     fence: Callable[[int], None],
+    start_again: Callable[[int], bool],
 ) -> Coordinator:
     """The coordinator of an exchange.
 
@@ -42,6 +43,7 @@ def coordinator_of(
         lost: workers that earlier exchanges of the fit have lost, and that nothing has started anew.
         exited: how a worker's process ended (`Admission`).
         fence: keeps a lost worker's process from touching shared memory (`Admission`).
+        start_again: starts another process of a lost worker (`Admission`).
     """
     rule, reduction, workers = arrival_rule(settings, own), seat.reduction(hub.send), workers_beside(settings, own)
     members = Membership(workers, own, grace_s=settings.heartbeat_s / 6, join_s=12 * settings.heartbeat_s)
@@ -63,6 +65,7 @@ def coordinator_of(
         returns=not reduction.shares_memory,
         exited=exited,
         fence=fence,
+        start_again=start_again if settings.restart_workers else None,
     )
     return Coordinator(
         hub=hub,

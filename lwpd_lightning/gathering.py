@@ -12,9 +12,11 @@ from lwpd_lightning.entries import entries
 from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers
 from lwpd_lightning.links import rendezvous
 from lwpd_lightning.meeting import Meeting, run_key_for, starts_elsewhere
+from lwpd_lightning.nursery import Nursery
 from lwpd_lightning.reduction.parts import SharedMemory
 from lwpd_lightning.seat import shared_memory
 from lwpd_lightning.settings import ExchangeSettings
+from lwpd_lightning.worker_callback import WorkerCallback
 from lwpd_lightning.worker_rank import serve_forked
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Gathering:
         self._meeting: Meeting | None = None
         self._listener: socket.socket | None = None
         self._workers = Workers({})
+        self._nursery: Nursery | None = None
         self._entries = entries()
 
     @property
@@ -78,7 +81,7 @@ class Gathering:
             host, port = rendezvous.resolve(environment.main_address), environment.main_port
             self._meeting = Meeting(run_key_for(environment, self._num_nodes), host, port, self._generation)
             if not environment.creates_processes_externally:
-                self._rerun(self._meeting, local)
+                self._workers = self._rerun(self._meeting, local)
             return self._meeting
         if self._meeting is not None and self._settings.start_method == "rerun":
             self._meeting = replace(self._meeting, segment=self._meeting.segment + 1)
@@ -87,11 +90,13 @@ class Gathering:
         key, port = run_key_for(environment, self._num_nodes), self._listener.getsockname()[1]
         self._meeting = Meeting(key, rendezvous.LOOPBACK, port, self._generation)
         if self._settings.start_method == "rerun":
-            self._rerun(self._meeting, local)
+            self._workers = self._rerun(self._meeting, local)
         else:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
             self.memory = shared_memory(self._settings, self._trainer.lightning_module)
             work = self._forked_work(self._meeting, self.memory, self._listener, loader, at)
+            if self._settings.restart_workers and len(local):
+                self._nursery = Nursery(work, [self._listener])
             self._workers = fork_workers(local, work)
         return self._meeting
 
@@ -117,14 +122,38 @@ class Gathering:
         if self.memory is not None:
             self._workers.kill(worker + self._rank_of)
 
+    def start_again(self, worker: int) -> bool:
+        """Start another process for a worker of this machine whose process has ended.
+
+        Returns whether there is one; on other machines whoever started the first is to start another.
+        """
+        rank, callbacks = worker + self._rank_of, self._trainer.callbacks  # type: ignore[attr-defined]
+        if not 0 < rank < self.local_ranks or self._environment.creates_processes_externally:
+            return False
+        if any(isinstance(callback, WorkerCallback) and callback.stays_dead(worker) for callback in callbacks):
+            return False
+        if self._settings.start_method == "rerun":
+            assert self._meeting is not None
+            (process,) = self._rerun(self._meeting, range(rank, rank + 1)).processes
+        else:
+            forked = self._nursery.start(rank) if self._nursery is not None else None
+            if forked is None:
+                return False
+            process = forked
+        self._workers.replace(rank, process)
+        return True
+
     def end(self) -> None:
         """End the workers of this machine."""
         if not self.elsewhere:
             self._entries.detach()
         self._workers.end()
+        if self._nursery is not None:
+            self._nursery.end()
+            self._nursery = None
 
-    def _rerun(self, meeting: Meeting, ranks: range) -> None:
-        self._workers = rerun_workers(ranks, lambda rank: meeting.environment(0, rank))
+    def _rerun(self, meeting: Meeting, ranks: range) -> Workers:
+        return rerun_workers(ranks, lambda rank: meeting.environment(0, rank))
 
     def _forked_work(
         self,

@@ -28,7 +28,7 @@ import torch
 from lwpd_lightning.command import job_command
 from lwpd_lightning.descriptors import own_offsets
 
-_PARENT_CHECK_S = 0.5
+PARENT_CHECK_S = 0.5
 # A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
 _STOP_GRACE_S = 1.0
 _TERMINATE_GRACE_S = 5.0
@@ -71,6 +71,15 @@ class Workers:
 
     def __init__(self, processes: Mapping[int, WorkerProcess]) -> None:
         self._processes = dict(processes)
+
+    @property
+    def processes(self) -> list[WorkerProcess]:
+        """All of them."""
+        return list(self._processes.values())
+
+    def replace(self, rank: int, process: WorkerProcess) -> None:
+        """Another process has the place of the one of ``rank``, which has ended."""
+        self._processes[rank] = process
 
     def exited(self, rank: int, wait_s: float) -> str | None:
         """How the process of ``rank`` ended, in words; None where it lives or runs on another machine."""
@@ -115,18 +124,28 @@ def fork_workers(ranks: Iterable[int], work: Callable[[int], None]) -> Workers:
     Raises:
         ValueError: on platforms that cannot fork.
     """
-    context = multiprocessing.get_context("fork")
     parent = os.getpid()
     processes: dict[int, WorkerProcess] = {}
-    with warnings.catch_warnings():
+    with _all_or_none(processes):
+        for rank in ranks:
+            processes[rank] = _Forked(forked(_forked_main, (rank, work, parent), f"lwpd-rank-{rank}"))
+    return Workers(processes)
+
+
+def forked(main: Callable[..., None], arguments: tuple[object, ...], name: str) -> multiprocessing.process.BaseProcess:
+    """A fork of this process that runs ``main(*arguments)`` under a name of its own; raises ValueError as above."""
+
+    def named() -> None:
+        with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:
+            comm.write(name)
+        main(*arguments)
+
+    with warnings.catch_warnings(), _allowed_children():
         # Python warns that locks of other threads stay locked in the child; it runs none of their code.
         warnings.simplefilter("ignore", DeprecationWarning)
-        with _all_or_none(processes), _allowed_children():
-            for rank in ranks:
-                process = context.Process(target=_forked_main, args=(rank, work, parent), name=f"lwpd-worker-{rank}")
-                process.start()
-                processes[rank] = _Forked(process)
-    return Workers(processes)
+        process = multiprocessing.get_context("fork").Process(target=named, name=name)
+        process.start()
+    return process
 
 
 @contextlib.contextmanager
@@ -151,12 +170,10 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     # have been held by a thread that is not there in a fork.
     sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-    _leave_the_end_to_rank_zero()
+    leave_the_end_to_rank_zero()
     if _END is not signal.SIGKILL:
         signal.signal(_END, lambda signum, frame: sys.exit(128 + signum))
     faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks, for whoever asks why a rank hangs
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
-        name.write(f"lwpd-rank-{rank}")
     failed: list[BaseException] = []
 
     def body() -> None:
@@ -169,7 +186,7 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     thread = threading.Thread(target=body, name="worker", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_PARENT_CHECK_S)
+        thread.join(PARENT_CHECK_S)
         if os.getppid() != parent:
             sys.exit(1)
     if failed:
@@ -200,7 +217,7 @@ def _all_or_none(processes: Mapping[int, WorkerProcess]) -> Iterator[None]:
         raise
 
 
-def _leave_the_end_to_rank_zero() -> None:
+def leave_the_end_to_rank_zero() -> None:
     """Ignore what reaches the whole job: rank 0 ends its workers. What this process forks is ended as ever."""
     worker = os.getpid()
 
@@ -219,11 +236,11 @@ def watch_parent(parent: int) -> None:
 
     Ctrl-C and SIGTERM, which reach the whole job, are left to it.
     """
-    _leave_the_end_to_rank_zero()
+    leave_the_end_to_rank_zero()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_S)
+            time.sleep(PARENT_CHECK_S)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

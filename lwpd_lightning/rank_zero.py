@@ -120,6 +120,7 @@ class CodedFit:
             lost=lost,
             exited=self._gathering.exited,
             fence=self._gathering.fence,
+            start_again=self._gathering.start_again,
         )
 
     @property

@@ -53,6 +53,7 @@ class ExchangeSettings:
     start_method: StartMethod = "auto"
     batch_size_means: BatchSizeMeans = "global"
     compressor: str | None = None
+    restart_workers: bool = True
 
     def __post_init__(self) -> None:
         self._read()
@@ -116,7 +117,7 @@ class ExchangeSettings:
             read[name] = seconds(name, given, *limits)
         if self.update_timeout_s is not None:
             read["update_timeout_s"] = seconds("update_timeout_s", self.update_timeout_s, *_TIMEOUTS)
-        for name in ("error_feedback", "dedicated_coordinator"):
+        for name in ("error_feedback", "restart_workers", "dedicated_coordinator"):
             if not isinstance(value := getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name}={shown(value)} is neither true nor false: use True or False.")
             read[name] = bool(value)

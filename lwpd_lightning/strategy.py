@@ -81,6 +81,9 @@ class LWPDStrategy(SeparateRanks):
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
         update_timeout_s: a worker that holds an update up for longer, as one whose training_step hangs, is an erasure;
             None: 20 times the longest wait of the last 256 updates and a minute at least, from the 20th update on.
+        restart_workers: a worker of rank 0's machine whose process has ended is started again: at once, then after 1,
+            2, 4 ... 60 s, six times in a row. It takes over rank 0's state and counts again. A Python exception of a
+            worker still ends the run.
         dedicated_coordinator: rank 0 computes no codeword, so devices x num_nodes is n + 1.
         start_method: "fork" (one machine, no CUDA), "rerun" (the job's command, once for each worker), or "auto".
         batch_size_means: what the training loader's ``batch_size`` is: "global", the whole update's batch, or
@@ -118,6 +121,7 @@ class LWPDStrategy(SeparateRanks):
         start_method: StartMethod = "auto",
         batch_size_means: BatchSizeMeans = "global",
         compressor: str | None = None,
+        restart_workers: bool = True,
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -140,6 +144,7 @@ class LWPDStrategy(SeparateRanks):
             heartbeat_s=heartbeat_s,
             timeout_s=timeout_s,
             update_timeout_s=update_timeout_s,
+            restart_workers=restart_workers,
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,
             batch_size_means=batch_size_means,

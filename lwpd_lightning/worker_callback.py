@@ -13,3 +13,7 @@ class WorkerCallback(pl.Callback):
 
     def on_codeword_end(self, trainer: pl.Trainer, worker: int, version: int, compute_s: float) -> None:
         """Called when the codeword is computed, ``compute_s`` seconds after its start, before it is sent."""
+
+    def stays_dead(self, worker: int) -> bool:
+        """Asked on rank 0: whether nothing is to be started in the place of ``worker`` when it is lost."""
+        return False

@@ -16,11 +16,11 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lwpd_lightning.compute import CodewordComputation
-from lwpd_lightning.data import CodedLoader, following
+from lwpd_lightning.data import CodedBatch, CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
 from lwpd_lightning.exchange.follower import Assignment
 from lwpd_lightning.exchange.state import Structure
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Contribution, DataSourceFailed
 from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
@@ -82,7 +82,7 @@ class TrainedReplica:
                 break
             if index != assignment.batch_index:
                 self._hooks.accumulate(index)
-            batch = self._loader.batch(assignment.epoch, index)
+            batch = self._read(assignment.epoch, index)
             data = self._codewords.transferred(batch, first)
             last = index + 1 >= self._trainer.num_training_batches or not self._loader.has(assignment.epoch, index + 1)
             if not self._hooks.start_batch(data, assignment.epoch, index, last=last) or self.changed:
@@ -97,6 +97,12 @@ class TrainedReplica:
             return None
         self._step_s = 0.0
         return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+
+    def _read(self, epoch: int, index: int) -> CodedBatch:
+        try:
+            return self._loader.batch(epoch, index)
+        except OSError as error:
+            raise DataSourceFailed(f"{type(error).__name__}: {error}") from error
 
     @property
     def changed(self) -> bool:

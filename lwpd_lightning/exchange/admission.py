@@ -18,6 +18,7 @@ from lwpd_lightning.links.transport import Message
 from lwpd_lightning.reduction.parts import Ranks
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Introduction, Membership, Refused
+from lwpd_lightning.rule.restarts import Restarts
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ _RETURN_S = 60.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
 _DIGEST_BYTES = 32
+# How often it is looked whether the process of a lost worker has ended.
+_RESTART_LOOK_S = 0.05
 
 
 class Admission:
@@ -45,6 +48,7 @@ class Admission:
         returns: whether a worker that was given up may come back by itself.
         exited: how a worker's process ended, None where it lives or is not known; waits up to the given seconds.
         fence: keeps a lost worker's process from touching memory that it shares with others.
+        start_again: starts another process of a lost worker, and tells whether it did; None: none is to be started.
 
     Attributes:
         members: as given.
@@ -65,6 +69,7 @@ class Admission:
         returns: bool,
         exited: Callable[[int, float], str | None],
         fence: Callable[[int], None],
+        start_again: Callable[[int], bool] | None = None,
     ) -> None:
         self.failures: list[Failure] = []
         self.members = members
@@ -74,6 +79,7 @@ class Admission:
         self._first_state: tuple[int, Tensor, bytes] | None = None  # that workers begin with: version, bytes, digest
         self._too_few_since: float | None = None
         self._greeted_at = 0.0
+        self._start_again, self._restarts, self._looked_at = start_again, Restarts(), 0.0
 
     @property
     def present(self) -> list[int]:
@@ -184,6 +190,7 @@ class Admission:
         self._rule.lose(worker)
         self._ranks.workers.discard(worker)
         self._publication.forget(worker)
+        self._restarts.lost(worker, time.monotonic())
         self.failures.append(Failure(worker, self._rule.updates, reason))
         log.warning(
             "Worker %d is lost after update %d (%s): an erasure from now on", worker, self._rule.updates, reason
@@ -191,6 +198,19 @@ class Admission:
         self._publication.send(self.present, self._publication.header(Op.LOST, worker))
         self._welcome(returned)
         return True
+
+    def restart(self, now: float) -> None:
+        """Start another process for each lost worker whose own has ended, as soon and as often as may be."""
+        if self._start_again is None or not self.members.lost or now - self._looked_at < _RESTART_LOOK_S:
+            return
+        self._looked_at = now
+        for worker in sorted(self.members.lost):
+            if self._restarts.may(worker, now) and self._exited(worker, 0.0) is not None:
+                self._restarts.started(worker, now)
+                if self._start_again(worker):
+                    log.warning("Worker %d is started again", worker)
+                else:
+                    self._restarts.give_up(worker)
 
     def enough_live(self) -> bool:
         """Whether enough live; raises TooFewWorkers where not, a while later where some of the lost may come back."""
@@ -200,12 +220,17 @@ class Admission:
         now = time.monotonic()
         self._too_few_since = self._too_few_since or now
         away = sorted({failure.worker for failure in self.failures} - self._rule.live)
-        may_return = self._returns and any(self._exited(worker, 0.0) is None for worker in away)
+        may_return = any(self._may_return(worker) for worker in away)
         if not may_return or now - self._too_few_since > _RETURN_S:
             raise TooFewWorkers(
                 f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; lost: {away}."
             )
         return False
+
+    def _may_return(self, worker: int) -> bool:
+        if self._start_again is not None and not self._restarts.hopeless(worker):
+            return True
+        return self._returns and self._exited(worker, 0.0) is None
 
     # Links between workers.
 

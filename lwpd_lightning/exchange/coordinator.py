@@ -175,6 +175,7 @@ class Coordinator:
             self._tell_who_missed()
             for worker, reason in self._admission.cut_off(self._heard_at).items():
                 self._lose(worker, reason)
+            self._admission.restart(self._heard_at)
             if self._admission.enough_live() and self._tally.decision is None and self._may_decide:
                 self._decide()
             decision = self._tally.decision

@@ -21,6 +21,10 @@ class TooFewWorkers(RuntimeError):
     """More workers died than the run may lose."""
 
 
+class DataSourceFailed(RuntimeError):
+    """A batch could not be read, by a worker whose data are its own: the cause is an OSError."""
+
+
 class NotFinite(RuntimeError):
     """An update of which too few codewords are finite."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
 from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Contribution, DataSourceFailed
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
@@ -116,8 +116,8 @@ class Worker:
         except (CoordinatorLost, Refused):
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
-            if _lacks_a_process(error):
-                self._post(Op.LEAVING, text(f"a process of its DataLoader was killed: {error}".strip()))
+            if (outage := _outage(error)) is not None:
+                self._post(Op.LEAVING, text(f"{outage}: {error}".strip().removesuffix(":")))
                 raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
@@ -318,11 +318,21 @@ class Worker:
         self._links.send(COORDINATOR, self._messages.pack(header, payload, rest))
 
 
-def _lacks_a_process(error: BaseException) -> bool:
-    """Whether a process that fetches batches was killed, as where memory is short: nothing that other workers do."""
+def _outage(error: BaseException) -> str | None:
+    """What of a worker's surroundings has failed, in words; None where it is an error of the program.
+
+    Others, which have memory and data of their own, go on without it.
+    """
+    if isinstance(error, MemoryError):
+        return "it ran out of memory"
+    # A process that fetches batches was killed, as where memory is short.
+    killed = "a process of its DataLoader was killed"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-        return True
+        return killed
     # Or it is found out by a tensor that the process shared, and nobody has buried the process yet.
-    frames = traceback.extract_tb(error.__traceback__)
-    shared = any(frame.filename.endswith(_SHARED_TENSORS) for frame in frames)
-    return shared and isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+    unread = isinstance(error, DataSourceFailed)
+    found = error.__cause__ if unread and error.__cause__ is not None else error
+    shared = any(frame.filename.endswith(_SHARED_TENSORS) for frame in traceback.extract_tb(found.__traceback__))
+    if shared and isinstance(found, ConnectionError | EOFError | FileNotFoundError):
+        return killed
+    return "its data could not be read" if unread else None

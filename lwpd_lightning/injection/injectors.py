@@ -122,7 +122,7 @@ class CpuShare(WorkerCallback):
 
 
 class FaultInjector(WorkerCallback):
-    """Kills chosen workers (SIGKILL) when they are about to compute a version.
+    """Kills chosen workers (SIGKILL) when they are about to compute a version, for good: none is started again.
 
     Args:
         kills: worker -> the first version (update) that it does not live to compute.
@@ -145,3 +145,7 @@ class FaultInjector(WorkerCallback):
         """Die where it is this worker's turn; rank 0 lives, since nothing survives its coordinator."""
         if version >= self._kills.get(worker, version + 1) and not trainer.is_global_zero:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def stays_dead(self, worker: int) -> bool:
+        """Whoever is killed here."""
+        return worker in self._kills

@@ -116,6 +116,11 @@ class Membership:
         """Workers of whom no process has come yet."""
         return set(self._standing[Standing.VACANT])
 
+    @property
+    def lost(self) -> set[int]:
+        """Erasures, until another process takes their place."""
+        return set(self._standing[Standing.LOST])
+
     def holds(self, worker: int, incarnation: int) -> bool:
         """Whether what this incarnation says has an effect."""
         return self._is_in(worker) and self._members[worker].incarnation == incarnation

@@ -73,7 +73,7 @@ def test_an_update_is_decided_again_without_the_one_that_died(monkeypatch, model
     die_when_asked(monkeypatch, chosen, when)
     coded, alone = model(sgd), model(sgd)
     seen, monitor = Seen(coded, 4), ExchangeMonitor()
-    strategy = LWPDStrategy(code=gradient_code(4, stragglers=1), decoder="exact", stale="drop")
+    strategy = LWPDStrategy(code=gradient_code(4, stragglers=1), decoder="exact", stale="drop", restart_workers=False)
     trainer = quiet_trainer(devices=4, strategy=strategy, max_steps=UPDATES, max_epochs=-1, callbacks=[seen, monitor])
     trainer.fit(coded, loader())
     quiet_trainer(devices=1, max_steps=UPDATES, max_epochs=-1).fit(alone, loader())
@@ -121,7 +121,7 @@ def test_codewords_that_came_after_a_decision_count_when_it_is_decided_again(mon
     monkeypatch.setattr(Reduction, "begin", deadly)
     monkeypatch.setattr(Worker, "_say", told)
     model, monitor = Classifier(sgd), ExchangeMonitor()
-    strategy = LWPDStrategy(code=uncoded(5), wait_for=3, stale="drop", timeout_s=20)
+    strategy = LWPDStrategy(code=uncoded(5), wait_for=3, stale="drop", timeout_s=20, restart_workers=False)
     trainer = quiet_trainer(devices=5, strategy=strategy, max_steps=3, callbacks=[monitor, Late()])
     trainer.fit(model, loader(batch_size=70))
     assert trainer.global_step == 3
@@ -152,7 +152,7 @@ def test_a_worker_that_says_what_cannot_be_is_an_erasure(monkeypatch, op, lie, r
     monkeypatch.setattr(Decision, "slices", reducer)
     model, monitor = Classifier(sgd), ExchangeMonitor()
     seen = Seen(model, 4)
-    strategy = LWPDStrategy(code=uncoded(4), timeout_s=20)
+    strategy = LWPDStrategy(code=uncoded(4), timeout_s=20, restart_workers=False)
     trainer = quiet_trainer(devices=4, strategy=strategy, max_steps=UPDATES, max_epochs=-1, callbacks=[seen, monitor])
     trainer.fit(model, loader())
     (failure,) = monitor.summary()["failures"]

@@ -118,7 +118,8 @@ class _StopMyself(WorkerCallback):
 
 
 def test_a_worker_that_falls_silent_is_an_erasure():
-    trainer, summary = fit(LWPDStrategy(code=uncoded(4), heartbeat_s=0.6), _StopMyself(), devices=4)
+    strategy = LWPDStrategy(code=uncoded(4), heartbeat_s=0.6, restart_workers=False)
+    trainer, summary = fit(strategy, _StopMyself(), devices=4)
     assert trainer.global_step == 30
     assert [(failure["worker"], failure["reason"]) for failure in summary["failures"]] == [(1, "its link ended")]
 
@@ -164,7 +165,7 @@ class _KillMyFetcher(WorkerCallback):
 @pytest.mark.parametrize("wait_for", [3, 4])
 def test_a_worker_whose_dataloader_process_is_killed_is_an_erasure(wait_for):
     """As where memory is short."""
-    until, strategy = TrainUntilLost(), LWPDStrategy(code=uncoded(4), wait_for=wait_for)
+    until, strategy = TrainUntilLost(), LWPDStrategy(code=uncoded(4), wait_for=wait_for, restart_workers=False)
     trainer, summary = fit(strategy, _KillMyFetcher(), until, devices=4, updates=-1, num_workers=1)
     assert trainer.global_step == until.seen_at + until.further
     (failure,) = summary["failures"]
