@@ -89,6 +89,7 @@ class ArrivalRule:
 
     live: set[int] = field(init=False)  # changed by `lose` and `join` alone
     version: int = field(init=False, default=-1)
+    oldest: int = field(init=False, default=0)  # of whose codewords the open update may count
     updates: int = field(init=False, default=0)
     inclusions: Counter[int] = field(init=False, default_factory=Counter)
     _counted: dict[int, Arrival] = field(init=False, default_factory=dict)
@@ -140,12 +141,6 @@ class ArrivalRule:
         """Live workers that have not yet counted in the open update."""
         return sorted(self._awaited)
 
-    @property
-    def oldest(self) -> int:
-        """The oldest version whose codewords may count in the open update."""
-        limit = 0 if self.stale == "drop" else self.max_staleness
-        return self._oldest_valid if limit is None else max(self._oldest_valid, self.version - limit)
-
     def inclusion_rate(self, worker: int) -> float:
         """The share of all updates so far in which the worker counted."""
         return self.inclusions[worker] / self.updates if self.updates else 0.0
@@ -186,6 +181,8 @@ class ArrivalRule:
             self.wait_for = self.adaptive.choose(self.live)
         if void_older:
             self._oldest_valid = version
+        limit = 0 if self.stale == "drop" else self.max_staleness
+        self.oldest = self._oldest_valid if limit is None else max(self._oldest_valid, version - limit)
         if self.live != self._expected:
             self._expected = set(self.live)
             self._duals = {}
@@ -245,7 +242,7 @@ class ArrivalRule:
             return tilt  # all are waited for: no chance is involved
         rates = self._rates[self._others]
         with np.errstate(divide="ignore"):
-            even = np.where(rates > 0, np.clip(rates.mean() / rates, 1 / _WEIGHT_CLIP, _WEIGHT_CLIP), 1.0)
+            even = np.where(rates > 0, (rates.mean() / rates).clip(1 / _WEIGHT_CLIP, _WEIGHT_CLIP), 1.0)
         tilt[self._others] = even
         return tilt
 
@@ -256,11 +253,13 @@ class ArrivalRule:
 
     def _entries(self, counted: Integers) -> Floats:
         """With what each codeword enters each block while all live workers' are added: its version decides."""
-        entries = np.empty((len(counted), self.code.blocks))
-        staleness = np.fromiter((arrival.staleness for arrival in self._counted.values()), np.int64, len(counted))
-        for late in set(staleness.tolist()):
-            its = staleness == late
-            entries[its] = self._dual(self.code.at(self.version - late))[counted[its]]
+        late = [arrival.staleness for arrival in self._counted.values()]
+        if len(set(late)) == 1:
+            return self._dual(self.code.at(self.version - late[0]))[counted]
+        entries, staleness = np.empty((len(counted), self.code.blocks)), np.array(late)
+        for versions in set(late):
+            its = staleness == versions
+            entries[its] = self._dual(self.code.at(self.version - versions))[counted[its]]
         return entries
 
     def _dual(self, code: Code) -> Floats:
