@@ -20,9 +20,10 @@ from lwpd_lightning.coding.sender import Sender
 from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.data import CodedBatch, derive_seed, drawing_from
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.update import Codeword, Contribution
+from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.links.staging import Staging
 from lwpd_lightning.loss_scale import loss_scale, scales_loss
+from lwpd_lightning.reduction.reduction import Codeword
 from lwpd_lightning.worker_callback import WorkerCallback
 
 if TYPE_CHECKING:

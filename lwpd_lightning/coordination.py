@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.links.transport import Hub
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Membership

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lwpd_lightning.links.header import NO_BATCH
 
 if TYPE_CHECKING:
-    from lwpd_lightning.exchange.worker import Assignment
+    from lwpd_lightning.exchange.follower import Assignment
     from lwpd_lightning.step_log import StepLog
 
 # What these do for a run (files, bars, stopping, tuning, averages for validation) rank 0 does for all.

@@ -21,8 +21,8 @@ from lwpd_lightning.exchange.update import Failure, Step, Update
 from lwpd_lightning.gathering import Gathering
 from lwpd_lightning.launcher import suggested_threads
 from lwpd_lightning.links.header import NO_BATCH
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.keys import RunKey
-from lwpd_lightning.links.transport import Hub
 from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings

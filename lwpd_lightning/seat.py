@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from lwpd_lightning.coding import BlockMap
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, derive_seed
-from lwpd_lightning.exchange.parts import MessageParts, Parts, Ranks, SharedMemory, SharedParts
-from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.links.message import Messages
 from lwpd_lightning.links.transport import Payload
 from lwpd_lightning.meeting import Meeting
+from lwpd_lightning.reduction.parts import MessageParts, Parts, Ranks, SharedMemory, SharedParts
+from lwpd_lightning.reduction.reduction import Reduction
 from lwpd_lightning.settings import ExchangeSettings
 
 if TYPE_CHECKING:

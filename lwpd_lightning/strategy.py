@@ -1,4 +1,7 @@
-"""The Lightning Strategy: hooks only. Rank 0 runs Lightning's loop unchanged; one coded batch is one update."""
+"""The Lightning Strategy: hooks only. Rank 0 runs Lightning's loop unchanged; one coded batch is one update.
+
+Long because every setting is explained here, once.
+"""
 
 from __future__ import annotations
 

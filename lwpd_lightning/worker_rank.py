@@ -18,10 +18,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
-from lwpd_lightning.exchange.parts import SharedMemory
+from lwpd_lightning.exchange.follower import Assignment
 from lwpd_lightning.exchange.state import Structure
-from lwpd_lightning.exchange.update import Codeword, Contribution
-from lwpd_lightning.exchange.worker import Assignment, Worker
+from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
 from lwpd_lightning.links.header import NO_BATCH
@@ -29,6 +29,8 @@ from lwpd_lightning.links.mesh import WorkerLinks
 from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import ENV_FIT, ENV_PARENT, Meeting
+from lwpd_lightning.reduction.parts import SharedMemory
+from lwpd_lightning.reduction.reduction import Codeword
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import steer

@@ -10,7 +10,8 @@ MAY_KNOW = {
     "coding": set(),
     "rule": {"coding"},
     "links": set(),
-    "exchange": {"coding", "rule", "links"},
+    "reduction": {"coding", "links"},
+    "exchange": {"coding", "rule", "links", "reduction"},
     "injection": {"data", "worker_callback"},
 }
 LIGHTNING = {"injection"}  # floors that know it
@@ -58,3 +59,9 @@ def test_a_wrong_import_would_be_seen(tmp_path):
 
 def test_the_exchange_stays_small():
     assert len([file for file in (PACKAGE / "exchange").glob("*.py") if file.name != "__init__.py"]) <= 10
+
+
+def test_a_long_module_says_why():
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text()
+        assert text.count("\n") <= 350 or "\nLong because " in (ast.get_docstring(ast.parse(text)) or ""), file

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lwpd_lightning.coding import local_code, lwpd_code
-from lwpd_lightning.exchange.parts import MessageParts, SharedParts
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.meeting import Meeting
+from lwpd_lightning.reduction.parts import MessageParts, SharedParts
 from lwpd_lightning.seat import Seat, shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 

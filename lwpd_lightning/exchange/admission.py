@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from lwpd_lightning.exchange.parts import Ranks
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import digest
 from lwpd_lightning.exchange.update import Failure, TooFewWorkers, WorkerFailed
 from lwpd_lightning.links.header import NO_BATCH, Header, Op
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
-from lwpd_lightning.links.transport import Hub, Message
+from lwpd_lightning.links.transport import Message
+from lwpd_lightning.reduction.parts import Ranks
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Introduction, Membership, Refused
 

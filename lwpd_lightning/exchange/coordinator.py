@@ -9,34 +9,23 @@ the one true state; the adding up is shared among those who count (`reduction`).
 from __future__ import annotations
 
 import logging
-import math
 import time
-from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
-from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.received import BadPeer
-from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.state import Checksum, StateLayout
-from lwpd_lightning.exchange.update import (
-    Codeword,
-    Contribution,
-    Failure,
-    How,
-    NotFinite,
-    Step,
-    Update,
-    WorkerFailed,
-)
-from lwpd_lightning.links.header import HEADER_BYTES, NO_BATCH, Header, Op, ProtocolError
+from lwpd_lightning.exchange.state import Checksum
+from lwpd_lightning.exchange.tally import Agreement, Tally
+from lwpd_lightning.exchange.update import Contribution, Failure, How, Step, Update, WorkerFailed
+from lwpd_lightning.links.header import NO_BATCH, Header, Op, ProtocolError
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import Messages, words
-from lwpd_lightning.links.transport import Hub, LinkLost, Message
-from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
-from lwpd_lightning.rule.delays import Delays
+from lwpd_lightning.links.transport import LinkLost, Message
+from lwpd_lightning.reduction.decision import Decision
+from lwpd_lightning.reduction.received import BadPeer
+from lwpd_lightning.reduction.reduction import Codeword, Reduction
+from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -47,24 +36,6 @@ _REPORT_S = 60.0
 _START_REPORT_S = 10.0
 # How long workers on other machines may take to hear that the fit is over and hang up.
 _FAREWELL_S = 10.0
-# Versions whose checksum is kept: a codeword of an older one, were it to count, is taken for that of other parameters.
-_REMEMBERED = 4096
-# Bytes of logged values that one codeword may bring.
-_MOST_LOGGED = 1 << 16
-
-
-@dataclass
-class _Open:
-    """What has been gathered for the open update."""
-
-    epoch: int
-    batch_index: int
-    counted: dict[int, Contribution] = field(default_factory=dict)
-    arrivals: list[Arrival] = field(default_factory=list)  # those that were decided on
-    decision: Decision | None = None
-    dropped: int = 0
-    resyncs: int = 0
-    refused: list[int] = field(default_factory=list)
 
 
 class Coordinator:
@@ -101,15 +72,10 @@ class Coordinator:
         self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
         self._admission, self._members = admission, admission.members
         self._messages, self._timeout_s, self._patience = messages, timeout_s, patience
-        self._tensors = len(reduction.blocks.parameters)
-        self._statistics = StateLayout.statistics(model, reduction.blocks.device)
-        self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
-        self._delays, self._heard_at = Delays(), 0.0  # and when all that had come was read
-        self._decisions = 0
-        self._open: _Open | None = None
+        self._tally = Tally(rule, reduction, model)
+        self._heard_at = 0.0  # when all that had come was read
+        self._bytes_told = 0
         self.decided = 0  # the decision of the update that was closed last
-        self._checksums: dict[int, Checksum] = {}  # of the model at versions whose codewords may still come
-        self._bytes_up = self._bytes_told = 0
 
     @property
     def _others(self) -> list[int]:
@@ -167,9 +133,8 @@ class Coordinator:
             attributes: of the module that validation has changed.
         """
         self.version += 1
-        self._open = _Open(epoch, batch_index)
         self._members.update_begins()
-        self._rule.open(self.version, time.monotonic(), void_older=how.voids_older)
+        self._tally.begin(self.version, epoch, batch_index, void_older=how.voids_older)
         position = self._publication.header(Op.VERSION, self.version)._replace(
             epoch=epoch,
             batch_index=batch_index,
@@ -180,25 +145,16 @@ class Coordinator:
         self._tell_who_missed()
         whole = how is How.WHOLE
         self._publication.publish(self._others, position, step, attributes, decided=self.decided, moved=whole)
-        holding = {worker for worker, kept in self._ready.items() if kept.version >= self._rule.oldest}
-        self._delays.published(self.version, set(self._others) - holding, time.monotonic())
+        self._tally.published(set(self._others))
 
     def arrived(self, checksum: Checksum) -> None:
         """The model is at the version that was published last: what it is computed at has this checksum."""
-        self._checksums[self.version] = checksum
-        self._checksums.pop(self.version - _REMEMBERED, None)
         self._publication.arrived()
-        self._count_ready()
+        self._tally.arrived(checksum)
 
     def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
         """Count the coordinator's own codeword, which stays as it is until the update is closed."""
-        assert self._rule.always is not None
-        self._rule.observe(self._rule.always, contribution.compute_s)
-        if not contribution.finite:
-            self._refuse(self._rule.always, self.version)
-            return
-        self._reduction.offer(codeword)
-        self._count(self._rule.always, contribution)
+        self._tally.contribute(codeword, contribution)
 
     def collect(self) -> Update:
         """Wait until the update's gradient has been decoded; `deliver` hands it out.
@@ -211,8 +167,6 @@ class Coordinator:
         """
         started = time.monotonic()
         deadline, report = started + self._timeout_s, started + _REPORT_S
-        update = self._open
-        assert update is not None
         waits = False
         while True:
             for event in self._hub.events(_LOOK_S if waits else 0.0):
@@ -221,17 +175,18 @@ class Coordinator:
             self._tell_who_missed()
             for worker, reason in self._admission.cut_off(self._heard_at).items():
                 self._lose(worker, reason)
-            if self._admission.enough_live() and update.decision is None and self._may_decide:
-                self._decide(update)
-            if update.decision is not None and self._reduction.complete(update.decision.number):
-                return self._close(update, started)
+            if self._admission.enough_live() and self._tally.decision is None and self._may_decide:
+                self._decide()
+            decision = self._tally.decision
+            if decision is not None and self._reduction.complete(decision.number):
+                return self._close(decision, started)
             if waits:
-                self._give_up_who_holds_up(update)
+                self._give_up_who_holds_up()
             waits = True
             if time.monotonic() > min(report, deadline):
-                self._check_deadline(deadline, self._awaited(update))
+                self._check_deadline(deadline, self._tally.awaited)
                 report += _REPORT_S
-                log.warning("Update %d still waits for %s", self.version, self._awaited(update))
+                log.warning("Update %d still waits for %s", self.version, self._tally.awaited)
 
     def deliver(self) -> None:
         """Leave the gradient of the update that was closed last in the parameters' ``.grad``."""
@@ -292,21 +247,18 @@ class Coordinator:
 
     def _take(self, header: Header, payload: Tensor, rest: Tensor, now: float) -> None:
         if header.op in (Op.READY, Op.LATE, Op.VOID):
-            self._observe(header, now)
+            self._tally.observe(header, now)
         if header.op is Op.FAILURE:
             raise WorkerFailed(words(payload))
         if header.op is Op.READY:
-            contribution = self._contribution(header, payload, rest)
-            self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
-            if header.version >= self._rule.oldest and not self._agrees(header):
-                return
-            self._ready[header.worker] = contribution
-            self._count(header.worker, contribution)
+            agreement = self._tally.ready(header, payload, rest)
+            if agreement is not Agreement.SAME:
+                diverged = agreement is Agreement.DIVERGED
+                self._take_over(header.worker, diverged_at=header.version if diverged else None)
         elif header.op is Op.VOID:
-            self._refuse(header.worker, header.version)
+            self._tally.refuse(header.worker, header.version)
         elif header.op is Op.LATE:
-            assert self._open is not None
-            self._open.dropped += 1
+            self._tally.late()
         elif header.op is Op.SLICE:
             self._reduction.slice_arrived(header, payload)
         elif header.op is Op.PART:
@@ -317,8 +269,7 @@ class Coordinator:
             self._lose(header.worker, words(payload))
         elif header.op is Op.MET:
             self._admission.met(header)
-            if self._open is not None:
-                self._count_ready()
+            self._tally.count_ready()
         elif header.op is Op.LINKED:
             self._admission.linked(header)
         elif header.op is Op.UNLINKED:
@@ -326,137 +277,29 @@ class Coordinator:
         else:
             raise ProtocolError(f"{header.op.name} from a worker")
 
-    def _agrees(self, header: Header) -> bool:
-        """Whether a codeword was computed where rank 0 was; if not, its worker takes over rank 0's state."""
-        mine = self._checksums.get(header.version)
-        skipped = header.batch_index > 0
-        if mine is not None and mine.trainable == header.checksum:
-            if mine.rest == header.rest:
-                return True
-            if skipped:  # what its hooks would have done then (a moving average) it has missed, and no weight
-                self._take_over(header.worker)
-                return True
-        self._take_over(header.worker, diverged_at=header.version)
-        return False
-
     def _take_over(self, worker: int, *, diverged_at: int | None = None) -> None:
-        assert self._open is not None
-        self._open.resyncs += 1
+        self._tally.open.resyncs += 1
         self._publication.take_over(worker, diverged_at=diverged_at)
 
-    def _observe(self, header: Header, now: float) -> None:
-        if not 0 <= header.compute_s < math.inf:
-            raise ProtocolError(f"{header.op.name} after {header.compute_s} s")
-        self._rule.observe(header.worker, self._delays.of(header.worker, header.version, header.compute_s, now))
-
-    def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
-        if payload.numel() != self._statistics.nbytes or not 0 <= rest.numel() - self._tensors <= _MOST_LOGGED:
-            raise ProtocolError(f"READY with {payload.numel()} and {rest.numel()} bytes")
-        return Contribution(
-            version=header.version,
-            touched=[has != 0 for has in rest[: self._tensors].tolist()],
-            loss=header.loss,
-            samples=header.samples,
-            compute_s=header.compute_s,
-            statistics=payload,
-            logged=words(rest[self._tensors :]),
-        )
-
-    def _refuse(self, worker: int, version: int) -> None:
-        """A worker's codeword holds what is no finite number: it goes nowhere, and nobody waits for it."""
-        assert self._open is not None
-        self._open.refused.append(worker)
-        log.warning("Worker %d's codeword of version %d is not finite: it does not count", worker, version)
-        if version == self.version and self._open.decision is None:
-            self._rule.refuse(worker)
-
-    def _refuse_too_few_finite(self, update: _Open) -> None:
-        least = self._rule.code.recovery_threshold if self._rule.decoder == "exact" else 1
-        if update.refused and len(self._rule.counted) < (least or 1):
-            raise NotFinite(
-                f"update {self.version} cannot be made: the codewords of workers {sorted(set(update.refused))} are not "
-                f"finite, and {len(self._rule.counted)} are left; lower the learning rate, clip gradients, or look for "
-                "what divides by zero."
-            )
-
-    def _count(self, worker: int, contribution: Contribution) -> None:
-        update = self._open
-        assert update is not None
-        if update.decision is not None:
-            return  # it may count in the next one
-        if self._rule.counts(worker, contribution.version, time.monotonic()):
-            update.counted[worker] = contribution
-            self._ready.pop(worker, None)
-        elif contribution.version < self._rule.oldest:
-            self._ready.pop(worker, None)  # the worker knows by the version's header, and goes on
-            update.dropped += 1
-
-    def _count_ready(self) -> None:
-        for worker, contribution in list(self._ready.items()):
-            self._count(worker, contribution)
-
-    def _decide(self, update: _Open) -> None:
-        self._refuse_too_few_finite(update)
-        decoding, rule = self._rule.decide(time.monotonic()), self._rule
-        # By number, not by who was first: the same workers then add up the same slices, to the same bits. The
-        # coordinator, which has enough to do, comes last, and adds up only where nobody else can.
-        arrivals = sorted(rule.arrivals, key=lambda arrival: (arrival.worker == rule.always, arrival.worker))
-        coefficients = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
-        touched = zip(*(update.counted[arrival.worker].touched for arrival in arrivals), strict=True)
-        self._decisions += 1
-        update.arrivals = arrivals
-        update.decision = Decision(
-            number=self._decisions,
-            version=self.version,
-            workers=[arrival.worker for arrival in arrivals],
-            reducers=max(1, sum(arrival.worker != rule.always for arrival in arrivals)),
-            weights=self._reduction.receiver.weights(coefficients, self.version),
-            touched=[any(column) for column in touched],
-        )
-        payload, rest = update.decision.pack()
+    def _decide(self) -> None:
+        decision = self._tally.decide()
+        payload, rest = decision.pack()
         header = self._publication.header(Op.DECISION, self.version)
-        header = header._replace(elements=len(arrivals), decision=self._decisions)
-        self._reduction.parts.announce(self._decisions)
+        header = header._replace(elements=len(decision.workers), decision=decision.number)
+        self._reduction.parts.announce(decision.number)
         self._publication.send(self._others, header, payload, rest)
         try:
-            self._reduction.begin(update.decision)
+            self._reduction.begin(decision)
         except BadPeer as error:
             self._lose(error.worker, str(error))
 
-    def _close(self, update: _Open, started: float) -> Update:
-        rule, decision = self._rule, update.decision
-        assert decision is not None
-        rule.close()
-        self._patience.observe(time.monotonic() - started)
+    def _close(self, decision: Decision, started: float) -> Update:
+        wait_s = time.monotonic() - started
+        self._patience.observe(wait_s)
         self.decided = decision.number
-        counted = [update.counted[arrival.worker] for arrival in update.arrivals]
-        if self._statistics.nbytes:
-            self._statistics.average([contribution.statistics for contribution in counted])
-        if rule.always is not None:
-            self._reduction.withdraw()
-        up, down = self._reduction.traffic(decision.number, 1 + len(self._others))
-        closed = Update(
-            version=self.version,
-            epoch=update.epoch,
-            batch_index=update.batch_index,
-            arrivals=update.arrivals,
-            wait_for=rule.wait_for,
-            loss=sum(contribution.loss for contribution in counted) / len(counted),
-            samples=counted[0].samples * len({p for a in update.arrivals for p in rule.code.parts(a.worker)}),
-            wait_s=time.monotonic() - started,
-            compute_s=sum(contribution.compute_s for contribution in counted) / len(counted),
-            bytes_up=self._bytes_up + up,
-            bytes_down=self._publication.bytes_sent - self._bytes_told + down,
-            uploads=len(counted) - 1,  # each position is added up by one that has its own of it
-            code=rule.code,
-            dropped=update.dropped,
-            refused=update.refused,
-            resyncs=update.resyncs,
-            live=len(rule.live),
-            inclusion=[rule.inclusion_rate(worker) for worker in range(rule.code.n)],
-            logged=[contribution.logged for contribution in counted],
-        )
-        self._bytes_up, self._bytes_told = 0, self._publication.bytes_sent
+        sent = self._publication.bytes_sent
+        closed = self._tally.close(wait_s=wait_s, others=len(self._others), bytes_down=sent - self._bytes_told)
+        self._bytes_told = sent
         return closed
 
     # Links and workers that are lost.
@@ -468,8 +311,8 @@ class Coordinator:
         given_up = self._admission.unlinked(header, reason, now)
         if given_up is not None:
             self._lose(*given_up)
-        elif self._open is not None and self._open.decision is not None:
-            self._reopen(self._open)
+        elif self._tally.decision is not None:
+            self._tally.reopen()
 
     def _tell_who_missed(self) -> None:
         """Let workers whose queue was full ask for the state; decide again where one lacks what it was to add up."""
@@ -481,35 +324,18 @@ class Coordinator:
 
     def _lose(self, worker: int, reason: str | None = None) -> None:
         if self._admission.lose(worker, reason):
-            self._ready.pop(worker, None)
-            self._delays.forget(worker)
+            self._tally.lose(worker)
             self._reopen_if_needs(worker)
 
     def _reopen_if_needs(self, worker: int) -> None:
         """Decide again where something of the worker is needed that it may not give."""
-        decision = self._open.decision if self._open is not None else None
-        if decision is not None and worker in decision.workers and not self._reduction.complete(decision.number):
-            assert self._open is not None
-            self._reopen(self._open)
-
-    def _reopen(self, update: _Open) -> None:
-        update.decision = None
-        self._count_ready()  # those that came after it: nobody else may come
+        if self._tally.needs(worker):
+            self._tally.reopen()
 
     # Waiting.
 
-    def _holding_up(self, update: _Open) -> tuple[int | None, list[int]]:
-        """The decision that waits to be carried out, None before there is one, and for whom."""
-        if update.decision is None:
-            return None, self._rule.awaited
-        return update.decision.number, self._reduction.missing(update.decision.number)
-
-    def _awaited(self, update: _Open) -> str:
-        number, workers = self._holding_up(update)
-        return f"codewords of workers {workers}" if number is None else f"workers {workers} to add codewords up"
-
-    def _give_up_who_holds_up(self, update: _Open) -> None:
-        waiting_for = self._holding_up(update)
+    def _give_up_who_holds_up(self) -> None:
+        waiting_for = self._tally.holding_up
         if self._patience.over(waiting_for, time.monotonic()):
             for worker in set(waiting_for[1]) - {self._rule.always}:
                 self._lose(worker, f"it held an update up for {self._patience.seconds:.3g} s")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lwpd_lightning.exchange.state import Stateful, StateLayout, to_bytes, whole_state
 from lwpd_lightning.exchange.update import Step
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import EMPTY, Messages
-from lwpd_lightning.links.transport import Hub
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -33,13 +32,6 @@ class Failure:
     worker: int
     update: int
     reason: str
-
-
-class Codeword(NamedTuple):
-    """A computed codeword: (d,) as it was computed, on its device, and (nbytes,) as it travels, on the host."""
-
-    exact: Tensor
-    packed: Tensor
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import zmq
 
 from lwpd_lightning.links.header import COORDINATOR
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.rendezvous import endpoint
-from lwpd_lightning.links.transport import Hub, LinkLost, Message, Payload, Spoke
+from lwpd_lightning.links.spoke import Spoke
+from lwpd_lightning.links.transport import LinkLost, Message, Payload
 
 
 class CoordinatorLost(RuntimeError):

@@ -392,7 +392,9 @@ class _Code:
         return print, ("run on load",)
 
 
-@pytest.mark.parametrize("value", [_Code(), {"state": [_Code()]}, nn.Linear(1, 1), print], ids=repr)
+@pytest.mark.parametrize(
+    "value", [_Code(), {"state": [_Code()]}, nn.Linear(1, 1), print], ids=["code", "state", "layer", "print"]
+)
 def test_nothing_but_data_is_read(value, capsys):
     try:
         payload = to_bytes(value)

@@ -16,18 +16,18 @@ from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.parts import MessageParts, Ranks
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.state import Checksums
-from lwpd_lightning.exchange.update import Codeword, Contribution, How, Step
+from lwpd_lightning.exchange.update import Contribution, How, Step
 from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.links.header import COORDINATOR, HEADER_BYTES, Header, Op
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.mesh import CoordinatorLost, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text
 from lwpd_lightning.links.rendezvous import LOOPBACK
-from lwpd_lightning.links.transport import Hub
+from lwpd_lightning.reduction.parts import MessageParts, Ranks
+from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from tests.exchange import rank_zero

@@ -10,7 +10,7 @@ import torch
 
 from experiments.bench.race.testbed import Host
 from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
-from lwpd_lightning.exchange.reduction import Reduction
+from lwpd_lightning.reduction.reduction import Reduction
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
 

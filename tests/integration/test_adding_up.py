@@ -15,12 +15,12 @@ import torch
 from lwpd_lightning import LWPDStrategy, gradient_code, local_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.coding.feedback import ErrorFeedback
-from lwpd_lightning.exchange.decision import Decision, share_out
-from lwpd_lightning.exchange.reduction import Reduction
 from lwpd_lightning.exchange.update import WorkerFailed
 from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.links.header import Op
 from lwpd_lightning.links.message import Messages
+from lwpd_lightning.reduction.decision import Decision, share_out
+from lwpd_lightning.reduction.reduction import Reduction
 from lwpd_lightning.worker_callback import WorkerCallback
 from tests.commands import PATIENCE_S, ForkedJob
 from tests.integration.models import Classifier, adam, loader, quiet_trainer, sgd

@@ -12,7 +12,8 @@ from zmq.utils.monitor import recv_monitor_message
 from lwpd_lightning.links.header import COORDINATOR
 from lwpd_lightning.links.mesh import WorkerLinks
 from lwpd_lightning.links.rendezvous import LOOPBACK
-from lwpd_lightning.links.transport import Message, Spoke
+from lwpd_lightning.links.spoke import Spoke
+from lwpd_lightning.links.transport import Message
 
 DEADLINE_S = 20.0
 MAX_BYTES = 1 << 20

@@ -7,10 +7,11 @@ import pytest
 import zmq
 
 from lwpd_lightning.links.header import COORDINATOR
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.rendezvous import LOOPBACK
-from lwpd_lightning.links.transport import Hub, LinkLost
+from lwpd_lightning.links.transport import LinkLost
 from tests.links.links import DEADLINE_S, MAX_BYTES, QUEUED, address, events_until, links
 
 

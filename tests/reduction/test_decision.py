@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lwpd_lightning.coding.wire import CHUNK
-from lwpd_lightning.exchange.decision import _LEAST_CHUNKS, Decision, share_out
 from lwpd_lightning.links.header import COORDINATOR, Header, Op, ProtocolError
+from lwpd_lightning.reduction.decision import _LEAST_CHUNKS, Decision, share_out
 
 quick = settings(deadline=None, max_examples=100)
 sizes = st.integers(1, 5_000) | st.integers(1, 500_000)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.coding.wire import WireFormat
-from lwpd_lightning.exchange.decision import Decision, Slice
-from lwpd_lightning.exchange.received import Received
 from lwpd_lightning.links.arena import Arena
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
 from lwpd_lightning.links.message import Messages
 from lwpd_lightning.links.transport import Payload
+from lwpd_lightning.reduction.decision import Decision, Slice
+from lwpd_lightning.reduction.received import Received
 
 
 @dataclass

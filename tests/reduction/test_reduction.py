@@ -18,14 +18,13 @@ from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.feedback import ErrorFeedback
 from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.decision import Decision
-from lwpd_lightning.exchange.parts import MessageParts, Ranks, SharedMemory, SharedParts
-from lwpd_lightning.exchange.received import BadPeer
-from lwpd_lightning.exchange.reduction import Reduction
-from lwpd_lightning.exchange.update import Codeword
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
 from lwpd_lightning.links.message import Messages
 from lwpd_lightning.links.staging import Staging
+from lwpd_lightning.reduction.decision import Decision
+from lwpd_lightning.reduction.parts import MessageParts, Ranks, SharedMemory, SharedParts
+from lwpd_lightning.reduction.received import BadPeer
+from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from tests.devices import on_each_device
 
 RUN = bytes(range(16))

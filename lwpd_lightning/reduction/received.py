@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lwpd_lightning.coding.wire import WireFormat
-from lwpd_lightning.exchange.decision import Decision
 from lwpd_lightning.links.header import Header, ProtocolError
+from lwpd_lightning.reduction.decision import Decision
 
 
 class BadPeer(ProtocolError):

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.keys import KeyPair, RunKey
 from lwpd_lightning.links.mesh import CoordinatorLost
 from lwpd_lightning.links.rendezvous import LOOPBACK
-from lwpd_lightning.links.transport import READING, Hub, LinkLost, Message
+from lwpd_lightning.links.transport import READING, LinkLost, Message
 from tests.links.links import (
     DEADLINE_S,
     MAX_BYTES,

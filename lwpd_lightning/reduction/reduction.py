@@ -8,6 +8,7 @@ Nobody waits for a straggler, which is never asked, and no link carries more tha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +16,16 @@ from torch import Tensor
 from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.receiver import Receiver
 from lwpd_lightning.coding.sender import Sender
-from lwpd_lightning.exchange.decision import Decision, Slice
-from lwpd_lightning.exchange.parts import Parts, Ranks
-from lwpd_lightning.exchange.update import Codeword
 from lwpd_lightning.links.header import Header
+from lwpd_lightning.reduction.decision import Decision, Slice
+from lwpd_lightning.reduction.parts import Parts, Ranks
+
+
+class Codeword(NamedTuple):
+    """A computed codeword: (d,) as it was computed, on its device, and (nbytes,) as it travels, on the host."""
+
+    exact: Tensor
+    packed: Tensor
 
 
 @dataclass

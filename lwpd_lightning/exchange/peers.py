@@ -1,0 +1,123 @@
+"""The other workers, as one worker knows them: which process of each is in, who has greeted, whose link has ended."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from lwpd_lightning.links.header import Header, Op
+from lwpd_lightning.links.mesh import WorkerLinks
+from lwpd_lightning.links.message import EMPTY, Messages
+from lwpd_lightning.links.transport import LinkLost
+from lwpd_lightning.reduction.reduction import Reduction
+
+
+class Post(Protocol):
+    """Sends rank 0 a message of this worker's."""
+
+    def __call__(
+        self, op: Op, payload: Tensor = EMPTY, rest: Tensor = EMPTY, *, version: int = 0, elements: int = 0
+    ) -> None:
+        """Queue it; ``version`` is whom it concerns, where it concerns a worker."""
+
+
+class Peers:
+    """What a worker knows of the others, and what it tells rank 0 of them.
+
+    Rank 0 tells who is in, by (worker, incarnation). Both ends of a link greet; a worker says MET when everybody that
+    it was told of has greeted, and computes nothing before. Links that end are reported: rank 0 gives somebody up.
+
+    Args:
+        worker: who knows them.
+        links: to the others; there are none where memory is shared.
+        reduction: what is under way with them.
+        messages: packs this fit's messages.
+        post: to rank 0.
+    """
+
+    def __init__(self, worker: int, links: WorkerLinks, reduction: Reduction, messages: Messages, post: Post) -> None:
+        self._worker, self._links, self._reduction, self._messages = worker, links, reduction, messages
+        self._post = post
+        self._greeted: dict[int, int] = {}  # incarnation that has greeted last
+        self.forget()
+
+    def forget(self) -> None:
+        """Rank 0 is to tell anew who is in."""
+        self._introduction = 0
+        self._incarnations: dict[int, int] = {}
+        self._unmet: set[int] | None = None  # who is yet to greet; None: rank 0 knows that all have
+        self._unlinked: set[int] = set()  # workers whose link to this one ended
+
+    @property
+    def met(self) -> bool:
+        """Whether rank 0 has told who is in, and all have greeted."""
+        return bool(self._introduction) and self._unmet is None
+
+    def is_in(self, header: Header) -> bool:
+        """Whether a message comes from the process that rank 0 told of."""
+        return self._incarnations.get(header.worker) == header.incarnation
+
+    def introduced(self, introduction: int, peers: str) -> None:
+        """Rank 0 tells of others: at first of all that are in, later of those that come."""
+        told = dict[int, str]()
+        for line in peers.splitlines():
+            number, incarnation, address = line.split(" ", 2)
+            if int(number) != self._worker:
+                self._incarnations[int(number)], told[int(number)] = int(incarnation), address
+        ranks = self._reduction.ranks
+        if not self._introduction:
+            ranks.workers &= told.keys() | {self._worker} | ({ranks.coordinator} - {None})  # others are lost by now
+        ranks.workers |= told.keys()
+        self._introduction, self._unmet = introduction, told.keys() & set(self._links.peers)
+        self._links.connect({worker: told[worker] for worker in self._unmet})
+        for worker in self._unmet:
+            self.greet(worker)
+        self._say_met()
+
+    def greet(self, worker: int) -> None:
+        """Say that the link to a worker stands."""
+        self._links.send(worker, self._messages.pack(Header(Op.MEET, self._messages.run_id, self._worker)))
+
+    def greeted(self, header: Header) -> None:
+        """A worker's process greets, perhaps before rank 0 has told of it."""
+        if self.is_in(header) and header.worker in self._unlinked:
+            self._unlinked.discard(header.worker)
+            self._post(Op.LINKED, version=header.worker)
+        self._greeted[header.worker] = header.incarnation
+        self._say_met()
+
+    def lost(self, worker: int) -> None:
+        """Rank 0 has given a worker up."""
+        self._reduction.ranks.workers.discard(worker)
+        self._incarnations.pop(worker, None)
+        self._unlinked.discard(worker)
+        self._links.disconnect(worker)
+        if self._unmet is not None:
+            self._unmet.discard(worker)
+            self._say_met()
+
+    def link_ended(self, event: LinkLost) -> None:
+        """Tell rank 0, which lets both ends greet until the link is back, or gives one of the two up."""
+        self._reduction.unlinked(event.worker)
+        if event.worker not in self._reduction.ranks.workers:
+            return
+        if not event.stands:
+            self._unlinked.add(event.worker)
+        self._post(Op.UNLINKED, version=event.worker, elements=int(event.stands))
+
+    def has_missed(self, worker: int) -> None:
+        """Tell a worker that read nothing for long, and rank 0 where the worker lacks what it was to add up."""
+        header = Header(Op.MISSED, self._messages.run_id, self._worker, decision=self._reduction.sent)
+        self._links.send(worker, self._messages.pack(header))
+        if self._reduction.depends_on(worker):
+            self._post(Op.UNLINKED, version=worker, elements=1)
+
+    def _say_met(self) -> None:
+        """Tell rank 0, once, when everybody that it told of has greeted."""
+        if self._unmet is None:
+            return
+        self._unmet = {w for w in self._unmet if self._greeted.get(w) != self._incarnations[w]}
+        if not self._unmet:
+            self._unmet = None
+            self._post(Op.MET, version=self._introduction)

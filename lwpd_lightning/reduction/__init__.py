@@ -1,0 +1,1 @@
+"""Adding codewords up among those who count: who adds which slice up, and how slices and parts get there."""
