@@ -125,7 +125,7 @@ class Code(_ByConstruction):
         row = self.generator[worker]
         coordinates = row.nonzero().flatten()
         told = zip(coordinates.tolist(), row[coordinates].tolist(), strict=True)
-        return [Task(*divmod(j, self.blocks), c) for j, c in told]
+        return [Task(j // self.blocks, j % self.blocks, c) for j, c in told]
 
     def parts(self, worker: int) -> tuple[int, ...]:
         """The data parts on which this worker must compute gradients, ascending."""

@@ -31,7 +31,7 @@ class Groups:
         """The groups by how many of their rows are chosen: (rows of the whole matrix,) bool."""
         mine = chosen[self.rows]
         counts, order = mine.sum(dim=1), torch.argsort(mine.int(), dim=1, descending=True, stable=True)
-        for count in counts.unique().tolist():
+        for count in sorted(set(counts.tolist())):
             those = torch.nonzero(counts == count).flatten()
             matrix = self.matrix if len(those) == len(counts) else self.matrix[those]
             its = order[those]

@@ -78,8 +78,8 @@ def _from(split: Split, wanted: Tensor) -> tuple[Tensor, Tensor, int]:
 def _without(split: Split, wanted: Tensor, frame: float) -> tuple[Tensor, Tensor, int]:
     """The same where all rows are a tight frame, ``C^T C = frame * I``, by the few that are not there.
 
-    With L the rows that are missing, those that are there have ``C^T C = frame * I - L^T L``, whose eigenvectors besides
-    those to ``frame`` itself are combinations of the rows of L: a problem of their number instead of theirs.
+    With L the rows that are missing, those that are there have ``C^T C = frame * I - L^T L``, whose eigenvectors
+    besides those to ``frame`` itself are combinations of the rows of L: a problem of their number.
     """
     missing = rows_of(split.matrix, split.others)
     squares, vectors = torch.linalg.eigh(missing @ missing.mT)
