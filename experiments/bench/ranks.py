@@ -1,4 +1,4 @@
-"""What many ranks cost that do nothing but exchange: ``python -m experiments.bench.ranks [--ranks 512] [--updates 20]``.
+"""What many ranks cost that only exchange: ``python -m experiments.bench.ranks [--ranks 512] [--updates 20]``.
 
 Rank 0 and its workers, each a process of its own, over encrypted TCP links on this machine, without shared memory: they
 open their links and meet, exchange updates of a tiny model in which the first three quarters count, and close. Workers
@@ -45,7 +45,7 @@ _LEARNING_RATE = 0.1
 
 
 class Figures(NamedTuple):
-    """Seconds until all have met, of the median update, and until all have ended; open files; bytes of memory."""
+    """Seconds until all have met, of the median update, and until all have ended; files of links; bytes of memory."""
 
     start_s: float
     update_s: float
@@ -93,8 +93,9 @@ class _Rank:
 
 def _work(worker: int, ranks: int, key: RunKey, told: Connection, heartbeat_s: float) -> None:
     """A worker's process; tells how many files it had open when training was over."""
+    port, files = told.recv(), _open_files()  # some of which the fork has inherited
     links = WorkerLinks(
-        key, worker, endpoint(LOOPBACK, told.recv()), peers=[w for w in range(1, ranks) if w != worker],
+        key, worker, endpoint(LOOPBACK, port), peers=[w for w in range(1, ranks) if w != worker],
         heartbeat_s=heartbeat_s, max_message_bytes=_MAX_BYTES, queued=_QUEUED,
     )  # fmt: skip
     rank = _Rank(worker, ranks, links.send)
@@ -102,7 +103,7 @@ def _work(worker: int, ranks: int, key: RunKey, told: Connection, heartbeat_s: f
         links=links, reduction=rank.reduction, model=rank.model, optimizer=rank.optimizer, precision=rank.precision,
         replica=rank, messages=rank.messages, fingerprint=_FINGERPRINT, timeout_s=heartbeat_s,
     ).run()  # fmt: skip
-    told.send(_open_files())
+    told.send(_open_files() - files)
     links.close()
 
 
@@ -121,6 +122,7 @@ def measured(ranks: int, updates: int, heartbeat_s: float = 600.0) -> Figures:
         theirs.close()
         processes.append(process)
         pipes.append(ours)
+    files = _open_files()
     hub = Hub(
         key, range(1, ranks), host=LOOPBACK, heartbeat_s=heartbeat_s, max_message_bytes=_MAX_BYTES, queued=_QUEUED
     )
@@ -132,7 +134,10 @@ def measured(ranks: int, updates: int, heartbeat_s: float = 600.0) -> Figures:
     start_s = time.perf_counter() - started
 
     times = _exchange(coordinator, rank, updates)
-    files, memory = _open_files(), _memory([os.getpid(), *(process.pid for process in processes if process.pid)])
+    files, memory = (
+        _open_files() - files,
+        _memory([os.getpid(), *(process.pid for process in processes if process.pid)]),
+    )
     ending = time.perf_counter()
     coordinator.stop(0, updates, await_farewell=True)
     files_of_a_worker = max(pipe.recv() for pipe in pipes)
@@ -192,8 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     figures = measured(options.ranks, options.updates)
     print(f"{options.ranks} ranks, {options.updates} updates, {os.cpu_count()} cores")
-    print(f"start {figures.start_s:.1f} s, update {1e3 * figures.update_s:.0f} ms (median), close {figures.close_s:.1f} s")
-    print(f"open files: rank 0 {figures.files_of_rank_0}, a worker {figures.files_of_a_worker}")
+    print(f"start {figures.start_s:.1f} s, update {1e3 * figures.update_s:.0f} ms, close {figures.close_s:.1f} s")
+    print(f"files of links: rank 0 {figures.files_of_rank_0}, a worker {figures.files_of_a_worker}")
     print(f"memory {figures.memory / 2**30:.1f} GiB, {figures.memory / 2**20 / options.ranks:.0f} MiB a rank")
 
 

@@ -25,7 +25,6 @@ from lwpd_lightning.links.transport import (
     watched,
 )
 
-
 # Files that one worker's link to a hub takes, and those that its owner's link back takes beside.
 _FILES_IN, _FILES_OUT = 1, 2
 # Sockets that a context has beside links to other workers.
