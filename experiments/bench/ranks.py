@@ -93,6 +93,7 @@ class _Rank:
 
 def _work(worker: int, ranks: int, key: RunKey, told: Connection, heartbeat_s: float) -> None:
     """A worker's process; tells how many files it had open when training was over."""
+    torch.set_num_threads(1)
     port, files = told.recv(), _open_files()  # some of which the fork has inherited
     links = WorkerLinks(
         key, worker, endpoint(LOOPBACK, port), peers=[w for w in range(1, ranks) if w != worker],
@@ -109,7 +110,6 @@ def _work(worker: int, ranks: int, key: RunKey, told: Connection, heartbeat_s: f
 
 def measured(ranks: int, updates: int, heartbeat_s: float = 600.0) -> Figures:
     """Start, exchange and close; a worker that says nothing for ``heartbeat_s`` seconds is lost."""
-    torch.set_num_threads(1)
     key, forks, wait_for = RunKey.generate(), multiprocessing.get_context("fork"), max(2, 3 * ranks // 4)
     for worker in range(ranks):
         key.worker(worker)  # once, and not in every process
@@ -195,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, default=512)
     parser.add_argument("--updates", type=int, default=20)
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # also of rank 0, as of workers: all share this machine's cores
     figures = measured(options.ranks, options.updates)
     print(f"{options.ranks} ranks, {options.updates} updates, {os.cpu_count()} cores")
     print(f"start {figures.start_s:.1f} s, update {1e3 * figures.update_s:.0f} ms, close {figures.close_s:.1f} s")
