@@ -43,7 +43,7 @@ class Spoke:
         keys = run_key.worker(worker)
         self._dealer.curve_serverkey = (run_key.coordinator() if to is None else run_key.worker(to)).public
         self._dealer.curve_publickey, self._dealer.curve_secretkey = keys.public, keys.secret
-        # The end of a link to a worker is seen at its other end: a monitor would take three files more for each.
+        # The end of a link to a worker is seen at its other end: a monitor would take files and sockets for each.
         self._monitor = watched(self._dealer, zmq.EVENT_DISCONNECTED) if to is None else None
         self._dealer.connect(address)
 
