@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.coding import decoders
+from lwpd_lightning.coding.groups import Groups, groups
 
 _BATCH = 512  # arrival sets solved together in recovery_profile: bounds its memory to a few MB
 
@@ -121,8 +122,10 @@ class Code(_ByConstruction):
 
     def tasks(self, worker: int) -> list[Task]:
         """The tasks of one worker, in coordinate order, zero coefficients left out."""
-        row: list[float] = self.generator[worker].tolist()
-        return [Task(*divmod(j, self.blocks), c) for j, c in enumerate(row) if c != 0]
+        row = self.generator[worker]
+        coordinates = row.nonzero().flatten()
+        told = zip(coordinates.tolist(), row[coordinates].tolist(), strict=True)
+        return [Task(j // self.blocks, j % self.blocks, c) for j, c in told]
 
     def parts(self, worker: int) -> tuple[int, ...]:
         """The data parts on which this worker must compute gradients, ascending."""
@@ -137,6 +140,11 @@ class Code(_ByConstruction):
         return self.generator[worker].view(self.data_parts, self.blocks)
 
     @cached_property
+    def groups(self) -> list[Groups]:
+        """Its workers by whom they share tasks with, directly or by way of others; those of one shape together."""
+        return groups([self.generator])
+
+    @cached_property
     def coherence(self) -> float:
         """Largest ``|<c_i, c_j>|`` of two different workers in one version; 0 for a single worker, 1 for equal rows."""
         return max(float((c @ c.T).abs().fill_diagonal_(0).max()) for c in self._generators)
@@ -149,9 +157,11 @@ class Code(_ByConstruction):
     @cached_property
     def frame_bounds(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of ``C^T C``, averaged over the `cycle`; equal (to n/k) for a tight frame."""
-        frame = sum((c.T @ c for c in self._generators), start=torch.zeros(self.k, self.k, dtype=torch.float64))
-        eigenvalues = torch.linalg.eigvalsh(frame / len(self._generators))
-        return float(eigenvalues[0]), float(eigenvalues[-1])
+        of_all = groups(self._generators) if len(self.cycle) > 1 else self.groups
+        frames = [group.matrix.mT @ group.matrix / len(self.cycle) for group in of_all]
+        eigenvalues = torch.cat([torch.linalg.eigvalsh(frame).flatten() for frame in frames])
+        lowest = float(eigenvalues.min()) if len(eigenvalues) == self.k else 0.0  # a task that no row has
+        return lowest, float(eigenvalues.max())
 
     @property
     def is_tight(self) -> bool:

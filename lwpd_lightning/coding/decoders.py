@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from lwpd_lightning.coding.solve import RESIDUAL, RTOL, solve
+
 if TYPE_CHECKING:
     from lwpd_lightning.coding.code import Code
 
 Decoder = Literal["projective", "least_squares", "exact"]
-
-# A direction counts as spanned when its singular value is above _RTOL of the largest, and a wanted gradient as
-# recovered when what is left of it is below _RESIDUAL. Rows are of unit norm and either structured or the best of
-# several random draws: real singular values stay orders above the first, rounding stays orders below.
-_RTOL = 1e-9
-_RESIDUAL = 1e-8
 
 
 def refuse_decoder(code: Code, decoder: str) -> None:
@@ -147,9 +143,8 @@ def least_squares_coefficients(code: Code, arrived: Sequence[int]) -> Tensor:
     Raises:
         ValueError: for repeated or unknown workers.
     """
-    rows = code.generator[_checked(code, arrived)]
-    dual: Tensor = torch.linalg.pinv(rows.T, rtol=_RTOL) @ wanted(code).T
-    return dual
+    chosen = _checked(code, arrived)
+    return solve(code, chosen).dual[chosen]
 
 
 def decodable(code: Code, arrived: Sequence[int]) -> bool:
@@ -159,15 +154,15 @@ def decodable(code: Code, arrived: Sequence[int]) -> bool:
     >>> decodable(uncoded(3), [0, 1]), decodable(uncoded(3), [2, 0, 1])
     (False, True)
     """
-    return bool(spans_wanted(code, torch.tensor([_checked(code, arrived)])))
+    return solve(code, _checked(code, arrived)).spans
 
 
 def spans_wanted(code: Code, sets: Tensor) -> Tensor:
     """`decodable` for many arrival sets of one size at once: (sets, K) int64 worker ids -> (sets,) bool."""
     rows = code.generator[sets]
     target = wanted(code)
-    nearest = target @ torch.linalg.pinv(rows, rtol=_RTOL) @ rows
-    return torch.lt((nearest - target).abs().amax(dim=(1, 2)), _RESIDUAL)
+    nearest = target @ torch.linalg.pinv(rows, rtol=RTOL) @ rows
+    return torch.lt((nearest - target).abs().amax(dim=(1, 2)), RESIDUAL)
 
 
 @lru_cache(maxsize=4096)
@@ -178,7 +173,7 @@ def spanned_share(code: Code, arrived: frozenset[int]) -> float:
     >>> spanned_share(lwpd_code(8, 4, 2), frozenset({0, 1, 2}))
     0.75
     """
-    return float(torch.linalg.matrix_rank(code.generator[sorted(arrived)])) / code.k
+    return solve(code, sorted(arrived)).rank / code.k
 
 
 def live_coefficients(code: Code, live: Collection[int], *, feedback: bool = False) -> Tensor:
@@ -204,13 +199,10 @@ def live_coefficients(code: Code, live: Collection[int], *, feedback: bool = Fal
     # A tight frame is its own dual, without a solve.
     if len(chosen) == code.n and len(code.cycle) == 1 and code.is_tight:
         return code.k / code.n * code.generator.view(code.n, code.data_parts, code.blocks).mean(dim=1)
-    dual = least_squares_coefficients(code, chosen)
-    if not decodable(code, chosen):
-        rank = int(torch.linalg.matrix_rank(code.generator[chosen], rtol=_RTOL))
-        dual = dual * (code.k / rank / (len(code.cycle) if feedback else 1))
-    coefficients = torch.zeros(code.n, code.blocks, dtype=torch.float64)
-    coefficients[chosen] = dual
-    return coefficients
+    solved = solve(code, chosen)
+    if solved.spans:
+        return solved.dual
+    return solved.dual * (code.k / solved.rank / (len(code.cycle) if feedback else 1))
 
 
 def _checked(code: Code, workers: Sequence[int]) -> list[int]:

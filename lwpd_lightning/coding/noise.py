@@ -14,6 +14,7 @@ from lwpd_lightning.coding.decoders import Decoder, live_coefficients, wanted
 # Arrival sets that a solving decoder is averaged over; fewer where n is large, to stay well within a second.
 _SETS = 64
 _SETS_BUDGET = 20_000
+_RTOL = 1e-9  # a row of which less than this is new adds no direction
 
 
 def decoded_noise(
@@ -60,23 +61,30 @@ def decoded_noise(
     if feedback and len(code.cycle) > 1:
         possible = [batch_noise * code.n / count for count in counts]
     elif decoder == "projective":
-        possible = [_projective(code, dual, others, count - len(first), batch_noise) for count in counts]
+        possible = _projective(code, dual, others, [count - len(first) for count in counts], batch_noise)
     else:
-        orders = _orders(code, first, others)
-        possible = [_solved(code, orders[:, :count], batch_noise) for count in counts]
+        possible = _solved(code, _orders(code, first, others), batch_noise)[counts.start - 1 :]
     noise = [math.inf] * (code.n + 1)
     noise[counts.start : counts.stop] = possible
     return noise
 
 
-def _projective(code: Code, dual: Tensor, others: list[int], m: int, batch_noise: float) -> float:
-    """v where all but ``others`` count, and ``m`` of them."""
-    size, decoded, variance = len(others), dual.T @ code.generator, 0.0
-    if m < size:
-        each = torch.einsum("ib,ij->ibj", dual[others], code.generator[others])
-        spread = float(_energy(code, each, batch_noise).sum() - _energy(code, each.sum(dim=0), batch_noise) / size)
-        variance = size * (size - m) / (m * (size - 1)) * max(0.0, spread)
-    return (float(_energy(code, decoded, batch_noise)) + variance) / _signal(code, decoded) ** 2 - 1
+def _projective(code: Code, dual: Tensor, others: list[int], counts: list[int], batch_noise: float) -> list[float]:
+    """v where all but ``others`` count, and m of them, for each m of ``counts``."""
+    size, decoded = len(others), dual.T @ code.generator
+    energy, signal = float(_energy(code, decoded, batch_noise)), _signal(code, decoded)
+    # Of z_i = D_i y_i, an outer product: its energy is that of its factors.
+    shown = _of_blocks(code, code.generator).square().sum(dim=1) + batch_noise * code.data_parts
+    each = float((dual.square().sum(dim=1) * shown)[others].sum()) / code.blocks
+    without = dual.clone()
+    without[others] = 0.0
+    together = float(_energy(code, decoded - without.T @ code.generator, batch_noise))
+    spread = max(0.0, each - together / max(1, size))
+
+    def variance(m: int) -> float:
+        return size * (size - m) / (m * (size - 1)) * spread if m < size else 0.0
+
+    return [(energy + variance(m)) / signal**2 - 1 for m in counts]
 
 
 def _orders(code: Code, first: list[int], others: list[int]) -> Tensor:
@@ -87,11 +95,32 @@ def _orders(code: Code, first: list[int], others: list[int]) -> Tensor:
     return torch.cat((ids[: len(first)].expand(sets, -1), ids[len(first) + shuffled]), dim=1)
 
 
-def _solved(code: Code, arrivals: Tensor, batch_noise: float) -> float:
-    """v of a solving decoder, averaged over arrival sets: (sets, count) worker ids."""
-    rows = code.generator[arrivals]
-    decoded = wanted(code) @ torch.linalg.pinv(rows, rtol=1e-9) @ rows
-    return float(_energy(code, decoded, batch_noise).mean()) / _signal(code, decoded) ** 2 - 1
+def _solved(code: Code, orders: Tensor, batch_noise: float) -> list[float]:
+    """v of a solving decoder after each of the arrivals of (sets, live) worker ids, averaged over the sets.
+
+    What is decoded is the wanted gradient's projection on the arrived rows, to which each arrival adds a direction, or
+    none: one pass of Gram and Schmidt, repeated for what rounding left, instead of a solve for each number of arrivals.
+    """
+    sets, live = orders.shape
+    target = wanted(code)
+    basis = torch.zeros(sets, live, code.k, dtype=torch.float64)
+    shown = torch.zeros(sets, code.blocks, code.blocks, dtype=torch.float64)  # `_of_blocks` of what is decoded
+    squares = torch.zeros(sets, dtype=torch.float64)
+    noise = []
+    for count, arrived in enumerate(orders.T.tolist()):
+        row = code.generator[arrived][:, :, None]
+        for _ in range(2):
+            row = row - basis[:, :count].mT @ (basis[:, :count] @ row)
+        length = torch.linalg.vector_norm(row, dim=1, keepdim=True)
+        direction = torch.where(length > _RTOL, row / length, 0.0)[:, :, 0]
+        basis[:, count] = direction
+        seen = direction @ target.T
+        shown += seen[:, :, None] * _of_blocks(code, direction)[:, None, :]
+        squares += seen.square().sum(dim=1)
+        energy = (shown.square().sum(dim=(1, 2)) + batch_noise * code.data_parts * squares).mean() / code.blocks
+        signal = float(shown.diagonal(dim1=1, dim2=2).mean())
+        noise.append(float(energy) / signal**2 - 1 if signal else math.inf)
+    return noise
 
 
 def _energy(code: Code, decoded: Tensor, batch_noise: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Protocol
 
 from torch import Tensor
@@ -73,7 +74,7 @@ class Peers:
         self._links.connect({worker: told[worker] for worker in self._unmet})
         for worker in self._unmet:
             self.greet(worker)
-        self._say_met()
+        self._meet(set(self._greeted))
 
     def greet(self, worker: int) -> None:
         """Say that the link to a worker stands."""
@@ -85,7 +86,7 @@ class Peers:
             self._unlinked.discard(header.worker)
             self._post(Op.LINKED, version=header.worker)
         self._greeted[header.worker] = header.incarnation
-        self._say_met()
+        self._meet({header.worker})
 
     def lost(self, worker: int) -> None:
         """Rank 0 has given a worker up."""
@@ -95,7 +96,7 @@ class Peers:
         self._links.disconnect(worker)
         if self._unmet is not None:
             self._unmet.discard(worker)
-            self._say_met()
+            self._meet(set())
 
     def link_ended(self, event: LinkLost) -> None:
         """Tell rank 0, which lets both ends greet until the link is back, or gives one of the two up."""
@@ -113,11 +114,11 @@ class Peers:
         if self._reduction.depends_on(worker):
             self._post(Op.UNLINKED, version=worker, elements=1)
 
-    def _say_met(self) -> None:
-        """Tell rank 0, once, when everybody that it told of has greeted."""
+    def _meet(self, greeted: Set[int]) -> None:
+        """These have greeted; tell rank 0, once, when everybody that it told of has."""
         if self._unmet is None:
             return
-        self._unmet = {w for w in self._unmet if self._greeted.get(w) != self._incarnations[w]}
+        self._unmet -= {w for w in greeted & self._unmet if self._greeted[w] == self._incarnations[w]}
         if not self._unmet:
             self._unmet = None
             self._post(Op.MET, version=self._introduction)

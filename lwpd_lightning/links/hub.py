@@ -11,6 +11,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.room import make_room
 from lwpd_lightning.links.transport import (
     LINGER_MS,
     READING,
@@ -23,6 +24,11 @@ from lwpd_lightning.links.transport import (
     send,
     watched,
 )
+
+# Files that one worker's link to a hub takes, and those that its owner's link back takes beside.
+_FILES_IN, _FILES_OUT = 1, 2
+# Sockets that a context has beside links to other workers.
+_SOCKETS = 64
 
 
 class Hub:
@@ -37,6 +43,9 @@ class Hub:
         queued: how many messages a worker reads before it says so; twice as many may be sent to it without that, and
             later ones are lost.
         owner: the worker whose inbox this is; None: the coordinator's.
+
+    Raises:
+        TooFewFiles: this process may not open as many files as links to all these workers need.
 
     Attributes:
         refused: workers that have missed something since their queue was full; whoever sends takes them out.
@@ -53,7 +62,9 @@ class Hub:
         queued: int,
         owner: int | None = None,
     ) -> None:
+        make_room(len(workers), _FILES_IN if owner is None else _FILES_IN + _FILES_OUT)
         self.context = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, max(self.context.get(zmq.MAX_SOCKETS), len(workers) + _SOCKETS))
         self._by_key = {run_key.worker(worker).public.decode(): worker for worker in workers}
         self._auth = ThreadAuthenticator(self.context)
         self._auth.start()
@@ -62,6 +73,8 @@ class Hub:
         self._router = self.context.socket(zmq.ROUTER)
         self._most_unread, self._unread = 2 * queued, Counter[int]()  # sent to a worker since it last was reading
         configure(self._router, heartbeat_s, queued)
+        # All workers knock at once, and who is turned away knocks again a second later.
+        self._router.setsockopt(zmq.BACKLOG, max(self._router.getsockopt(zmq.BACKLOG), len(workers)))
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         keys = run_key.coordinator() if owner is None else run_key.worker(owner)

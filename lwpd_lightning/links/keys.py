@@ -36,6 +36,7 @@ class RunKey:
         if len(secret) != _KEY_BYTES:
             raise ValueError(f"a run key has {_KEY_BYTES} bytes, this one {len(secret)}.")
         self._secret = secret
+        self._pairs: dict[str, KeyPair] = {}  # a public key is a multiplication on the curve, and is asked for often
 
     @classmethod
     def generate(cls) -> RunKey:
@@ -76,5 +77,7 @@ class RunKey:
         return hmac.new(self._secret, purpose.encode(), hashlib.sha256).digest()
 
     def _pair(self, purpose: str) -> KeyPair:
-        secret = z85.encode(self._derive(purpose))
-        return KeyPair(public=zmq.curve_public(secret), secret=secret)
+        if purpose not in self._pairs:
+            secret = z85.encode(self._derive(purpose))
+            self._pairs[purpose] = KeyPair(public=zmq.curve_public(secret), secret=secret)
+        return self._pairs[purpose]

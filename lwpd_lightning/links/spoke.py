@@ -43,18 +43,19 @@ class Spoke:
         keys = run_key.worker(worker)
         self._dealer.curve_serverkey = (run_key.coordinator() if to is None else run_key.worker(to)).public
         self._dealer.curve_publickey, self._dealer.curve_secretkey = keys.public, keys.secret
-        self._monitor = watched(self._dealer, zmq.EVENT_DISCONNECTED)
+        # The end of a link to a worker is seen at its other end: a monitor would take files and sockets for each.
+        self._monitor = watched(self._dealer, zmq.EVENT_DISCONNECTED) if to is None else None
         self._dealer.connect(address)
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
         """What to poll when waiting for `take` to give something, or for the link's end."""
-        return self._dealer, self._monitor
+        return (self._dealer,) if self._monitor is None else (self._dealer, self._monitor)
 
     @property
     def ended(self) -> bool:
-        """Whether the link has ended at least once."""
-        return bool(self._monitor.poll(0))
+        """Whether the link has ended at least once; not known of a link to a worker."""
+        return self._monitor is not None and bool(self._monitor.poll(0))
 
     def send(self, frames: Sequence[Payload]) -> bool:
         """Queue a message without waiting and without copying large frames, which must stay as they are meanwhile.
@@ -81,8 +82,9 @@ class Spoke:
 
     def close(self, *, linger: bool = True) -> None:
         """Close the link, giving what is queued a second to leave, or none."""
-        self._dealer.disable_monitor()
-        self._monitor.close(0)
+        if self._monitor is not None:
+            self._dealer.disable_monitor()
+            self._monitor.close(0)
         self._dealer.close(LINGER_MS if linger else 0)
         if self._own is not None:
             end(self._own)

@@ -101,4 +101,6 @@ def configure(socket: zmq.Socket[bytes], heartbeat_s: float, queued: int) -> Non
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4 * beat_ms)
     # Or the kernel asks ever more seldom where nobody answers, and a link that could stand again waits for a minute.
     socket.setsockopt(zmq.CONNECT_TIMEOUT, max(1000, 6 * beat_ms))
+    # Or links among many ranks that share few cores may be given up while they take turns to shake hands.
+    socket.setsockopt(zmq.HANDSHAKE_IVL, max(socket.getsockopt(zmq.HANDSHAKE_IVL), int(heartbeat_s * 1000)))
     socket.setsockopt(zmq.IPV6, 1)

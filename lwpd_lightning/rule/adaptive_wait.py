@@ -22,6 +22,9 @@ _SETTLE = 16
 # Numbers that one step of the rehearsals may work on: together about 50 us. More replicas are steadier estimates.
 _STEP_BUDGET = 2048
 _REPLICAS = 16
+# K that are rehearsed: all where they are no more, else so many from the least to the most. Among many workers one more
+# or less changes little, and a rehearsal of every K grows as their square.
+_CHOICES = 32
 # K moves only for a gain of more than this: estimates are noisy, and a K that wanders upsets measured inclusion rates.
 _MARGIN = 0.05
 # K that are as good as this to the best are level with it, and of these the largest is taken: the freshest gradients.
@@ -171,7 +174,7 @@ class AdaptiveWait:
         if self._always in live - known or top < bottom or known == self._rehearsing:
             return
         self._rehearsing = known
-        self._choices = np.arange(bottom, top + 1)
+        self._choices = np.unique(np.linspace(bottom, top, min(_CHOICES, top + 1 - bottom)).round().astype(np.intp))
         replicas = max(1, min(_REPLICAS, _STEP_BUDGET // (len(self._choices) * n)))
         shape = (replicas, len(self._choices), n)
         self._left = np.full(shape, math.inf)  # seconds that a busy worker still needs at the opening; 0: it starts

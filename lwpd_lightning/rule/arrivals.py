@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 
 Stale = Literal["apply", "drop"]
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 # A worker that rarely counts is weighted up by the inverse of its measured inclusion rate, but never by more than this
 # against an even worker: a codeword that comes once in fifty updates must not become a fifty-fold step.
@@ -32,8 +33,7 @@ _EVEN_PRIOR = 20
 _COMPUTED_MEMORY = 24
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A codeword that counted: ``staleness`` in versions, ``delay_s`` after its update was opened (0 if before)."""
 
     worker: int
@@ -87,8 +87,9 @@ class ArrivalRule:
     feedback: bool = False
     adaptive: AdaptiveWait | None = None
 
-    live: set[int] = field(init=False)
+    live: set[int] = field(init=False)  # changed by `lose` and `join` alone
     version: int = field(init=False, default=-1)
+    oldest: int = field(init=False, default=0)  # of whose codewords the open update may count
     updates: int = field(init=False, default=0)
     inclusions: Counter[int] = field(init=False, default_factory=Counter)
     _counted: dict[int, Arrival] = field(init=False, default_factory=dict)
@@ -99,12 +100,15 @@ class ArrivalRule:
     _computed: int = field(init=False, default=0)  # codewords of others since the last decision
     _computed_mean: float | None = field(init=False, default=None)
     _oldest_valid: int = field(init=False, default=0)
-    _expected: set[int] = field(init=False, default_factory=set)
+    _expected: set[int] = field(init=False, default_factory=set)  # who lived at the opening or has come since
+    _awaited: set[int] = field(init=False, default_factory=set)  # of whom a codeword would count
+    _others: Integers = field(init=False)  # live workers but `always`, ascending
     _refused: set[int] = field(init=False, default_factory=set)  # whose codeword of the open version is of no use
     _duals: dict[Code, Floats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.live = set(range(self.code.n))
+        self._find_others()
 
     @property
     def arrivals(self) -> list[Arrival]:
@@ -135,13 +139,7 @@ class ArrivalRule:
     @property
     def awaited(self) -> list[int]:
         """Live workers that have not yet counted in the open update."""
-        return sorted(self.live & self._expected - self._counted.keys())
-
-    @property
-    def oldest(self) -> int:
-        """The oldest version whose codewords may count in the open update."""
-        limit = 0 if self.stale == "drop" else self.max_staleness
-        return self._oldest_valid if limit is None else max(self._oldest_valid, self.version - limit)
+        return sorted(self._awaited)
 
     def inclusion_rate(self, worker: int) -> float:
         """The share of all updates so far in which the worker counted."""
@@ -150,23 +148,28 @@ class ArrivalRule:
     def lose(self, worker: int) -> None:
         """A worker died: an erasure from now on, also of the codeword that it had ready for the open update."""
         self.live.discard(worker)
+        self._awaited.discard(worker)
         self._counted.pop(worker, None)
+        self._find_others()
 
     def refuse(self, worker: int) -> None:
         """The worker's codeword of the open version is of no use: this update goes on as if the worker were lost."""
         self._counted.pop(worker, None)
+        self._awaited.discard(worker)
         self._expected.discard(worker)
         self._refused.add(worker)
         self._duals = {}
 
     def join(self, worker: int) -> None:
         """A worker that was lost is back, and counts, also in the open update, as if it always had like the others."""
-        others = self._others()
+        if self._rates is not None and len(self._others):
+            self._rates[worker] = self._rates[self._others].mean()
         self.live.add(worker)
         self._expected.add(worker)
+        if worker not in self._counted:
+            self._awaited.add(worker)
         self._duals = {}
-        if self._rates is not None and others:
-            self._rates[worker] = self._rates[others].mean()
+        self._find_others()
 
     def open(self, version: int, now: float, *, void_older: bool = False) -> None:
         """Begin the update that starts from ``version``; ``void_older``: nothing computed before it may count."""
@@ -178,9 +181,12 @@ class ArrivalRule:
             self.wait_for = self.adaptive.choose(self.live)
         if void_older:
             self._oldest_valid = version
+        limit = 0 if self.stale == "drop" else self.max_staleness
+        self.oldest = self._oldest_valid if limit is None else max(self._oldest_valid, version - limit)
         if self.live != self._expected:
             self._expected = set(self.live)
             self._duals = {}
+        self._awaited = set(self.live)
 
     def observe(self, worker: int, seconds: float) -> None:
         """Note that a worker has computed a codeword, whether or not it counts, and how long that took."""
@@ -190,11 +196,11 @@ class ArrivalRule:
 
     def counts(self, worker: int, version: int, now: float) -> bool:
         """Whether a codeword of ``version`` that arrived at ``now`` counts in the open update, and note it if so."""
-        if worker not in self._expected or worker not in self.live or worker in self._counted:
+        if worker not in self._awaited or not self.oldest <= version <= self.version:
             return False
-        if not self.oldest <= version <= self.version:
-            return False
-        self._counted[worker] = Arrival(worker, self.version - version, max(0.0, now - self._opened_at))
+        self._awaited.remove(worker)
+        delay_s = now - self._opened_at
+        self._counted[worker] = Arrival(worker, self.version - version, delay_s if delay_s > 0 else 0.0)
         return True
 
     def decide(self, now: float) -> Decoding:
@@ -205,50 +211,61 @@ class ArrivalRule:
             mean = self._computed if self._computed_mean is None else self._computed_mean
             self._computed_mean = mean + (self._computed - mean) / _COMPUTED_MEMORY
             self._computed = 0
-        counted = list(self._counted)
         if self.decoder != "projective":
-            solved = least_squares_coefficients(self.code, counted)
-            return Decoding(dict(zip(counted, solved.tolist(), strict=True)))
+            solved = least_squares_coefficients(self.code, list(self._counted))
+            return Decoding(dict(zip(self._counted, solved.tolist(), strict=True)))
+        counted = self._positions
         others = len(counted) - (self.always in self._counted)
-        expected = len(self._expected - {self.always})
+        expected = len(self._expected) - (self.always in self._expected)
         factors = self.tilt[counted] * (expected / others if others else 1.0)
         if self.feedback and self.stale == "drop":
             factors = np.full(len(counted), expected / (self._computed_mean or others or 1))
-        factors[[worker == self.always for worker in counted]] = 1.0
-        return Decoding(dict(zip(counted, (factors[:, None] * self._entries(counted)).tolist(), strict=True)))
+        if self.always is not None:
+            factors[counted == self.always] = 1.0
+        return Decoding(dict(zip(self._counted, (factors[:, None] * self._entries(counted)).tolist(), strict=True)))
 
     def close(self) -> None:
         """End the open update: its gradient has been decoded from what had arrived."""
         self.updates += 1
         self.inclusions.update(self._counted.keys())
-        others = self._others()
         counted = np.zeros(self.code.n)
-        counted[list(self._counted)] = 1.0
+        counted[self._positions] = 1.0
         if self._rates is None:
-            self._rates = np.full(self.code.n, counted[others].sum() / max(1, len(others)))
+            self._rates = np.full(self.code.n, counted[self._others].sum() / max(1, len(self._others)))
         self._rates += (counted - self._rates) / min(self.updates + _EVEN_PRIOR, _RATE_MEMORY)
-
-    def _entries(self, counted: list[int]) -> Floats:
-        """With what each codeword enters each block while all live workers' are added: its version decides."""
-        codes = [self.code.at(self.version - self._counted[worker].staleness) for worker in counted]
-        entries = np.empty((len(counted), self.code.blocks))
-        for code in set(codes):
-            if code not in self._duals:
-                self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).numpy()
-            its = [row for row, other in enumerate(codes) if other is code]
-            entries[its] = self._duals[code][[counted[row] for row in its]]
-        return entries
 
     @property
     def tilt(self) -> Floats:
         """(n,): by how much more each worker's codeword counts than it would if all were equally often among the K."""
-        tilt, others = np.ones(self.code.n), self._others()
-        if self._rates is None or not others or self.needed == self._to_come:
+        tilt = np.ones(self.code.n)
+        if self._rates is None or not len(self._others) or self.needed == self._to_come:
             return tilt  # all are waited for: no chance is involved
-        rates = self._rates[others]
+        rates = self._rates[self._others]
         with np.errstate(divide="ignore"):
-            tilt[others] = np.where(rates > 0, np.clip(rates.mean() / rates, 1 / _WEIGHT_CLIP, _WEIGHT_CLIP), 1.0)
+            even = np.where(rates > 0, (rates.mean() / rates).clip(1 / _WEIGHT_CLIP, _WEIGHT_CLIP), 1.0)
+        tilt[self._others] = even
         return tilt
 
-    def _others(self) -> list[int]:
-        return sorted(self.live - {self.always})
+    @property
+    def _positions(self) -> Integers:
+        """Workers whose codewords count, in the order in which they came."""
+        return np.fromiter(self._counted, np.int64, len(self._counted))
+
+    def _entries(self, counted: Integers) -> Floats:
+        """With what each codeword enters each block while all live workers' are added: its version decides."""
+        late = [arrival.staleness for arrival in self._counted.values()]
+        if len(set(late)) == 1:
+            return self._dual(self.code.at(self.version - late[0]))[counted]
+        entries, staleness = np.empty((len(counted), self.code.blocks)), np.array(late)
+        for versions in set(late):
+            its = staleness == versions
+            entries[its] = self._dual(self.code.at(self.version - versions))[counted[its]]
+        return entries
+
+    def _dual(self, code: Code) -> Floats:
+        if code not in self._duals:
+            self._duals[code] = live_coefficients(code, self._expected, feedback=self.feedback).numpy()
+        return self._duals[code]
+
+    def _find_others(self) -> None:
+        self._others = np.array(sorted(self.live - {self.always}), dtype=np.int64)

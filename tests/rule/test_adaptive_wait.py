@@ -231,3 +231,17 @@ def test_settings_that_cannot_work_are_refused(options, said):
 def test_none_to_wait_for_is_refused():
     with pytest.raises(ValueError, match="workers"):
         adaptive(CODES["uncoded"]).choose([])
+
+
+def test_among_many_workers_some_k_stand_for_all():
+    """From the least to the most, and each K where they are few."""
+    many = AdaptiveWait(uncoded(200), 3, 200, always=None, feedback=False)
+    few = AdaptiveWait(uncoded(20), 3, 20, always=None, feedback=False)
+    for adaptive, n in ((many, 200), (few, 20)):
+        for worker in range(n):
+            adaptive.observe(worker, 1.0)
+            adaptive.observe(worker, 1.0)
+        adaptive.choose(range(n))
+    choices = list(many.rates)
+    assert (choices[0], choices[-1], len(choices)) == (3, 200, 32)
+    assert list(few.rates) == list(range(3, 21))
