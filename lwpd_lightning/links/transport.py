@@ -13,6 +13,7 @@ were silent (and libzmq 4.3.5 aborts a process whose peer goes away meanwhile).
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ Payload = bytes | memoryview
 LINGER_MS = 1000
 READING = b"lwpd: is reading"  # a worker's message of this frame alone: count anew what it has not read
 _SMALL_BYTES = 1 << 16
+_WATCHED = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def watched(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
 
     Without a bound: where nobody reads for long, a full queue would hold ZeroMQ's own thread up, heartbeats and all.
     """
-    address = f"inproc://links-of-{id(socket)}"
+    # By number: a socket may be given the identity of one that was closed, whose address ZeroMQ has not let go of yet.
+    address = f"inproc://links-of-{next(_WATCHED)}"
     socket.monitor(address, events)
     watching: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
     watching.setsockopt(zmq.RCVHWM, 0)

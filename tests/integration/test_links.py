@@ -62,9 +62,9 @@ class Run:
         self._until(lambda: len(self.lost) >= count)
 
     def comes_back(self, worker, times=1):
-        """Wait until a worker counts again; not for ever, since one in a dozen was seen to stay away (to be mended)."""
-        if not self._comes(lambda: self.ranks[0].output.count(f"Worker {worker} is back") >= times, RETURN_S):
-            pytest.xfail("the worker stayed away: " + self.ranks[worker].output[-1500:])
+        """Wait until a worker counts again."""
+        back = self._comes(lambda: self.ranks[0].output.count(f"Worker {worker} is back") >= times, RETURN_S)
+        assert back, "the worker stayed away: " + self.ranks[worker].output[-6000:]
 
     def _until(self, condition):
         assert self._comes(condition, PATIENCE_S), "".join(rank.output[-1500:] for rank in self.ranks)

@@ -82,6 +82,15 @@ def test_waiting_says_whether_there_is_something_to_receive(pair):
     assert not two.waiting
 
 
+def test_a_link_can_be_opened_anew_again_and_again(pair, hub):
+    """A closed socket's identity may be the next one's, and ZeroMQ lets go of its address only later."""
+    one, _ = pair
+    for _ in range(30):
+        one.renew()
+    one.send(COORDINATOR, [b"still there"])
+    assert (1, [b"still there"]) in events_until(hub, lambda event: event == (1, [b"still there"]))
+
+
 def test_messages_queue_until_the_link_stands(run_key, hub):
     """One worker may be told of the others, and send, before the other has looked at its inbox at all."""
     with closing(links(run_key, 1, hub, peers=[2])) as one, closing(links(run_key, 2, hub, peers=[1])) as two:
