@@ -118,3 +118,27 @@ def test_the_same_seed_gives_the_same_bits(compressor, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     first, second = (fitted(Classifier(adamw), schemes.whitened(3, compressor=compressor)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+class _Spoil(pl.Callback):
+    """On all workers, once: other weights, and another optimizer's state, by which codewords would be divided."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 7 and not trainer.is_global_zero:
+            for p in pl_module.parameters():
+                p.data.mul_(1.1)
+                trainer.optimizers[0].state[p]["exp_avg_sq"].mul_(torch.linspace(1, 9, p.numel()).view(p.shape))
+
+
+def test_a_worker_that_takes_a_state_over_goes_on_as_one_that_was_never_lost(monkeypatch):
+    """Its metric of the version is that of the state which it has taken over, at the same version."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    trained = []
+    for spoilt in (False, True):
+        model, watch, strategy = Classifier(adamw), Losses(), schemes.whitened(3)
+        callbacks = [watch, _Spoil()] if spoilt else [watch]
+        trainer = quiet_trainer(devices=3, strategy=strategy, max_steps=20, max_epochs=-1, callbacks=callbacks)
+        trainer.fit(model, loader(shuffle=True))
+        assert (watch.resyncs > 0) == spoilt
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*trained)
