@@ -123,12 +123,12 @@ class BlockMap:
         return matrix.narrow(1, sum(self._chunks[:position]), self._chunks[position])
 
     @torch.no_grad()
-    def lay_out(self, position: int, values: Tensor, out: Tensor) -> None:
-        """Write values, of the shape of the parameter at a position, to where it lies in a (B, d) matrix."""
+    def lay_out(self, position: int, values: Tensor, out: Tensor, factor: float = 1.0) -> None:
+        """Write ``factor`` times values, of the shape of the parameter at a position, to where it lies in a (B, d)."""
         part, chunk = self.columns(out, position), self._chunks[position]
         if chunk:
             for b, piece in enumerate(torch.split(values.reshape(-1), chunk)):
-                part[b, : piece.numel()].copy_(piece)
+                torch.mul(piece, factor, out=part[b, : piece.numel()])
 
     @torch.no_grad()
     def scatter(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.wire import CHUNK
 
@@ -81,15 +83,22 @@ class Metric:
             self._known, self._counts = known, _chunk_sums(squares)
             squares.zero_()
         for position, (values, factor) in found.items():
-            self._blocks.lay_out(position, values, squares)
-            if factor != 1.0:
-                self._blocks.columns(squares, position).mul_(factor)
+            self._blocks.lay_out(position, values, squares, factor)
         means = self._means(_chunk_sums(squares))
-        spread = means.repeat_interleave(CHUNK, dim=1)[:, : self._blocks.block_size]
-        for position in range(len(self._blocks.parameters)):
-            if position not in found:
-                self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
-        return squares.add_(spread.mul_(_FLOOR)).sqrt_()
+        if len(known) < len(self._blocks.parameters):
+            spread = _over_chunks(means, self._blocks.block_size)
+            for position in range(len(self._blocks.parameters)):
+                if position not in found:
+                    self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
+        floors = means * _FLOOR
+        if (fast := _kernels(squares)) is not None:
+            fast.floored_roots(squares.numpy(), CHUNK, floors.numpy())
+            return squares
+        squares.add_(_over_chunks(floors, self._blocks.block_size))
+        if squares.device.type == "cpu":
+            np.sqrt(squares.numpy(), out=squares.numpy())  # torch's is off by a last bit here and there
+            return squares
+        return squares.sqrt_()
 
     def _means(self, sums: Tensor) -> Tensor:
         """Of each row's chunks, over the values that are known; (B, ceil(d/1024))."""
@@ -141,12 +150,26 @@ def _correction(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
 
 def _chunk_sums(rows: Tensor) -> Tensor:
     """(B, d) -> (B, ceil(d/1024)), each chunk's sum."""
-    whole = rows.shape[1] // CHUNK
+    whole, rest = divmod(rows.shape[1], CHUNK)
+    if (fast := _kernels(rows)) is not None:
+        sums = rows.new_empty(len(rows), whole + bool(rest))
+        fast.chunk_sums(rows.numpy(), CHUNK, sums.numpy())
+        return sums
     chunks = rows[:, : whole * CHUNK].reshape(len(rows), whole, CHUNK)
-    sums = [_total(chunks.movedim(-1, 0))] if whole else []
-    if rows.shape[1] % CHUNK:
-        sums.append(_total(rows[:, whole * CHUNK :].movedim(-1, 0))[:, None])
-    return torch.cat(sums, dim=1)
+    some = [_total(chunks.movedim(-1, 0))] if whole else []
+    if rest:
+        some.append(_total(rows[:, whole * CHUNK :].movedim(-1, 0))[:, None])
+    return torch.cat(some, dim=1)
+
+
+def _over_chunks(values: Tensor, size: int) -> Tensor:
+    """(B, ceil(size/1024)) -> (B, size), the same at all positions of a chunk."""
+    return values.repeat_interleave(CHUNK, dim=1)[:, :size]
+
+
+def _kernels(rows: Tensor) -> Any:
+    fits = rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.is_contiguous()
+    return kernels.compiled() if fits else None
 
 
 def _total(values: Tensor) -> Tensor:
