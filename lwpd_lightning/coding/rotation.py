@@ -45,7 +45,7 @@ class Rotation:
     >>> values.abs()
     tensor([0., 4., 4., 4., 4.])
     >>> rotation.turn_back(values, version=3)
-    >>> values
+    >>> values.abs()
     tensor([0., 0., 0., 0., 8.])
     """
 
@@ -79,7 +79,7 @@ class Rotation:
             count = self._size + CHUNK
             key = np.array([self._seed, version], np.uint64)
             words: Any = np.random.Philox(key=key).random_raw(-(-count // 64))
-            signs = _SIGNS[words.astype("<u8").view(np.uint8)].reshape(-1)[:count]
+            signs = _SIGNS.take(words.astype("<u8").view(np.uint8), axis=0).reshape(-1)[:count]
             self._drawn = version, torch.from_numpy(signs).to(self._device, self._dtype)
         return self._drawn[1]
 
