@@ -16,6 +16,10 @@ from lwpd_lightning.coding.wire import CHUNK
 from tests.devices import on_each_device
 
 pytestmark = pytest.mark.usefixtures("host")
+MUON = pytest.param(
+    getattr(torch.optim, "Muon", None),
+    marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="a torch without Muon"),
+)
 SHAPES = [(30, 41), (7,), (3, 4, 2), ()]
 
 
@@ -103,12 +107,27 @@ def test_adafactors_is_the_matrix_that_it_divides_by():
     check(BlockMap(held, 2), optimizer, squares)
 
 
+class Lion(torch.optim.Optimizer):
+    """Steps by signs, and keeps an average of gradients under Adam's name for it (Chen et al., NeurIPS 2023)."""
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.sub_(group["lr"] * torch.sign(0.9 * average + 0.1 * p.grad))
+                average.lerp_(p.grad, 0.01)
+
+
 @pytest.mark.parametrize(
     "make",
-    [torch.optim.SGD, lambda p: torch.optim.SGD(p, momentum=0.9), torch.optim.ASGD, torch.optim.Rprop],
+    [torch.optim.SGD, lambda p: torch.optim.SGD(p, momentum=0.9), torch.optim.ASGD, torch.optim.Rprop, Lion, MUON],
 )
 def test_it_is_one_where_there_are_no_second_moments(make):
-    held = parameters()
+    held = parameters(SHAPES[:1])
     assert Metric(BlockMap(held, 2), stepped(make(held))).at(0) is None
 
 
