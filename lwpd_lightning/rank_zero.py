@@ -91,7 +91,8 @@ class CodedFit:
         module = self._trainer.lightning_module
         self._structure = Structure(module)
         meeting = self._gathering.meet(self._loader, at)
-        seat = Seat(self._settings, meeting, self._own, module, self._loader, self._gathering.memory)
+        optimizer = self._trainer.optimizers[0]
+        seat = Seat(self._settings, meeting, self._own, module, optimizer, self._loader, self._gathering.memory)
         self._blocks = seat.blocks
         self._checksums = Checksums(module, self._blocks.parameters)
         self._computation = seat.computation(self._trainer)

@@ -74,6 +74,28 @@ def sketch(
     )
 
 
+def whitened(
+    n: int,
+    *,
+    stale: Stale = "drop",
+    wire_dtype: str | None = "ternary",
+    update_dtype: str | None = "ternary",
+    compressor: str | None = "whitened",
+    **options: Any,
+) -> LWPDStrategy:
+    """No code; whole gradients at 1.6 bits a value both ways, coarse where the optimizer does not notice it.
+
+    In its own metric, rotated and with an unbiased level (DRIVE: Vargaftik et al., NeurIPS 2021), without a memory: so
+    that AdamW and momentum stay as they are.
+
+    >>> whitened(8).settings.compressor
+    'whitened'
+    """
+    return LWPDStrategy(
+        uncoded(n), stale=stale, wire_dtype=wire_dtype, update_dtype=update_dtype, compressor=compressor, **options
+    )
+
+
 def gradient_coding(
     n: int,
     wait_for: int,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.coding import BlockMap
@@ -34,6 +35,7 @@ class Seat:
         meeting: where and under which key its ranks meet.
         worker: the rank's row of the code; None for a dedicated coordinator.
         module: the module that is trained, as it is now.
+        optimizer: of its parameters.
         loader: of the training data; for its seed and its kind.
         memory: shared with all other ranks; None: slices and parts travel as messages.
 
@@ -55,6 +57,7 @@ class Seat:
         meeting: Meeting,
         worker: int | None,
         module: nn.Module,
+        optimizer: torch.optim.Optimizer,
         loader: CodedLoader,
         memory: SharedMemory | None = None,
     ) -> None:
@@ -67,7 +70,13 @@ class Seat:
         self.wire = settings.wire(blocks.dtype, blocks.device, derive_seed(self._seed, me))
         self.update_wire = settings.update_wire(blocks.dtype, derive_seed(self._seed, code.n, me))
         self.sender, self.receiver = settings.made_by.make(
-            code, worker, blocks, one_version=settings.one_version, into=self._in_place
+            code,
+            worker,
+            blocks,
+            one_version=settings.one_version,
+            optimizer=optimizer,
+            seed=self._seed,
+            into=self._in_place,
         )
         self.messages = Messages(meeting.run_id, None if memory is None else memory.arena)
         layout = StateLayout.everything(module, blocks.device)

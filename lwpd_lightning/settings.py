@@ -83,16 +83,22 @@ class ExchangeSettings:
             raise ValueError(
                 f"compressor={self.compressor!r} with error_feedback=True, which is a compressor too: use one of them."
             )
+        if self.made_by.sender.one_version and not self.one_version:
+            raise ValueError(
+                f"compressor={self.compressor!r} with stale={self.stale!r}: its codewords of different versions do not "
+                "add up, use stale='drop'."
+            )
         if self.error_feedback and not self._feeds_back:
             raise ValueError(
                 f"error_feedback=True with wire_dtype={self.wire_dtype!r} and update_dtype={self.update_dtype!r}: "
                 f"nothing is lost that could be fed back, use it with a wire_dtype of {lossy_names()}, "
                 "or with a sketch (local_code with data_parts=n), or with such an update_dtype and a code of one block."
             )
-        if needs_feedback(self.wire_dtype) and not self.remembers:
+        if needs_feedback(self.wire_dtype) and not self.remembers and not self.made_by.sender.spreads:
             raise ValueError(
                 f"wire_dtype={self.wire_dtype!r} with error_feedback=False would lose most of every gradient: use "
-                f"error_feedback=True, or wire_dtype={smallest_without_feedback()!r}."
+                f"error_feedback=True, compressor='whitened' with stale='drop', or "
+                f"wire_dtype={smallest_without_feedback()!r}."
             )
         if self.code is not None:
             self._check_counts(self.code)
@@ -137,11 +143,18 @@ class ExchangeSettings:
         if self.decoder == "exact":
             self._check_exact(code)
 
-        if needs_feedback(self.update_dtype) and not self._sums_are_fed_back:
+        if self.made_by.sender.one_version and len(code.cycle) > 1:
+            raise ValueError(
+                f"compressor={self.compressor!r} with {code}, whose versions show one row of the gradient each: no "
+                "second moments of it are ever seen, use uncoded, lwpd_code, local_code with data_parts < n or "
+                "gradient_code, or error_feedback=True in its place."
+            )
+        if needs_feedback(self.update_dtype) and not self._sums_are_fed_back and not self.made_by.sender.spreads:
             raise ValueError(
                 f"update_dtype={self.update_dtype!r} needs error feedback that can take back what the decoded gradient "
                 "loses: use error_feedback=True with a sketch (local_code with data_parts=n) and stale='drop' or with "
-                f"a code of one block, or update_dtype={smallest_without_feedback()!r}."
+                "a code of one block, compressor='whitened' with stale='drop', or "
+                f"update_dtype={smallest_without_feedback()!r}."
             )
         self._check_solved_weights(code)
         alone = [setting for setting, count in self._counts if count == 1 and setting.startswith("wait_for")]

@@ -67,9 +67,10 @@ class LWPDStrategy(SeparateRanks):
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
             "drop" it: its worker goes on with the newest.
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
-        wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value, with
-            error_feedback; best with numba, ``pip install 'lwpd-lightning[fast]'``), "float64", or a format of one's
-            own (`coding.wire.register`); None: as the gradient is (float32, or float64 at 64-true).
+        wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value) or
+            "sign" (1.03), both with error_feedback or a compressor that rotates and best with numba (``pip install
+            'lwpd-lightning[fast]'``), "float64", or a format of one's own (`coding.wire.register`); None: as the
+            gradient is (float32, or float64 at 64-true).
         update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
             None: as the gradient is. With another, K = n is no longer equal to single-process training.
         error_feedback: what a wire_dtype below float32 lost, what a sketch's row left out and what a dropped codeword
@@ -89,8 +90,10 @@ class LWPDStrategy(SeparateRanks):
         batch_size_means: what the training loader's ``batch_size`` is: "global", the whole update's batch, or
             "per_worker", as under DDP: an update's batch is then n times as large, so that a script that came from
             ``strategy="ddp"`` keeps its numbers.
-        compressor: the name of a sender and a receiver of one's own (`coding.compressor`); None: "error_feedback" where
-            that is asked for, else "plain".
+        compressor: "whitened" (codewords in the optimizer's own metric and rotated, so that coarse ones are unbiased
+            and it does not notice them, without a memory; `coding.metric` says what the metric of which optimizer is),
+            "rotated" (rotated alone), both with stale="drop"; or the name of a sender and a receiver of one's own
+            (`coding.compressor`); None: "error_feedback" where that is asked for, else "plain".
 
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.

@@ -164,7 +164,7 @@ def _serve(
     module = trainer.lightning_module
     address, seed = store.coordinator(meeting.segment)
     loader = loader.for_worker(code.parts(worker), seed)
-    seat = Seat(settings, meeting, worker, module, loader, memory)
+    seat = Seat(settings, meeting, worker, module, trainer.optimizers[0], loader, memory)
     codewords = seat.computation(trainer)
     assert codewords is not None
     links = WorkerLinks(

@@ -35,7 +35,7 @@ def test_every_scheme_of_the_package_is_called_by_the_file_of_its_name_and_no_ot
     called = {name: target for name, file in files.items() if "peers" not in (target := file["strategy"]["_target_"])}
 
     assert called == {name: f"lwpd_lightning.schemes.{name}" for name in OFFERED}
-    assert len(OFFERED) == 8
+    assert len(OFFERED) == 9
 
 
 def test_the_readme_lists_every_scheme():

@@ -18,7 +18,8 @@ MEETING = Meeting(RunKey.generate(), "localhost", 1, generation=0)
 
 def seat(settings, worker, width=20, kind=b"batches", memory=None):
     loader = SimpleNamespace(seed=3, fingerprint=lambda: kind)
-    return Seat(settings, MEETING, worker, nn.Linear(30, width), loader, memory)
+    module = nn.Linear(30, width)
+    return Seat(settings, MEETING, worker, module, torch.optim.SGD(module.parameters()), loader, memory)
 
 
 def settled(**given):

@@ -11,6 +11,7 @@ import torch
 from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.settings import ExchangeSettings, default_code
 
+COARSE = ("sign", "ternary")
 CODE = lwpd_code(8, 4, 2)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -29,8 +30,8 @@ def refusal(act, *args, **kwargs):
     [
         ("decoder", ["projective", "least_squares", "exact"]),
         ("stale", ["apply", "drop"]),
-        ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8", "ternary"]),
-        ("update_dtype", [None, "float64", "float32", "bfloat16", "int8", "ternary"]),
+        ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8", "sign", "ternary"]),
+        ("update_dtype", [None, "float64", "float32", "bfloat16", "int8", "sign", "ternary"]),
         ("start_method", ["auto", "fork", "rerun"]),
     ],
 )
@@ -38,7 +39,7 @@ def test_unknown_words_are_refused_with_the_known_ones(name, choices):
     sentence = refusal(ExchangeSettings, **{name: "other"})
     assert sentence == f"{name}='other' is unknown: use one of {', '.join(map(repr, choices))}."
     for choice in choices:
-        feedback = {"error_feedback": True} if (name, choice) == ("wire_dtype", "ternary") else {}
+        feedback = {"error_feedback": True} if name == "wire_dtype" and choice in COARSE else {}
         assert getattr(ExchangeSettings(**{name: choice}, **feedback), name) == choice
 
 
@@ -119,7 +120,7 @@ def test_a_staleness_bound_that_cannot_be_is_refused(given):
 
 def test_error_feedback_needs_something_lost():
     for wire_dtype in (None, "float32", "float64"):
-        assert "'bfloat16', 'int8' or 'ternary'" in refusal(
+        assert "'bfloat16', 'int8', 'sign' or 'ternary'" in refusal(
             ExchangeSettings, error_feedback=True, wire_dtype=wire_dtype
         )
     for wire_dtype in ("bfloat16", "int8"):
@@ -133,7 +134,7 @@ def test_error_feedback_needs_something_lost():
         assert "such an update_dtype and a code of one block." in refusal(ExchangeSettings, code=CODE, **given)
         assert "such an update_dtype and a code of one block." in refusal(ExchangeSettings, **given)
     assert "nothing is lost" in refusal(ExchangeSettings, code=uncoded(4), error_feedback=True, update_dtype="float32")
-    assert "'bfloat16', 'int8' or 'ternary', or with a sketch" in refusal(
+    assert "'bfloat16', 'int8', 'sign' or 'ternary', or with a sketch" in refusal(
         ExchangeSettings, code=CODE, error_feedback=True
     )
 
@@ -312,7 +313,11 @@ def test_int8_is_unbiased_exactly_where_nothing_feeds_its_error_back():
 def test_ternary_needs_somebody_to_take_back_what_it_loses():
     sketch = local_code(4, data_parts=4, blocks=2)
     ternary = {"wire_dtype": "ternary", "update_dtype": "ternary"}
-    assert "use error_feedback=True, or wire_dtype='int8'." in refusal(ExchangeSettings, wire_dtype="ternary")
+    for name in COARSE:
+        assert refusal(ExchangeSettings, wire_dtype=name) == (
+            f"wire_dtype='{name}' with error_feedback=False would lose most of every gradient: use "
+            "error_feedback=True, compressor='whitened' with stale='drop', or wire_dtype='int8'."
+        )
     for given in (
         {"code": sketch, "stale": "drop"},
         {"code": sketch, "error_feedback": True},  # stale="apply": codewords along several rows
@@ -321,6 +326,38 @@ def test_ternary_needs_somebody_to_take_back_what_it_loses():
         assert "stale='drop'" in refusal(ExchangeSettings, update_dtype="ternary", **given)
     for code in (sketch, uncoded(4)):
         assert ExchangeSettings(code=code, stale="drop", error_feedback=True, **ternary).rows == 1
+
+
+@pytest.mark.parametrize("name", ["whitened", "rotated"])
+def test_a_compressor_that_rotates_makes_coarse_formats_do_for_codewords_of_one_version(name):
+    for code in (uncoded(4), CODE, gradient_code(4, 1), local_code(8, 2, 2), local_code(4, 4, 1)):
+        decoder = "exact" if code.recovery_threshold else "projective"
+        for wire_dtype in COARSE:
+            given = {"wire_dtype": wire_dtype, "update_dtype": "ternary", "compressor": name, "stale": "drop"}
+            assert not ExchangeSettings(code=code, decoder=decoder, **given).resolved(code.n).remembers
+    assert refusal(ExchangeSettings, compressor=name) == (
+        f"compressor={name!r} with stale='apply': its codewords of different versions do not add up, use stale='drop'."
+    )
+    sketch = {"code": local_code(4, data_parts=4, blocks=3), "stale": "drop"}
+    sentence = refusal(ExchangeSettings, compressor=name, **sketch)
+    assert sentence.startswith(
+        f"compressor={name!r} with Code(family='sketch', n=4, k=12, t=3, data_parts=4, blocks=3), "
+    )
+    assert sentence.endswith(
+        "use uncoded, lwpd_code, local_code with data_parts < n or gradient_code, or error_feedback=True in its place."
+    )
+    assert ExchangeSettings(error_feedback=True, **sketch).remembers
+
+
+def test_coarse_formats_have_unbiased_levels_where_nobody_feeds_back():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    fed_back = ExchangeSettings(wire_dtype="ternary", error_feedback=True)
+    rotated = ExchangeSettings(wire_dtype="ternary", update_dtype="ternary", compressor="rotated", stale="drop")
+    plain = fed_back.wire(torch.float32, CPU).pack(values)
+    for wire in (rotated.wire(torch.float32, CPU), rotated.update_wire(torch.float32)):
+        unbiased = wire.pack(values)
+        assert torch.equal(unbiased[4:], plain[4:])
+        assert unbiased[:4].view(torch.float32) > plain[:4].view(torch.float32)
 
 
 def test_an_adaptive_k_has_bounds():

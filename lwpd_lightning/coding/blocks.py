@@ -77,7 +77,7 @@ class BlockMap:
         return [p.grad is not None for p in self.parameters]
 
     @torch.no_grad()
-    def encode(self, coefficients: Sequence[float] | Tensor, out: Tensor) -> None:
+    def encode(self, coefficients: Sequence[float] | Tensor, out: Tensor, unit: Tensor | None = None) -> None:
         """Add ``sum_b coefficients[b] * block b`` of the current gradients to a codeword.
 
         One data part's share of a worker's codeword: call it after each part's backward pass with that part's row of
@@ -87,6 +87,7 @@ class BlockMap:
         Args:
             coefficients: B numbers.
             out: (d,) codeword, changed in place.
+            unit: (B, d), which each block's values are divided by first; None: by nothing.
 
         Raises:
             ValueError: for a wrong number of coefficients, a codeword of another shape or a sparse gradient.
@@ -94,6 +95,10 @@ class BlockMap:
         weights = self._checked(coefficients)
         self._check_shape(out, (self.block_size,))
         nonzero = [b for b, w in enumerate(weights) if w != 0]
+        if unit is not None:
+            self._check_shape(unit, (self.blocks, self.block_size))
+            self._encode_in_units(weights, nonzero, out, unit)
+            return
         # Profiled: with every block wanted, one BLAS call a parameter moves less memory and costs fewer dispatches.
         dense = torch.tensor(weights, dtype=out.dtype, device=out.device) if len(nonzero) == self.blocks > 1 else None
         for grad, chunk, part in self._gradients(out):
@@ -104,6 +109,26 @@ class BlockMap:
                 piece = grad[b * chunk : (b + 1) * chunk]
                 column = part if piece.numel() == chunk else part[: piece.numel()]  # each slice costs a dispatch
                 column.add_(piece, alpha=weights[b])
+
+    def _encode_in_units(self, weights: list[float], nonzero: list[int], out: Tensor, unit: Tensor) -> None:
+        for grad, chunk, part in self._gradients(out):
+            first = part.storage_offset() - out.storage_offset()
+            for b in nonzero:
+                piece = grad[b * chunk : (b + 1) * chunk]
+                columns = slice(first, first + piece.numel())
+                out[columns].addcdiv_(piece.to(out.dtype), unit[b, columns], value=weights[b])
+
+    def columns(self, matrix: Tensor, position: int) -> Tensor:
+        """The columns of a (m, d) matrix that belong to the parameter at a position: (m, c), a view."""
+        return matrix.narrow(1, sum(self._chunks[:position]), self._chunks[position])
+
+    @torch.no_grad()
+    def lay_out(self, position: int, values: Tensor, out: Tensor, factor: float = 1.0) -> None:
+        """Write ``factor`` times values, of the shape of the parameter at a position, to where it lies in a (B, d)."""
+        part, chunk = self.columns(out, position), self._chunks[position]
+        if chunk:
+            for b, piece in enumerate(torch.split(values.reshape(-1), chunk)):
+                torch.mul(piece, factor, out=part[b, : piece.numel()])
 
     @torch.no_grad()
     def scatter(

@@ -2,38 +2,29 @@
 
 numpy passes over a codeword some twenty times to pack it, and how fast its byte arithmetic is differs much between
 CPUs; these pass over each row three times while it is in the cache. torch's small matrix products and products with a
-number take one pass over memory each, these one for all. The first process on a machine compiles them, for some
-seconds, and keeps them beside this file or in the user's cache.
+number take one pass over memory each, these one for all. Those of other modules are found here too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 
+from lwpd_lightning.coding.compiling import REORDERED, compiled
+from lwpd_lightning.coding.kernels_metric import chunk_sums, floored_roots
+from lwpd_lightning.coding.kernels_rotation import rotate, rotate_back
+from lwpd_lightning.coding.kernels_sign import add_signs, mean_square, pack_signs, unpack_signs
 from lwpd_lightning.coding.ternary import BELOW_THE_MEAN, DIGITS, FLOAT32_MAX
 
+__all__ = [
+    "add", "add_along", "add_signs", "chunk_sums", "floored_roots", "pack", "pack_signs", "rotate", "rotate_back",
+    "spread", "unpack", "unpack_signs",
+]  # fmt: skip
 _TILE = 1024  # values that stay in the cache while all blocks pass over them
-_REORDERED = {"reassoc", "contract"}  # sums in as many lanes as the CPU has; NaN, infinities and zeros as they are
 
 
-def _compiled(*signature: str, **options: Any) -> Callable[[Any], Any]:
-    njit: Any = numba.njit  # has types in some versions only
-
-    def compile_(function: Any) -> Any:
-        try:
-            return njit(*signature, cache=True, **options)(function)
-        except RuntimeError:  # there is no directory to keep it in
-            return njit(*signature, **options)(function)
-
-    return compile_
-
-
-@_compiled(fastmath=_REORDERED)
+@compiled(fastmath=REORDERED)
 def _total(row, zero):  # type: ignore[no-untyped-def]
     total = zero
     for j in range(len(row)):
@@ -41,7 +32,7 @@ def _total(row, zero):  # type: ignore[no-untyped-def]
     return total
 
 
-@_compiled(fastmath=_REORDERED)
+@compiled(fastmath=REORDERED)
 def _reaching(row, threshold, zero):  # type: ignore[no-untyped-def]
     """How many |x| reach the threshold, and the sum of what they have above it."""
     excess, count = zero, np.int32(0)
@@ -52,13 +43,13 @@ def _reaching(row, threshold, zero):  # type: ignore[no-untyped-def]
     return count, excess
 
 
-@_compiled()
+@compiled()
 def _digit(x, threshold, place):  # type: ignore[no-untyped-def]
     zero, value = np.int32(0), np.int32(place)
     return (value if x >= threshold else zero) - (value if x <= -threshold else zero)
 
 
-@_compiled()
+@compiled()
 def _pack(row, threshold, packed):  # type: ignore[no-untyped-def]
     length, columns = len(row), len(packed)
     full = max(0, length - 4 * columns)  # bytes of which all five digits are values
@@ -78,8 +69,8 @@ def _pack(row, threshold, packed):  # type: ignore[no-untyped-def]
         packed[j] = np.uint8(digits)
 
 
-@_compiled()
-def _level_and_threshold(row):  # type: ignore[no-untyped-def]
+@compiled()
+def _level_and_threshold(row, unbiased):  # type: ignore[no-untyped-def]
     length = len(row)
     total = np.float64(_total(row, np.float32(0)))
     wide = not math.isfinite(total)  # values so large that float32 cannot add them up, or not finite themselves
@@ -91,26 +82,32 @@ def _level_and_threshold(row):  # type: ignore[no-untyped-def]
     else:
         count, narrow = _reaching(row, threshold, np.float32(0))
         excess = np.float64(narrow)
-    level = min(np.float64(threshold) + excess / max(count, 1), FLOAT32_MAX)
+    level = np.float64(threshold) + excess / max(count, 1)
+    if unbiased and level > 0:
+        level *= mean_square(row, level, wide, max(count, 1))
+    level = min(level, FLOAT32_MAX)
     return np.float32(level) if math.isfinite(total) else np.float32(math.nan), threshold
 
 
-@_compiled("void(f4[::1], i8, u1[::1])")
-def pack(values, chunk, payload):  # type: ignore[no-untyped-def]
-    """(d,) values -> the (nbytes(d),) bytes of `wire.wire_format("ternary")` with one level for each ``chunk``."""
+@compiled("void(f4[::1], i8, u1[::1], b1)")
+def pack(values, chunk, payload, unbiased):  # type: ignore[no-untyped-def]
+    """(d,) values -> the (nbytes(d),) bytes of `wire.wire_format("ternary")` with one level for each ``chunk``.
+
+    ``unbiased``: as in `ternary.quantise`.
+    """
     size = len(values)
     levels = np.empty(-(-size // chunk), np.float32)
     offset = 4 * len(levels)
     for i in range(len(levels)):
         row = values[i * chunk : min(size, (i + 1) * chunk)]
         columns = -(-len(row) // DIGITS)
-        levels[i], threshold = _level_and_threshold(row)
+        levels[i], threshold = _level_and_threshold(row, unbiased)
         _pack(row, threshold, payload[offset : offset + columns])
         offset += columns
     payload[: 4 * len(levels)] = levels.view(np.uint8)
 
 
-@_compiled()
+@compiled()
 def _unpack(packed, digits):  # type: ignore[no-untyped-def]
     """The digits of a row's bytes, in the order of its values; ``digits`` has room for five a byte."""
     columns = len(packed)
@@ -125,13 +122,13 @@ def _unpack(packed, digits):  # type: ignore[no-untyped-def]
             rest[j] = third
 
 
-@_compiled()
+@compiled()
 def _levels(payload, size, chunk):  # type: ignore[no-untyped-def]
     # Copied: behind an odd header they are not aligned.
     return payload[: 4 * -(-size // chunk)].copy().view(np.float32)
 
 
-@_compiled()
+@compiled()
 def _read(payload, chunk, out, scale, adding):  # type: ignore[no-untyped-def]
     size = len(out)
     levels = _levels(payload, size, chunk)
@@ -148,19 +145,19 @@ def _read(payload, chunk, out, scale, adding):  # type: ignore[no-untyped-def]
             row[j] = row[j] + value if adding else value
 
 
-@_compiled("void(u1[::1], i8, f4[::1])")
+@compiled("void(u1[::1], i8, f4[::1])")
 def unpack(payload, chunk, out):  # type: ignore[no-untyped-def]
     """Write the (d,) values of what `pack` made."""
     _read(payload, chunk, out, np.float32(1), False)
 
 
-@_compiled("void(u1[::1], i8, f4[::1], f8)")
+@compiled("void(u1[::1], i8, f4[::1], f8)")
 def add(payload, chunk, out, scale):  # type: ignore[no-untyped-def]
     """Add ``scale`` times what `unpack` would write to ``out``, and write it nowhere else."""
     _read(payload, chunk, out, np.float32(scale), True)
 
 
-@_compiled("void(f4[:, ::1], f4[::1], i8, f4[:, ::1], i8)", fastmath={"contract"})
+@compiled("void(f4[:, ::1], f4[::1], i8, f4[:, ::1], i8)", fastmath={"contract"})
 def add_along(rows, grad, chunk, into, offset):  # type: ignore[no-untyped-def]
     """``into[:, offset : offset + chunk] += rows @ G``, where G (B, chunk) is ``grad``, padded with zeros."""
     for start in range(0, chunk, _TILE):
@@ -173,7 +170,7 @@ def add_along(rows, grad, chunk, into, offset):  # type: ignore[no-untyped-def]
                     out[j] += weight * piece[j]
 
 
-@_compiled("void(f4[::1], f4[::1], f4[::1])")
+@compiled("void(f4[::1], f4[::1], f4[::1])")
 def spread(part, direction, grad):  # type: ignore[no-untyped-def]
     """``G = direction (x) part``, where G (B, chunk) is ``grad`` and what it is padded with."""
     chunk = len(part)

@@ -60,6 +60,9 @@ class Receiver(ABC):
             views: ``decoded`` is for nobody else, and may become the gradient itself.
         """
 
+    def forget(self) -> None:  # noqa: B027 - most keep nothing
+        """The model and its optimizer have taken a state over: what was derived of the one before is void."""
+
     def state_dict(self) -> dict[str, Any]:
         """What of earlier updates the next ones depend on, in plain containers and tensors; the same on all ranks."""
         return {}

@@ -26,9 +26,14 @@ class Sender(ABC):
         remembers: whether what is not sent of a gradient comes with later codewords, and what packing a sum of one row
             lost of it too. A codeword of such a sender stays as it is only until it is settled.
         takes_residuals: whether `give_back` has a use for what packing a sum lost.
+        spreads: whether every value of a codeword holds something of many, so that coarse wire formats lose nothing on
+            average.
+        one_version: whether only codewords of one version add up.
     """
 
     remembers: bool = False
+    spreads: bool = False
+    one_version: bool = False
     takes_residuals: bool = False
 
     def __init__(self, code: Code, worker: int, blocks: BlockMap, into: Tensor | None = None) -> None:

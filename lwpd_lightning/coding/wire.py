@@ -67,7 +67,7 @@ class WireFormat(ABC):
 
     def unpack(self, payload: Tensor, size: int) -> Tensor:
         """(nbytes(size),) uint8 -> (size,) codeword: float formats in their dtype, as a view where the payload is
-        aligned; int8 and ternary as float32.
+        aligned; the others as float32.
 
         Raises:
             ValueError: where the payload's length is not ``nbytes(size)``: sizes come from a peer.
@@ -120,7 +120,7 @@ def formats() -> list[type[WireFormat]]:
     """All that are registered.
 
     >>> [made.name for made in formats()]
-    ['float64', 'float32', 'bfloat16', 'int8', 'ternary']
+    ['float64', 'float32', 'bfloat16', 'int8', 'sign', 'ternary']
     """
     return list(_FORMATS.values())
 
@@ -147,7 +147,7 @@ def lossy_names() -> str:
     """The formats that lose something, in words.
 
     >>> lossy_names()
-    "'bfloat16', 'int8' or 'ternary'"
+    "'bfloat16', 'int8', 'sign' or 'ternary'"
     """
     *first, last = (repr(made.name) for made in formats() if made.lossy)
     return f"{', '.join(first)} or {last}"
@@ -167,8 +167,8 @@ def wire_format(name: str) -> WireFormat:
 
     Args:
         name: "float64", "float32", "bfloat16", "int8" (one float32 scale for each 1024 values), "ternary" (five values
-            a byte and one float32 level for each 1024 values; for use with error feedback), or another that was
-            registered.
+            a byte and one float32 level for each 1024 values), "sign" (eight), both for use with error feedback or a
+            compressor that rotates, or another that was registered.
 
     Raises:
         ValueError: for an unknown name.

@@ -246,5 +246,6 @@ class Follower:
                 f"the state of {type(self._optimizer).__name__} holds more than tensors, numbers and plain containers, "
                 "which is all that may travel: coded exchange needs an optimizer that workers can hold too."
             ) from error
+        self._reduction.receiver.forget()
         if attributes := told["attributes"]:
             self._replica.steer(attributes)

@@ -37,7 +37,10 @@ def made(sender, blocks, code, version, seed, wire):
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_a_sender_goes_on_from_anothers_state(code, name):
     blocks, wire = layout(code), wire_format("int8")
-    first, second, fresh = (COMPRESSORS[name].sender(code, 1, blocks) for _ in range(3))
+    optimizer = torch.optim.AdamW(blocks.parameters)
+    first, second, fresh = (
+        COMPRESSORS[name].make(code, 1, blocks, one_version=True, optimizer=optimizer, seed=0)[0] for _ in range(3)
+    )
     for version in range(3):
         made(first, blocks, code, version, version, wire)
     second.load_state_dict(first.state_dict())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lwpd_lightning.coding import kernels_numba, ternary
 from lwpd_lightning.coding.ternary import dequantise, quantise
-from lwpd_lightning.coding.wire import CHUNK, wire_format
+from lwpd_lightning.coding.wire import CHUNK, format_class, wire_format
 
 TERNARY = wire_format("ternary")
 pytestmark = pytest.mark.usefixtures("host")
@@ -43,7 +43,7 @@ def test_it_is_the_rule_and_loses_no_more_than_the_bound(size, seed, spread):
         assert lost <= (1 - 1 / len(chunk)) * energy * (1 + 1e-5) + 1e-30
 
 
-@pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "int8", "ternary"])
+@pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "int8", "sign", "ternary"])
 @settings(deadline=None, max_examples=30)
 @given(size=st.integers(1, 4 * CHUNK), data=st.data())
 def test_a_cut_of_a_packed_codeword_is_the_packed_cut(name, size, data):
@@ -89,6 +89,27 @@ def test_what_is_next_to_the_smallest_numbers_arrives_within_the_bound_or_as_zer
         assert not arrived.any() or lost <= (1 - 1 / size) * energy * (1 + 1e-5) + size * rounding**2
 
 
+@settings(deadline=None, max_examples=60)
+@given(size=st.integers(1, 3 * CHUNK), seed=st.integers(0, 2**32), spread=st.integers(0, 8))
+def test_the_unbiased_level_is_on_the_same_digits_and_has_the_values_energy(size, seed, spread):
+    values = values_of(size, seed, spread)
+    plain = TERNARY.unpack(TERNARY.pack(values), size)
+    unbiased = format_class("ternary").unbiased(torch.device("cpu"), seed=0)
+    arrived = TERNARY.unpack(unbiased.pack(values), size)
+    assert torch.equal(arrived.sign(), plain.sign())
+    for chunk, got in zip(values.double().split(CHUNK), arrived.double().split(CHUNK), strict=True):
+        torch.testing.assert_close(got @ chunk, chunk @ chunk, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-22, 1e20, 1e37])
+@pytest.mark.parametrize("name", ["ternary", "sign"])
+def test_squares_are_neither_lost_nor_infinite(name, scale):
+    unbiased = format_class(name).unbiased(torch.device("cpu"), seed=0)
+    values = torch.randn(CHUNK, generator=torch.Generator().manual_seed(1))
+    ones, scaled = (unbiased.unpack(unbiased.pack(of), CHUNK) for of in (values, values * scale))
+    torch.testing.assert_close(scaled / scale, ones, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_spoils_its_chunk_alone(bad):
     values = torch.ones(3 * CHUNK)
@@ -105,10 +126,11 @@ def test_bytes_that_nobody_writes_are_read_as_something_finite():
     assert TERNARY.unpack(packed, CHUNK).isfinite().all()
 
 
-def test_host_and_device_arithmetic_agree():
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_host_and_device_arithmetic_agree(unbiased):
     rows = values_of(20 * 100, 3, 2).view(20, 100)
-    levels, packed = quantise(rows)
-    on_device, digits = ternary._quantise_on_device(rows)
+    levels, packed = quantise(rows, unbiased)
+    on_device, digits = ternary._quantise_on_device(rows, unbiased)
     torch.testing.assert_close(on_device, levels)
     assert torch.equal(ternary._bytes(digits), packed)
     out = torch.empty(20, 100)
@@ -117,15 +139,18 @@ def test_host_and_device_arithmetic_agree():
 
 
 @settings(deadline=None, max_examples=60)
-@given(m=st.integers(1, 9), length=st.integers(1, 2 * CHUNK), seed=st.integers(0, 2**32), spread=st.integers(0, 8))
-def test_compiled_and_numpy_agree(m, length, seed, spread):
+@given(
+    m=st.integers(1, 9), length=st.integers(1, 2 * CHUNK), seed=st.integers(0, 2**32), spread=st.integers(0, 8),
+    unbiased=st.booleans(),
+)  # fmt: skip
+def test_compiled_and_numpy_agree(m, length, seed, spread, unbiased):
     rows = values_of(m * length, seed, spread).view(m, length)
     means = rows.abs().double().mean(1, keepdim=True)
     # Where a value lies at the threshold, to rounding, either may be right.
     assume(not bool(((rows.abs() / means - 1).abs() < 2e-5).any()))
-    levels, packed = quantise(rows)
+    levels, packed = quantise(rows, unbiased)
     payload = torch.empty(4 * m + packed.numel(), dtype=torch.uint8)
-    kernels_numba.pack(rows.flatten().numpy(), length, payload.numpy())
+    kernels_numba.pack(rows.flatten().numpy(), length, payload.numpy(), unbiased)
     torch.testing.assert_close(payload[: 4 * m].view(torch.float32), levels, rtol=1e-5, atol=1e-30)
     assert torch.equal(payload[4 * m :], packed.flatten())
 

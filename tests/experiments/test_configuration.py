@@ -72,7 +72,15 @@ def test_every_coded_scheme_has_a_code_of_every_size(tmp_path, scheme, size):
 
     assert code.n == cfg.code.n
     assert code.is_tight == (scheme != "gradient_coding")
-    whole_parts = {"sync": 1, "k_async": 1, "k_async_int8": 1, "k_sync": 1, "gradient_coding": 1, "sketch": 3}
+    whole_parts = {
+        "sync": 1,
+        "k_async": 1,
+        "k_async_int8": 1,
+        "k_sync": 1,
+        "gradient_coding": 1,
+        "sketch": 3,
+        "whitened": 1,
+    }
     expected = (code.n, whole_parts[scheme]) if scheme in whole_parts else (cfg.code.k // cfg.code.t, cfg.code.t)
     assert (code.data_parts, code.blocks) == expected
     assert code.recovery_threshold == (cfg.code.wait_for if scheme == "gradient_coding" else None)

@@ -56,5 +56,5 @@ def test_what_was_added_is_named_among_the_choices():
         LWPDStrategy(wire_dtype="other")
     with pytest.raises(ValueError, match=r"compressor='other' is unknown: use one of None, 'plain', .*, 'flipped'\.$"):
         LWPDStrategy(compressor="other")
-    with pytest.raises(ValueError, match=r"use it with a wire_dtype of 'bfloat16', 'int8', 'ternary' or 'float16'"):
+    with pytest.raises(ValueError, match=r"a wire_dtype of 'bfloat16', 'int8', 'sign', 'ternary' or 'float16'"):
         LWPDStrategy(error_feedback=True)

@@ -66,12 +66,24 @@ TOLERANCES = {torch.float32: ("32-true", 1e-5), torch.float64: ("64-true", 1e-11
     ],
 )
 def test_waiting_for_all_equals_a_single_process(name, optimizer, dtype):
-    optimizer, (precision, tolerance) = OPTIMIZERS[optimizer], TOLERANCES[dtype]
     code = CODES[name]()
+    exact = {"decoder": "exact", "stale": "drop"} if code.recovery_threshold else {}
+    assert_equals_a_single_process(code, OPTIMIZERS[optimizer], dtype, **exact)
+
+
+@pytest.mark.parametrize("code", [uncoded(4), lwpd_code(4, 2, 2)], ids=repr)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_whitened_codewords_that_are_not_coarse_do_too(code, dtype):
+    """Whitening, rotation and their inverses are linear: AdamW gets the gradient itself."""
+    adamw = partial(torch.optim.AdamW, lr=0.01)
+    assert_equals_a_single_process(code, adamw, dtype, compressor="whitened", stale="drop")
+
+
+def assert_equals_a_single_process(code, optimizer, dtype, **exchange):
+    precision, tolerance = TOLERANCES[dtype]
     data = classification(dtype=dtype)
     settings = {"gradient_clip_val": 0.5, "precision": precision}
-    exact = {"decoder": "exact", "stale": "drop"} if code.recovery_threshold else {}
-    strategy = LWPDStrategy(code=code, **exact)
+    strategy = LWPDStrategy(code=code, **exchange)
     model = Classifier(optimizer, lambda o: {"scheduler": step_lr(o)})
     trainer = quiet_trainer(devices=code.n, strategy=strategy, max_steps=UPDATES, **settings)
     batches = loader(data, shuffle=True)

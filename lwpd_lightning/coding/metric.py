@@ -1,0 +1,181 @@
+"""The optimizer's own metric: how large it takes each value of the gradient to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lwpd_lightning.coding import kernels
+from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.wire import CHUNK
+
+# Of the chunk's mean square: what a value is taken to be at least, as one that hardly ever gets a gradient.
+_FLOOR = 0.1
+_SMALLEST = 1e-30  # mean square that float32 can be divided by the root of
+
+
+class Metric:
+    """D, a (B, d) matrix in the layout of the blocks: what each value of a gradient is divided by before it travels.
+
+    An optimizer that divides by the root of its second moments takes all values to be alike after that, and bears noise
+    that is alike in all of them; noise that is alike in the gradient itself shrinks its steps where gradients are
+    small. So D is that root, of the optimizer's own state, which rank 0 has too: nothing of it is kept anywhere else.
+
+    | state, by its key | optimizers | D^2 |
+    |---|---|---|
+    | `max_exp_avg_sq`, else `exp_avg_sq` | Adam, AdamW, NAdam, RAdam, with or without amsgrad | it / (1 - beta2^step) |
+    | `square_avg` | RMSprop, Adadelta | it / (1 - alpha^step), or rho |
+    | `sum` | Adagrad | it / step |
+    | `exp_inf` | Adamax | its square |
+    | `row_var` and `col_var`, else `variance` | Adafactor | the matrix of rank one that it divides by |
+    | anything else | SGD, with momentum or not; Lion, Muon | 1 |
+
+    Why 1: a step of SGD's is the gradient itself, so that it bears noise in all values alike; Lion takes signs of an
+    average and Muon makes a matrix orthogonal, neither of which holds how large single values are.
+
+    To D^2 a tenth of its mean over the chunk of 1024 columns is added, so that what hardly ever gets a gradient, as
+    an embedding's row, is not blown up when it does. Parameters without such state, beside others that have it, are
+    taken to be the mean of their chunk, or where no other is in it of all chunks. Before any has it D is 1.
+
+    Computed of single additions, products and roots alone, in one order: the same bits wherever the state's are.
+
+    Args:
+        blocks: layout of the trainable parameters.
+        optimizer: of the parameters; None: D is 1.
+    """
+
+    def __init__(self, blocks: BlockMap, optimizer: torch.optim.Optimizer | None) -> None:
+        self._blocks, self._optimizer = blocks, optimizer
+        self._version: int | None = None
+        self._known: list[int] | None = None  # parameters with state, when they were counted
+        self._counts = torch.empty(0)
+        self._roots: Tensor | None = None  # None: all are 1
+        self._buffer: Tensor | None = None
+
+    def at(self, version: int) -> Tensor | None:
+        """D of the version that the model is at, (B, d) of the layout's dtype and device; None: all are 1.
+
+        The same tensor until it is asked for another version or told to `forget`.
+        """
+        if self._version != version:
+            self._version, self._roots = version, self._compute()
+        return self._roots
+
+    def forget(self) -> None:
+        """The optimizer's state is another one."""
+        self._version = None
+
+    @torch.no_grad()
+    def _compute(self) -> Tensor | None:
+        found = dict(self._squares())
+        if not found:
+            return None
+        if self._buffer is None:
+            self._buffer = self._blocks.zeros()
+        squares, known = self._buffer.zero_(), sorted(found)
+        if known != self._known:
+            for position in known:
+                self._blocks.lay_out(position, torch.ones_like(self._blocks.parameters[position]), squares)
+            self._known, self._counts = known, _chunk_sums(squares)
+            squares.zero_()
+        for position, (values, factor) in found.items():
+            self._blocks.lay_out(position, values, squares, factor)
+        means = self._means(_chunk_sums(squares))
+        if len(known) < len(self._blocks.parameters):
+            spread = _over_chunks(means, self._blocks.block_size)
+            for position in range(len(self._blocks.parameters)):
+                if position not in found:
+                    self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
+        floors = means * _FLOOR
+        if (fast := _kernels(squares)) is not None:
+            fast.floored_roots(squares.numpy(), CHUNK, floors.numpy())
+            return squares
+        squares.add_(_over_chunks(floors, self._blocks.block_size))
+        if squares.device.type == "cpu":
+            np.sqrt(squares.numpy(), out=squares.numpy())  # torch's is off by a last bit here and there
+            return squares
+        return squares.sqrt_()
+
+    def _means(self, sums: Tensor) -> Tensor:
+        """Of each row's chunks, over the values that are known; (B, ceil(d/1024))."""
+        overall = _total(sums.flatten()) / _total(self._counts.flatten())
+        means = torch.where(self._counts > 0, sums / self._counts.clamp(min=1), overall)
+        # A chunk of zeros: D is 1 there.
+        return torch.where(means > 0, means.clamp(min=_SMALLEST), 1 / _FLOOR)
+
+    def _squares(self) -> Iterator[tuple[int, tuple[Tensor, float]]]:
+        """Of each parameter with state, by position: the mean squares in its shape, and what they are to be times."""
+        if self._optimizer is None:
+            return
+        groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
+        for position, parameter in enumerate(self._blocks.parameters):
+            state = self._optimizer.state.get(parameter)
+            if state and (values := _square(state)) is not None and values.shape == parameter.shape:
+                yield position, (values, _correction(state, groups.get(id(parameter), {})))
+
+
+def _square(state: Mapping[str, Any]) -> Tensor | None:
+    for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum", "variance"):
+        if isinstance(values := state.get(key), Tensor):
+            return values
+    if isinstance(largest := state.get("exp_inf"), Tensor):
+        return largest * largest
+    rows, columns = state.get("row_var"), state.get("col_var")
+    if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+        # (..., R, 1) and (..., 1, C), divided by the rows' mean (Shazeer & Stern, ICML 2018, algorithm 4).
+        mean = _total(rows.movedim(-2, 0)) / rows.shape[-2]
+        return rows * columns / torch.where(mean > 0, mean, torch.ones_like(mean))[..., None, :]
+    return None
+
+
+def _correction(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
+    """For how few steps the average is of: parameters of one chunk may have made different numbers of steps."""
+    step = float(state.get("step", 0))
+    if step < 1:
+        return 1.0
+    if "sum" in state:
+        return 1 / step
+    if "exp_avg_sq" in state and "betas" in group:
+        decay = float(group["betas"][1])
+    elif "square_avg" in state:
+        decay = float(group.get("alpha", group.get("rho", 0.0)))
+    else:
+        return 1.0
+    return 1 / (1 - decay**step) if decay < 1 else 1.0
+
+
+def _chunk_sums(rows: Tensor) -> Tensor:
+    """(B, d) -> (B, ceil(d/1024)), each chunk's sum."""
+    whole, rest = divmod(rows.shape[1], CHUNK)
+    if (fast := _kernels(rows)) is not None:
+        sums = rows.new_empty(len(rows), whole + bool(rest))
+        fast.chunk_sums(rows.numpy(), CHUNK, sums.numpy())
+        return sums
+    chunks = rows[:, : whole * CHUNK].reshape(len(rows), whole, CHUNK)
+    some = [_total(chunks.movedim(-1, 0))] if whole else []
+    if rest:
+        some.append(_total(rows[:, whole * CHUNK :].movedim(-1, 0))[:, None])
+    return torch.cat(some, dim=1)
+
+
+def _over_chunks(values: Tensor, size: int) -> Tensor:
+    """(B, ceil(size/1024)) -> (B, size), the same at all positions of a chunk."""
+    return values.repeat_interleave(CHUNK, dim=1)[:, :size]
+
+
+def _kernels(rows: Tensor) -> Any:
+    fits = rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.is_contiguous()
+    return kernels.compiled() if fits else None
+
+
+def _total(values: Tensor) -> Tensor:
+    """The sum over the first dimension by halves: torch's own sums depend on the device and its number of threads."""
+    while len(values) > 1:
+        half = len(values) // 2
+        summed = values[:half] + values[half : 2 * half]
+        values = torch.cat((summed, values[2 * half :])) if len(values) % 2 else summed
+    return values[0]

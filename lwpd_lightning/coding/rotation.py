@@ -1,0 +1,114 @@
+"""The random rotation under which coarse values of a codeword stand for all of it alike."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lwpd_lightning.coding import kernels
+from lwpd_lightning.coding.wire import CHUNK
+
+_SIGNS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) == 1, -1, 1).astype(np.float32)
+
+
+class Rotation:
+    """``x -> H (s * x)`` in chunks of 1024 positions: s random signs of the version, H = Hadamard / 32.
+
+    Orthogonal, and common to all ranks: the sum of rotated codewords is the rotated sum. In a rotated chunk no value
+    stands out, so that one level says what all of them are worth (DRIVE: Vargaftik et al., NeurIPS 2021; one rotation
+    for all, so that sums need no decoding: THC, Li et al., NSDI 2024). Chunks are those that wire formats have a level
+    for, so that a slice of a codeword is of whole chunks.
+
+    A last chunk of L < 1024 values is rotated twice, its first w and then its last w values, w being the largest power
+    of two in L: nothing is padded, and no value is left alone.
+
+    Coarse values are exactly unbiased under any rotation that is as likely as any other; under these, the mean of what
+    arrives misses a 10^4th of the square of a chunk, also where values differ by thousands of times, and more only in
+    chunks of a hundred values or less, or with few that are not zero.
+
+    All ranks get the same bits: signs are numpy's Philox counter at the key (seed, version), whose raw numbers no
+    version of numpy changes, and sums are in one order, compiled or not, on any device.
+
+    Args:
+        size: d, positions of a codeword.
+        seed: of the run, below 2^64.
+        dtype: of codewords.
+        device: of codewords.
+
+    >>> rotation = Rotation(5, seed=0, dtype=torch.float32, device=torch.device("cpu"))
+    >>> values = torch.tensor([0.0, 0.0, 0.0, 0.0, 8.0])
+    >>> rotation.turn(values, version=3)
+    >>> values.abs()
+    tensor([0., 4., 4., 4., 4.])
+    >>> rotation.turn_back(values, version=3)
+    >>> values.abs()
+    tensor([0., 0., 0., 0., 8.])
+    """
+
+    def __init__(self, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._size, self._seed, self._dtype, self._device = size, seed, dtype, device
+        self._drawn: tuple[int, Tensor] | None = None
+
+    @torch.no_grad()
+    def turn(self, values: Tensor, version: int) -> None:
+        """Rotate (d,) values of the dtype, on the device, in place."""
+        signs = self._signs(version)
+        if (fast := _kernels(values)) is not None:
+            fast.rotate(values.numpy(), signs.numpy())
+            return
+        for span, those in _spans(self._size):
+            values[span] = _hadamard(values[span] * signs[those])
+
+    @torch.no_grad()
+    def turn_back(self, values: Tensor, version: int) -> None:
+        """The inverse of `turn`, in place."""
+        signs = self._signs(version)
+        if (fast := _kernels(values)) is not None:
+            fast.rotate_back(values.numpy(), signs.numpy())
+            return
+        for span, those in reversed(_spans(self._size)):
+            values[span] = _hadamard(values[span]) * signs[those]
+
+    def _signs(self, version: int) -> Tensor:
+        """+-1 for each position, and for those of the last values that are rotated twice."""
+        if self._drawn is None or self._drawn[0] != version:
+            count = self._size + CHUNK
+            key = np.array([self._seed, version], np.uint64)
+            words: Any = np.random.Philox(key=key).random_raw(-(-count // 64))
+            signs = _SIGNS.take(words.astype("<u8").view(np.uint8), axis=0).reshape(-1)[:count]
+            self._drawn = version, torch.from_numpy(signs).to(self._device, self._dtype)
+        return self._drawn[1]
+
+
+@lru_cache
+def _spans(size: int) -> list[tuple[slice, slice]]:
+    """What is rotated, one after the other, and by which signs: whole chunks at once, then what is left."""
+    whole, rest = size - size % CHUNK, size % CHUNK
+    spans = [(slice(0, whole), slice(0, whole))] if whole else []
+    if rest:
+        width = 1 << (rest.bit_length() - 1)
+        spans.append((slice(whole, whole + width), slice(whole, whole + width)))
+        if width < rest:
+            spans.append((slice(size - width, size), slice(size, size + width)))
+    return spans
+
+
+def _hadamard(values: Tensor) -> Tensor:
+    """Each 1024 of (m,) values, or all of fewer, times the Hadamard matrix that makes them no longer or shorter."""
+    width = min(len(values), CHUNK)
+    # Wide steps first: compiled, they are those that need no values from the same register.
+    steps = [h for h in (32, 64, 128, 256, 512, 1, 2, 4, 8, 16) if h < width]
+    for h in steps:
+        a, b = values.view(-1, 2, h).unbind(1)
+        values = torch.stack((a + b, a - b), dim=1)
+    scale: float = width**-0.5
+    return values.view(-1) * scale
+
+
+def _kernels(values: Tensor) -> Any:
+    fits = values.dtype == torch.float32 and values.device.type == "cpu" and values.is_contiguous()
+    return kernels.compiled() if fits else None
