@@ -97,7 +97,7 @@ def arrival_rule(settings: ExchangeSettings, own: int | None) -> ArrivalRule:
             settings.code,
             least,
             most,
-            always=own,
+            own=own,
             feedback=settings.remembers,
             decoder=settings.decoder,
             max_staleness=0 if settings.stale == "drop" else settings.max_staleness,
@@ -108,7 +108,7 @@ def arrival_rule(settings: ExchangeSettings, own: int | None) -> ArrivalRule:
         decoder=settings.decoder,
         stale=settings.stale,
         max_staleness=settings.max_staleness,
-        always=own,
+        own=own,
         feedback=settings.remembers,
         adaptive=adaptive,
     )

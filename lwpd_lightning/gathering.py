@@ -13,7 +13,7 @@ from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers
 from lwpd_lightning.links import rendezvous
 from lwpd_lightning.meeting import Meeting, run_key_for, starts_elsewhere
 from lwpd_lightning.nursery import Nursery
-from lwpd_lightning.reduction.parts import SharedMemory
+from lwpd_lightning.reduction.sums import SharedMemory
 from lwpd_lightning.seat import shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.worker_callback import WorkerCallback

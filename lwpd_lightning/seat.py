@@ -16,8 +16,8 @@ from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.links.message import Messages
 from lwpd_lightning.links.transport import Payload
 from lwpd_lightning.meeting import Meeting
-from lwpd_lightning.reduction.parts import MessageParts, Parts, Ranks, SharedMemory, SharedParts
 from lwpd_lightning.reduction.reduction import Reduction
+from lwpd_lightning.reduction.sums import MessageSums, Ranks, SharedMemory, SharedSums, Sums
 from lwpd_lightning.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ class Seat:
         module: the module that is trained, as it is now.
         optimizer: of its parameters.
         loader: of the training data; for its seed and its kind.
-        memory: shared with all other ranks; None: slices and parts travel as messages.
+        memory: shared with all other ranks; None: slices and sums travel as messages.
 
     Attributes:
         blocks: layout of the trainable parameters.
         wire: how this rank packs its codewords, and reads others'.
-        update_wire: how this rank packs what it adds up, and reads what others did.
+        sum_wire: how this rank packs what it adds up, and reads what others did.
         receiver: makes gradients of decoded rows.
         sender: makes this rank's codewords; None where it has none.
         messages: packs and reads this exchange's messages.
@@ -68,7 +68,7 @@ class Seat:
         me = -1 if worker is None else worker
         self.blocks = blocks = BlockMap(module.parameters(), code.blocks)
         self.wire = settings.wire(blocks.dtype, blocks.device, derive_seed(self._seed, me))
-        self.update_wire = settings.update_wire(blocks.dtype, derive_seed(self._seed, code.n, me))
+        self.sum_wire = settings.sum_wire(blocks.dtype, derive_seed(self._seed, code.n, me))
         self.sender, self.receiver = settings.made_by.make(
             code,
             worker,
@@ -84,7 +84,7 @@ class Seat:
         generator = (code.generator * 1e6).round().long().numpy().tobytes()
         self.fingerprint = hashlib.sha256(layout.digest() + generator + loader.fingerprint()).digest()
         self.max_message_bytes = layout.nbytes + _HEADROOM_BYTES
-        update = self.update_wire.nbytes(self.receiver.rows * blocks.block_size)
+        update = self.sum_wire.nbytes(self.receiver.rows * blocks.block_size)
         self.queued = 4 * _window(blocks, update) + 8  # an update makes four for a rank on the busiest link
 
     @property
@@ -116,14 +116,14 @@ class Seat:
         """This rank's share in adding up; ``send`` takes a message to the rank of an address."""
         coordinator = None if self._settings.dedicated_coordinator else 0
         ranks = Ranks(self._worker, coordinator, set(range(self._code.n)))
-        wires = self.wire, self.update_wire
+        wires = self.wire, self.sum_wire
         size, memory = self.blocks.block_size, self._memory
-        parts: Parts
+        sums: Sums
         if memory is None:
-            parts = MessageParts(ranks, size, *wires, self.messages, send)
+            sums = MessageSums(ranks, size, *wires, self.messages, send)
         else:
-            parts = SharedParts(ranks, size, *wires, self.messages, send, memory)
-        return Reduction(self.blocks, parts, self.sender, self.receiver)
+            sums = SharedSums(ranks, size, *wires, self.messages, send, memory)
+        return Reduction(self.blocks, sums, self.sender, self.receiver)
 
 
 def shared_memory(settings: ExchangeSettings, module: nn.Module) -> SharedMemory:
@@ -131,7 +131,7 @@ def shared_memory(settings: ExchangeSettings, module: nn.Module) -> SharedMemory
     code = settings.code
     assert code is not None
     blocks = BlockMap(module.parameters(), code.blocks)
-    update = settings.update_wire(blocks.dtype).nbytes(settings.rows * blocks.block_size)
+    update = settings.sum_wire(blocks.dtype).nbytes(settings.rows * blocks.block_size)
     codeword = settings.wire(blocks.dtype, blocks.device).nbytes(blocks.block_size)
     return SharedMemory.take(code.n, codeword=codeword, update=update, window=_window(blocks, update))
 

@@ -306,7 +306,7 @@ class ExchangeSettings:
         """How codewords of ``dtype`` on ``device`` travel; without bias, if it can be, unless errors are fed back."""
         return _wire(self.wire_dtype, dtype, device, self.remembers, seed)
 
-    def update_wire(self, dtype: torch.dtype, seed: int = 0) -> WireFormat:
+    def sum_wire(self, dtype: torch.dtype, seed: int = 0) -> WireFormat:
         """How decoded gradients travel; without bias, if it can be, unless what is lost of them can be fed back."""
         return _wire(self.update_dtype, dtype, torch.device("cpu"), self._sums_are_fed_back, seed)
 

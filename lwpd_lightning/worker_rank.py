@@ -29,8 +29,8 @@ from lwpd_lightning.links.mesh import WorkerLinks
 from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import ENV_FIT, ENV_PARENT, Meeting
-from lwpd_lightning.reduction.parts import SharedMemory
 from lwpd_lightning.reduction.reduction import Codeword
+from lwpd_lightning.reduction.sums import SharedMemory
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import steer

@@ -9,7 +9,7 @@ from torch import nn
 from lwpd_lightning.coding import local_code, lwpd_code
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.meeting import Meeting
-from lwpd_lightning.reduction.parts import MessageParts, SharedParts
+from lwpd_lightning.reduction.sums import MessageSums, SharedSums
 from lwpd_lightning.seat import Seat, shared_memory
 from lwpd_lightning.settings import ExchangeSettings
 
@@ -44,8 +44,8 @@ def test_a_worker_has_links_to_all_others_unless_they_share_memory(dedicated, pe
     assert seat(settings, 2, memory=memory).peers == []
     ranks = seat(settings, 2).reduction(print).ranks
     assert (ranks.me, ranks.coordinator) == (2, None if dedicated else 0)
-    assert isinstance(seat(settings, 2).reduction(print).parts, MessageParts)
-    assert isinstance(seat(settings, 2, memory=memory).reduction(print).parts, SharedParts)
+    assert isinstance(seat(settings, 2).reduction(print).parts, MessageSums)
+    assert isinstance(seat(settings, 2, memory=memory).reduction(print).parts, SharedSums)
 
 
 def test_a_dedicated_coordinator_makes_no_codewords():
@@ -66,7 +66,7 @@ def test_workers_round_by_numbers_of_their_own():
     """And any of them by the same again, as when it is made anew."""
     settings, codeword = settled(wire_dtype="int8", update_dtype="int8"), torch.full((3000,), 0.3)
     codeword[::1024] = 127.0
-    for pack in (lambda of: of.wire.pack(codeword), lambda of: of.update_wire.pack(codeword)):
+    for pack in (lambda of: of.wire.pack(codeword), lambda of: of.sum_wire.pack(codeword)):
         packed = [pack(seat(settings, worker)) for worker in (0, 1, 1)]
         assert not torch.equal(packed[0], packed[1])
         assert torch.equal(packed[1], packed[2])

@@ -354,7 +354,7 @@ def test_coarse_formats_have_unbiased_levels_where_nobody_feeds_back():
     fed_back = ExchangeSettings(wire_dtype="ternary", error_feedback=True)
     rotated = ExchangeSettings(wire_dtype="ternary", update_dtype="ternary", compressor="rotated", stale="drop")
     plain = fed_back.wire(torch.float32, CPU).pack(values)
-    for wire in (rotated.wire(torch.float32, CPU), rotated.update_wire(torch.float32)):
+    for wire in (rotated.wire(torch.float32, CPU), rotated.sum_wire(torch.float32)):
         unbiased = wire.pack(values)
         assert torch.equal(unbiased[4:], plain[4:])
         assert unbiased[:4].view(torch.float32) > plain[:4].view(torch.float32)

@@ -34,8 +34,8 @@ from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.mesh import WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages
 from lwpd_lightning.links.rendezvous import LOOPBACK, endpoint
-from lwpd_lightning.reduction.parts import MessageParts, Ranks
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
+from lwpd_lightning.reduction.sums import MessageSums, Ranks
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Membership
 from lwpd_lightning.rule.patience import Patience
@@ -69,7 +69,7 @@ class _Rank:
         self.messages = Messages(_RUN_ID, arena=None)
         self.blocks = BlockMap(list(self.model.parameters()), code.blocks)
         among = Ranks(worker, 0, set(range(ranks)))
-        parts = MessageParts(among, self.blocks.block_size, wire, wire, self.messages, send)
+        parts = MessageSums(among, self.blocks.block_size, wire, wire, self.messages, send)
         self.reduction = Reduction(self.blocks, parts, None, LinearReceiver(code, self.blocks, one_version=False))
         values = torch.zeros(self.blocks.block_size)
         self._codeword = Codeword(values, wire.pack(values))
@@ -129,7 +129,7 @@ def measured(ranks: int, updates: int, heartbeat_s: float = 600.0) -> Figures:
     for pipe in pipes:
         pipe.send(hub.port)
     rank = _Rank(0, ranks, hub.send)
-    coordinator = _coordinator(hub, rank, ArrivalRule(uncoded(ranks), wait_for, always=0), heartbeat_s)
+    coordinator = _coordinator(hub, rank, ArrivalRule(uncoded(ranks), wait_for, own=0), heartbeat_s)
     coordinator.admit()
     start_s = time.perf_counter() - started
 

@@ -33,7 +33,7 @@ class Cost(NamedTuple):
 def cost_ms(code: Code, updates: int = UPDATES, seed: int = 0) -> Cost:
     """What the rule costs with a code."""
     draw, wait_for = random.Random(seed), max(2, 3 * code.n // 4)
-    rule = ArrivalRule(code, wait_for, always=0)
+    rule = ArrivalRule(code, wait_for, own=0)
     times = []
     for version in range(updates + 2):
         if version == updates + 1:
@@ -48,7 +48,7 @@ def cost_ms(code: Code, updates: int = UPDATES, seed: int = 0) -> Cost:
         rule.close()
         times.append(1e3 * (time.perf_counter() - start))
     start = time.perf_counter()
-    decoded_noise(code, rule.live, always=0)
+    decoded_noise(code, rule.live, own=0)
     return Cost(times[0], times[-1], statistics.median(times[1:-1]), 1e3 * (time.perf_counter() - start))
 
 

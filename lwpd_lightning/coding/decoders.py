@@ -97,7 +97,7 @@ def projective_weights(code: Code, arrived: Sequence[int], inclusion: Sequence[f
     """
     chosen = _checked(code, arrived)
     if inclusion is None:
-        inclusion = even_inclusion(code.n, len(chosen), always=None)
+        inclusion = even_inclusion(code.n, len(chosen), own=None)
     if len(inclusion) != code.n:
         raise ValueError(f"inclusion has {len(inclusion)} probabilities for n={code.n}: give one for each worker.")
     weights = []
@@ -109,28 +109,28 @@ def projective_weights(code: Code, arrived: Sequence[int], inclusion: Sequence[f
     return torch.tensor(weights, dtype=torch.float64)
 
 
-def even_inclusion(n: int, K: int, always: int | None) -> list[float]:
+def even_inclusion(n: int, K: int, own: int | None) -> list[float]:
     """The n inclusion probabilities when the first K of n count and all workers are equally fast.
 
     Args:
         n: number of workers.
         K: arrivals counted in each step, 1..n.
-        always: a worker that counts in every step (the coordinator's own): 1 for it, (K-1)/(n-1) for the others;
+        own: a worker that counts in every step (the coordinator's own): 1 for it, (K-1)/(n-1) for the others;
             None where there is no such worker: K/n for all.
 
     Raises:
-        ValueError: where K is not in 1..n or ``always`` is not one of the workers.
+        ValueError: where K is not in 1..n or ``own`` is not one of the workers.
 
-    >>> even_inclusion(5, 3, always=0)
+    >>> even_inclusion(5, 3, own=0)
     [1.0, 0.5, 0.5, 0.5, 0.5]
     """
     if not 1 <= K <= n:
         raise ValueError(f"K={K} with n={n} workers: use K in 1..{n}.")
-    if always is None:
+    if own is None:
         return [K / n] * n
-    if not 0 <= always < n:
-        raise ValueError(f"always={always} with n={n} workers: use None or a worker in 0..{n - 1}.")
-    return [1.0 if worker == always else (K - 1) / (n - 1) for worker in range(n)]
+    if not 0 <= own < n:
+        raise ValueError(f"own={own} with n={n} workers: use None or a worker in 0..{n - 1}.")
+    return [1.0 if worker == own else (K - 1) / (n - 1) for worker in range(n)]
 
 
 def least_squares_coefficients(code: Code, arrived: Sequence[int]) -> Tensor:

@@ -90,7 +90,7 @@ class ErrorFeedback(Sender):
         return self._touched
 
     @torch.no_grad()
-    def settle(self, wire: WireFormat, packed: Tensor, whole: slice = _NOTHING) -> Tensor:
+    def settle(self, wire: WireFormat, packed: Tensor, kept: slice = _NOTHING) -> Tensor:
         """Take off what arrives of the codeword that was made last; again, when something else does after all.
 
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
@@ -98,17 +98,17 @@ class ErrorFeedback(Sender):
         """
         codeword = self._seen[self._row]
         if self._settled is not None:
-            before, kept = self._settled
+            before, held = self._settled
             wire.add_to(packed, codeword, 1.0)
-            codeword[before] = kept
-        kept = codeword[whole].clone()
-        self._settled = whole, kept
+            codeword[before] = held
+        own = codeword[kept].clone()
+        self._settled = kept, own
         wire.add_to(packed, codeword, -1.0)
-        codeword[whole].zero_()
+        codeword[kept].zero_()
         # A row has no zeros: what is not finite in one row of the memory is in all others too.
         if not wire.finite(packed, len(codeword)):
             self.discard()
-        return kept
+        return own
 
     @torch.no_grad()
     def discard(self) -> None:

@@ -21,7 +21,7 @@ def decoded_noise(
     code: Code,
     live: Collection[int],
     *,
-    always: int | None = None,
+    own: int | None = None,
     decoder: Decoder = "projective",
     feedback: bool = False,
     batch_noise: float = 1.0,
@@ -36,14 +36,14 @@ def decoded_noise(
     its own, such that the whole batch's has ``v = batch_noise`` (1: the batch is as large as the gradient noise scale,
     McCandlish et al., 2018, eq. 2.8), and that of one of A parts A times as much.
 
-    - "projective", divided by inclusion probabilities: any m of the N live workers other than ``always`` are equally
+    - "projective", divided by inclusion probabilities: any m of the N live workers other than ``own`` are equally
       likely, so that the estimate of the sum of their ``z_i = D_i y_i`` (D: `live_coefficients`) has the variance
       ``N (N-m) / (m (N-1)) * (sum_i |z_i|^2 - |sum_i z_i|^2 / N)`` (Horvitz & Thompson, 1952). Of a tight frame with
       one data part, n live and no batch noise, v is ``(n-K)(k-1) / (K(n-1))``.
     - "least_squares", "exact": averaged over seeded random arrival sets.
     - A sketch with ``feedback``: what one version does not show comes later, so that only batch noise is left.
 
-    Infinite for no codeword, for ``always``'s alone while others live, and for more than live.
+    Infinite for no codeword, for ``own``'s alone while others live, and for more than live.
 
     Raises:
         ValueError: where no worker lives, and for repeated or unknown workers.
@@ -55,8 +55,8 @@ def decoded_noise(
     [1.57, 1.34, 1.19, 1.08, 1.0]
     """
     dual = live_coefficients(code, live, feedback=feedback)  # refuses live workers that are none
-    first = [worker for worker in live if worker == always]
-    others = [worker for worker in sorted(live) if worker != always]
+    first = [worker for worker in live if worker == own]
+    others = [worker for worker in sorted(live) if worker != own]
     counts = range(min(1 + len(first), len(live)), len(live) + 1)
     if feedback and len(code.cycle) > 1:
         possible = [batch_noise * code.n / count for count in counts]

@@ -52,13 +52,13 @@ class Sender(ABC):
         """The codeword that was begun last, (d,): as it is until it is settled or the next one begins."""
 
     @abstractmethod
-    def settle(self, wire: WireFormat, packed: Tensor, whole: slice) -> Tensor:
+    def settle(self, wire: WireFormat, packed: Tensor, kept: slice) -> Tensor:
         """Take note that the codeword made last counts; again, where the update is decided again.
 
         Args:
             wire: how it travels.
             packed: the codeword as it travels.
-            whole: positions at which it crosses no wire, and arrives as it is.
+            kept: positions at which it crosses no wire, and arrives as it is.
 
         Returns:
             What the codeword holds there.
@@ -134,6 +134,6 @@ class PlainSender(Sender):
     def discard(self) -> None:
         """Nothing of it is kept."""
 
-    def settle(self, wire: WireFormat, packed: Tensor, whole: slice) -> Tensor:
+    def settle(self, wire: WireFormat, packed: Tensor, kept: slice) -> Tensor:
         """What is lost on the wire is lost."""
-        return self._codeword[whole]
+        return self._codeword[kept]

@@ -15,7 +15,7 @@ from lwpd_lightning.links.header import NO_BATCH, Header, Op
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import Message
-from lwpd_lightning.reduction.parts import Ranks
+from lwpd_lightning.reduction.sums import Ranks
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Introduction, Membership, Refused
 from lwpd_lightning.rule.restarts import Restarts
@@ -244,7 +244,7 @@ class Admission:
         Returns who is to be given up for it at once, and why; None: nobody, and the update is to be decided again.
         """
         reporter, worker = header.worker, header.version
-        if worker == self._rule.always:
+        if worker == self._rule.own:
             return reporter, f"{reason}, says it of rank 0"  # which is the truth
         if reason:
             return worker, f"{reason}, says worker {reporter}"

@@ -262,8 +262,8 @@ class Coordinator:
             self._tally.late()
         elif header.op is Op.SLICE:
             self._reduction.slice_arrived(header, payload)
-        elif header.op is Op.PART:
-            self._reduction.part_arrived(header, payload)
+        elif header.op is Op.SUM:
+            self._reduction.sum_arrived(header, payload)
         elif header.op is Op.RESYNC:
             self._take_over(header.worker)
         elif header.op is Op.LEAVING:
@@ -287,7 +287,7 @@ class Coordinator:
         payload, rest = decision.pack()
         header = self._publication.header(Op.DECISION, self.version)
         header = header._replace(elements=len(decision.workers), decision=decision.number)
-        self._reduction.parts.announce(decision.number)
+        self._reduction.sums.announce(decision.number)
         self._publication.send(self._others, header, payload, rest)
         try:
             self._reduction.begin(decision)
@@ -338,7 +338,7 @@ class Coordinator:
     def _give_up_who_holds_up(self) -> None:
         waiting_for = self._tally.holding_up
         if self._patience.over(waiting_for, time.monotonic()):
-            for worker in set(waiting_for[1]) - {self._rule.always}:
+            for worker in set(waiting_for[1]) - {self._rule.own}:
                 self._lose(worker, f"it held an update up for {self._patience.seconds:.3g} s")
 
     @property

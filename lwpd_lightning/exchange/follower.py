@@ -15,7 +15,7 @@ from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.links.header import NO_BATCH, Header
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 
-# Versions that a worker lets pass while a part of an older one may still be on its way to it.
+# Versions that a worker lets pass while a sum of an older one may still be on its way to it.
 _PATIENCE = 32
 
 

@@ -102,13 +102,13 @@ class Tally:
 
     def contribute(self, codeword: Codeword, contribution: Contribution) -> None:
         """Count rank 0's own codeword, which stays as it is until the update is closed."""
-        assert self._rule.always is not None
-        self._rule.observe(self._rule.always, contribution.compute_s)
+        assert self._rule.own is not None
+        self._rule.observe(self._rule.own, contribution.compute_s)
         if not contribution.finite:
-            self.refuse(self._rule.always, self.open.version)
+            self.refuse(self._rule.own, self.open.version)
             return
         self._reduction.offer(codeword)
-        self._count(self._rule.always, contribution)
+        self._count(self._rule.own, contribution)
 
     def observe(self, header: Header, now: float) -> None:
         """A worker has computed a codeword, whatever becomes of it."""
@@ -196,7 +196,7 @@ class Tally:
         decoding = rule.decide(time.monotonic())
         # By number, not by who was first: the same workers then add up the same slices, to the same bits. Rank 0, which
         # has enough to do, comes last, and adds up only where nobody else can.
-        arrivals = sorted(rule.arrivals, key=lambda arrival: (arrival.worker == rule.always, arrival.worker))
+        arrivals = sorted(rule.arrivals, key=lambda arrival: (arrival.worker == rule.own, arrival.worker))
         coefficients = torch.tensor([decoding.coefficients[a.worker] for a in arrivals], dtype=torch.float64)
         touched = zip(*(update.counted[arrival.worker].touched for arrival in arrivals), strict=True)
         self._decisions += 1
@@ -205,7 +205,7 @@ class Tally:
             number=self._decisions,
             version=update.version,
             workers=[arrival.worker for arrival in arrivals],
-            reducers=max(1, sum(arrival.worker != rule.always for arrival in arrivals)),
+            reducers=max(1, sum(arrival.worker != rule.own for arrival in arrivals)),
             weights=self._reduction.receiver.weights(coefficients, update.version),
             touched=[any(column) for column in touched],
         )
@@ -248,7 +248,7 @@ class Tally:
         counted = [update.counted[arrival.worker] for arrival in update.arrivals]
         if self._statistics.nbytes:
             self._statistics.average([contribution.statistics for contribution in counted])
-        if rule.always is not None:
+        if rule.own is not None:
             self._reduction.withdraw()
         up, down = self._reduction.traffic(decision.number, 1 + others)
         bytes_up, self._bytes_up = self._bytes_up + up, 0

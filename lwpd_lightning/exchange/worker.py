@@ -253,8 +253,8 @@ class Worker:
     def _asked(self, header: Header, payload: Tensor) -> None:
         if header.op is Op.SLICE:
             self._reduction.slice_arrived(header, payload)
-        elif header.op is Op.PART:
-            self._reduction.part_arrived(header, payload)
+        elif header.op is Op.SUM:
+            self._reduction.sum_arrived(header, payload)
         elif header.op is Op.MISSED:
             self._reduction.heard(header.worker, header.decision)
 

@@ -36,7 +36,7 @@ class Op(enum.IntEnum):
     LATE = 8  # worker -> coordinator: my codeword is computed, but counts no more
     DECISION = 9  # coordinator -> worker: who counts, who adds up [workers and weights, touched parameters]
     SLICE = 10  # worker -> reducer: my codeword's share of your positions [packed slice]
-    PART = 11  # reducer -> all: the decoded gradient at its positions [packed part]
+    SUM = 11  # reducer -> all: the decoded gradient at its positions [packed sum]
     RESYNC = 12  # worker -> coordinator: I missed what I need to step as you did, send STATE
     UNLINKED = 13  # worker -> coordinator: my link from worker `version` ended; `elements`: another has taken its place
     LOST = 14  # coordinator -> worker: the worker named by `version` is an erasure from now on

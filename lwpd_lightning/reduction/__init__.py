@@ -1,1 +1,1 @@
-"""Adding codewords up among those who count: who adds which slice up, and how slices and parts get there."""
+"""Adding codewords up among those who count: who adds which slice up, and how slices and their sums get there."""

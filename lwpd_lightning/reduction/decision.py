@@ -69,7 +69,7 @@ class Decision:
 
     def share_of(self, worker: int | None, size: int) -> Slice | None:
         """What the worker adds up of ``size`` positions, if anything."""
-        return next((part for part in self.slices(size) if part.reducer == worker), None)
+        return next((piece for piece in self.slices(size) if piece.reducer == worker), None)
 
     def pack(self) -> tuple[Tensor, Tensor]:
         """The two payloads of a message, uint8."""

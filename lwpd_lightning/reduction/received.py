@@ -21,13 +21,13 @@ class BadPeer(ProtocolError):
 
 @dataclass
 class Received:
-    """Slices of codewords that this rank adds up, and parts of decoded gradients; both may come ahead of the decision.
+    """Slices of codewords that this rank adds up, and the sums of all slices; both may come ahead of the decision.
 
     Args:
         me: this rank's worker; None for a dedicated coordinator.
         size: values in a codeword.
         wire: how slices are packed.
-        update_wire: how parts are packed.
+        sum_wire: how sums are packed.
 
     Attributes:
         newest: number of the newest decision that is known.
@@ -37,13 +37,13 @@ class Received:
     me: int | None
     size: int
     wire: WireFormat
-    update_wire: WireFormat
+    sum_wire: WireFormat
 
     newest: int = field(init=False, default=0)
     decisions: dict[int, Decision] = field(init=False, default_factory=dict)
     # Of each worker the newest, with its decision's number: who sends one has heard that the decisions before are void.
     _slices: dict[int, tuple[int, Tensor]] = field(init=False, default_factory=dict)
-    _parts: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
+    _sums: dict[int, dict[int, Tensor]] = field(init=False, default_factory=dict)
     _forgotten: int = field(init=False, default=0)  # decisions up to this one are wanted no more
     _done: dict[int, int] = field(init=False, default_factory=dict)  # worker -> decision up to which it has sent all
     _unlinked: set[int] = field(init=False, default_factory=set)  # workers not heard of since their link ended
@@ -60,12 +60,12 @@ class Received:
             except BadPeer as misfit:
                 misfits.append(misfit)
                 del self._slices[worker]
-        for worker, packed in list(self.parts(number).items()):
+        for worker, packed in list(self.sums(number).items()):
             try:
                 self._check_part(decision, worker, packed)
             except BadPeer as misfit:
                 misfits.append(misfit)
-                del self._parts[number][worker]
+                del self._sums[number][worker]
         return misfits
 
     def take_slice(self, header: Header, payload: Tensor) -> Decision | None:
@@ -92,9 +92,9 @@ class Received:
         self.keep_part(header.decision, header.worker, payload)
 
     def keep_part(self, number: int, reducer: int, packed: Tensor) -> None:
-        """A part that this rank has made itself."""
+        """A sum that this rank has made itself."""
         if number > self._forgotten:
-            self._parts.setdefault(number, {})[reducer] = packed
+            self._sums.setdefault(number, {})[reducer] = packed
 
     def heard(self, worker: int, number: int) -> None:
         """A worker's message says that it has sent all that it ever will for decisions up to this one."""
@@ -109,17 +109,17 @@ class Received:
         """The slices that are here, by worker."""
         return {worker: packed for worker, (other, packed) in self._slices.items() if other == number}
 
-    def parts(self, number: int) -> dict[int, Tensor]:
-        """The parts that are here, by reducer."""
-        return self._parts.get(number, {})
+    def sums(self, number: int) -> dict[int, Tensor]:
+        """The sums that are here, by reducer."""
+        return self._sums.get(number, {})
 
     def missing(self, number: int) -> list[int]:
-        """The workers whose part of a decision is not here."""
-        parts = self.parts(number)
-        return [part.reducer for part in self.decisions[number].slices(self.size) if part.reducer not in parts]
+        """The workers whose sum of a decision is not here."""
+        sums = self.sums(number)
+        return [piece.reducer for piece in self.decisions[number].slices(self.size) if piece.reducer not in sums]
 
     def complete(self, number: int) -> bool:
-        """Whether a decision and all its parts are here."""
+        """Whether a decision and all its sums are here."""
         return number in self.decisions and not self.missing(number)
 
     def hopeless(self, number: int, live: set[int]) -> bool:
@@ -135,7 +135,7 @@ class Received:
         self._forgotten = max(number, self._forgotten)
         self._slices = {worker: kept for worker, kept in self._slices.items() if kept[0] > number}
         self.decisions = {other: decision for other, decision in self.decisions.items() if other > number}
-        self._parts = {other: parts for other, parts in self._parts.items() if other > number}
+        self._sums = {other: sums for other, sums in self._sums.items() if other > number}
 
     def _check_slice(self, decision: Decision, worker: int, packed: Tensor) -> None:
         mine = decision.share_of(self.me, self.size) if worker in decision.workers else None
@@ -144,7 +144,7 @@ class Received:
     def _check_part(self, decision: Decision, worker: int, packed: Tensor) -> None:
         theirs = decision.share_of(worker, self.size)
         positions = theirs.stop - theirs.start if theirs is not None else 0
-        _check(self.update_wire, worker, packed, decision.rows * positions)
+        _check(self.sum_wire, worker, packed, decision.rows * positions)
 
 
 def _check(wire: WireFormat, worker: int, packed: Tensor, size: int) -> None:

@@ -18,7 +18,7 @@ from lwpd_lightning.coding.receiver import Receiver
 from lwpd_lightning.coding.sender import Sender
 from lwpd_lightning.links.header import Header
 from lwpd_lightning.reduction.decision import Decision, Slice
-from lwpd_lightning.reduction.parts import Parts, Ranks
+from lwpd_lightning.reduction.sums import Ranks, Sums
 
 
 class Codeword(NamedTuple):
@@ -38,17 +38,17 @@ class _Offered:
 
 @dataclass
 class Reduction:
-    """Sends this rank's slices, adds up those it is asked to, and puts the parts of the decoded gradient together.
+    """Sends this rank's slices, adds up those it is asked to, and puts the sums of all together.
 
     Args:
         blocks: layout of the trainable parameters.
-        parts: how slices and parts come from rank to rank.
+        sums: how slices and sums come from rank to rank.
         sender: makes this rank's codewords, and takes back what did not arrive; None: what is offered is all there is.
         receiver: makes gradients of decoded rows.
     """
 
     blocks: BlockMap
-    parts: Parts
+    sums: Sums
     sender: Sender | None
     receiver: Receiver
 
@@ -58,14 +58,14 @@ class Reduction:
 
     def __post_init__(self) -> None:
         self._size = self.blocks.block_size
-        self._received = self.parts.received
-        self._wire, self._update_wire = self.parts.wire, self.parts.update_wire
+        self._received = self.sums.received
+        self._wire, self._sum_wire = self.sums.wire, self.sums.sum_wire
         self._decoded = torch.empty(0, dtype=self.blocks.dtype)
 
     @property
     def ranks(self) -> Ranks:
         """Who takes part."""
-        return self.parts.ranks
+        return self.sums.ranks
 
     def offer(self, codeword: Codeword) -> None:
         """This rank's codeword, which must stay as it is until it is withdrawn."""
@@ -78,8 +78,8 @@ class Reduction:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether codewords and parts lie in memory that all ranks share."""
-        return self.parts.shared
+        """Whether codewords and sums lie in memory that all ranks share."""
+        return self.sums.shared
 
     def begin(self, decision: Decision) -> None:
         """Do what a decision asks of this rank.
@@ -90,7 +90,7 @@ class Reduction:
         misfits = self._received.expect(decision)
         if self.ranks.me in decision.workers:
             assert self._offered is not None
-            self.parts.hand_out(decision, self._offered.codeword.packed)
+            self.sums.hand_out(decision, self._offered.codeword.packed)
             self._settle(decision)
             self._reduce_if_ready(decision)
         if misfits:
@@ -103,7 +103,7 @@ class Reduction:
         if decision is not None:
             self._reduce_if_ready(decision)
 
-    def part_arrived(self, header: Header, payload: Tensor) -> None:
+    def sum_arrived(self, header: Header, payload: Tensor) -> None:
         """The decoded gradient at the positions that another rank adds up; raises BadPeer where its size is wrong."""
         self._received.take_part(header, payload)
 
@@ -119,7 +119,7 @@ class Reduction:
     def sent(self) -> int:
         """Number of the newest decision for which this rank has nothing more to send, nor for any before it."""
         newest = self._received.newest
-        owes = self._share_of(newest) is not None and self.ranks.me not in self._received.parts(newest)
+        owes = self._share_of(newest) is not None and self.ranks.me not in self._received.sums(newest)
         return newest - owes
 
     def depends_on(self, worker: int) -> bool:
@@ -129,30 +129,30 @@ class Reduction:
         return decision is not None and self.ranks.me in decision.workers and worker in self.missing(newest)
 
     def missing(self, number: int) -> list[int]:
-        """The workers whose part of a decision is not here."""
+        """The workers whose sum of a decision is not here."""
         return self._received.missing(number)
 
     def complete(self, number: int) -> bool:
-        """Whether all parts of a decision are here."""
+        """Whether all sums of a decision are here."""
         return self._received.complete(number)
 
     def hopeless(self, number: int) -> bool:
         """Whether what is missing of a decision will not come, or may not."""
-        return self.parts.hopeless(number)
+        return self.sums.hopeless(number)
 
     def readable(self, number: int) -> bool:
-        """Whether all parts of a decision whose version has been published are here."""
-        return self.parts.readable(number)
+        """Whether all sums of a decision whose version has been published are here."""
+        return self.sums.readable(number)
 
     def prepare(self) -> None:
-        """Do ahead what `scatter` will do for the newest decision, if its parts are here: rank 0 makes its step now."""
+        """Do ahead what `scatter` will do for the newest decision, if its sums are here: rank 0 makes its step now."""
         newest = self._received.newest
-        if self._scattered != newest and self.parts.stays(newest):
+        if self._scattered != newest and self.sums.stays(newest):
             self.scatter(newest)
             self._scattered = newest
 
     def scatter(self, number: int) -> bool:
-        """Leave the decoded gradient of a decision whose parts are all here in the parameters' ``grad``.
+        """Leave the decoded gradient of a decision whose sums are all here in the parameters' ``grad``.
 
         Returns whether it is that: others may have begun to write over shared memory meanwhile.
         """
@@ -160,48 +160,48 @@ class Reduction:
             return True
         self._scattered = 0
         decision = self._received.decisions[number]
-        whole = self.parts.whole(decision, self.blocks.dtype)
-        decoded = self._decode(decision) if whole is None else whole
-        self.receiver.gradient(decoded, decision.version, decision.touched, views=whole is None)
-        return self.parts.intact(number)
+        as_one = self.sums.as_one(decision, self.blocks.dtype)
+        decoded = self._decode(decision) if as_one is None else as_one
+        self.receiver.gradient(decoded, decision.version, decision.touched, views=as_one is None)
+        return self.sums.intact(number)
 
     def _decode(self, decision: Decision) -> Tensor:
         decoded = self._buffer(decision.rows)
-        for part, packed in self.parts.packed(decision):
-            into = decoded[:, part.start : part.stop]
+        for piece, packed in self.sums.packed(decision):
+            into = decoded[:, piece.start : piece.stop]
             if decision.rows == 1:
-                self._update_wire.unpack_into(packed, into[0])
+                self._sum_wire.unpack_into(packed, into[0])
             else:
-                into.copy_(self._update_wire.unpack(packed, into.numel()).view(into.shape))
+                into.copy_(self._sum_wire.unpack(packed, into.numel()).view(into.shape))
         return decoded
 
     def commit(self, number: int) -> None:
         """A decision's step has been made: what packing lost of it goes back, and what came before is forgotten."""
         if self._residual is not None and self._residual[0] == number:
             assert self.sender is not None
-            _, part, residual = self._residual
-            self.sender.give_back(part.start, part.stop, residual)
+            _, piece, residual = self._residual
+            self.sender.give_back(piece.start, piece.stop, residual)
         if self._residual is not None and self._residual[0] <= number:
             self._residual = None
         self._scattered = 0  # the step may have clipped it
         self._received.forget(number)
 
     def traffic(self, number: int, ranks: int) -> tuple[int, int]:
-        """Payload bytes of a decision among ``ranks`` ranks: codewords to who adds up, and parts to everybody else."""
+        """Payload bytes of a decision among ``ranks`` ranks: codewords to who adds up, and sums to everybody else."""
         decision = self._received.decisions[number]
         up = down = 0
-        for part in decision.slices(self._size):
-            length = part.stop - part.start
+        for piece in decision.slices(self._size):
+            length = piece.stop - piece.start
             up += (len(decision.workers) - 1) * self._wire.nbytes(length)
-            down += (ranks - 1) * self._update_wire.nbytes(decision.rows * length)
+            down += (ranks - 1) * self._sum_wire.nbytes(decision.rows * length)
         return up, down
 
     def _settle(self, decision: Decision) -> None:
         assert self._offered is not None
         if self.sender is not None:
             mine = decision.share_of(self.ranks.me, self._size)
-            whole = slice(0, 0) if mine is None else slice(mine.start, mine.stop)
-            self._offered.own = self.sender.settle(self._wire, self._offered.codeword.packed, whole)
+            kept = slice(0, 0) if mine is None else slice(mine.start, mine.stop)
+            self._offered.own = self.sender.settle(self._wire, self._offered.codeword.packed, kept)
 
     def _share_of(self, number: int) -> Slice | None:
         decision = self._received.decisions.get(number)
@@ -214,7 +214,7 @@ class Reduction:
 
     def _reduce_if_ready(self, decision: Decision) -> None:
         mine = decision.share_of(self.ranks.me, self._size)
-        if mine is None or (arrived := self.parts.slices(decision, mine)) is None:
+        if mine is None or (arrived := self.sums.slices(decision, mine)) is None:
             return
         length = mine.stop - mine.start
         total = torch.zeros(decision.rows, length, dtype=self.blocks.dtype)
@@ -227,12 +227,12 @@ class Reduction:
                 self._wire.add_to(arrived[worker], total[0], weights[worker][0])
             else:
                 accumulate(total, weights[worker], self._wire.unpack(arrived[worker], length))
-        packed = self._update_wire.pack(total.flatten())
+        packed = self._sum_wire.pack(total.flatten())
         if self.sender is not None and self.sender.takes_residuals and decision.rows == 1:
             lost = total[0].clone() if packed.data_ptr() == total.data_ptr() else total[0]
-            self._update_wire.add_to(packed, lost, -1.0)
+            self._sum_wire.add_to(packed, lost, -1.0)
             self._residual = decision.number, mine, lost / weights[mine.reducer][0]
-        self.parts.publish(decision, mine, packed)
+        self.sums.publish(decision, mine, packed)
 
     def _own(self, mine: Slice) -> Tensor:
         assert self._offered is not None

@@ -60,7 +60,7 @@ class AdaptiveWait:
         code: the code.
         least: bound of K, at least 1.
         most: bound of K, at most n.
-        always: the worker whose codeword every update waits for, or None.
+        own: the worker whose codeword every update waits for, or None.
         feedback: workers send later what a codeword left out. One that came too late to count is then not lost either:
             it is rehearsed as part of the worker's next one, with its staleness.
         decoder: how codewords become a gradient.
@@ -68,7 +68,7 @@ class AdaptiveWait:
             (stale="drop"); None: no bound.
 
     Raises:
-        ValueError: where bounds are not ``1 <= least <= most <= n``, or ``always`` is no worker.
+        ValueError: where bounds are not ``1 <= least <= most <= n``, or ``own`` is no worker.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class AdaptiveWait:
         least: int,
         most: int,
         *,
-        always: int | None,
+        own: int | None,
         feedback: bool,
         decoder: Decoder = "projective",
         max_staleness: int | None = None,
@@ -86,11 +86,11 @@ class AdaptiveWait:
             raise ValueError(
                 f"wait_for_bounds=({least}, {most}): use 1 <= least <= most <= {code.n}, the code's workers."
             )
-        if always is not None and not 0 <= always < code.n:
-            raise ValueError(f"always={always} with n={code.n} workers: use None or a worker in 0..{code.n - 1}.")
+        if own is not None and not 0 <= own < code.n:
+            raise ValueError(f"own={own} with n={code.n} workers: use None or a worker in 0..{code.n - 1}.")
         if max_staleness is not None and max_staleness < 0:
             raise ValueError(f"max_staleness={max_staleness}: use a number of versions >= 0, or None for no bound.")
-        self._code, self._least, self._most, self._always = code, least, most, always
+        self._code, self._least, self._most, self._own = code, least, most, own
         self._feedback, self._decoder, self._limit = feedback, decoder, max_staleness
         self._rows = np.arange(code.n)
         self._random = np.random.default_rng(0)
@@ -165,13 +165,13 @@ class AdaptiveWait:
         """Begin the rehearsals anew where other workers live or are known than before."""
         n = self._code.n
         if live != self._live:
-            noise = decoded_noise(self._code, live, always=self._always, decoder=self._decoder, feedback=self._feedback)
+            noise = decoded_noise(self._code, live, own=self._own, decoder=self._decoder, feedback=self._feedback)
             self._noise, self._live, self._rehearsing = np.array(noise), live, frozenset()
             self._wait_for = min(max(self._wait_for, self._least), self._most, len(live))
         known = frozenset(worker for worker in live if self._observed[worker] > 0)
         top = min(self._most, len(known))
         bottom = min(self._least, len(live))
-        if self._always in live - known or top < bottom or known == self._rehearsing:
+        if self._own in live - known or top < bottom or known == self._rehearsing:
             return
         self._rehearsing = known
         self._choices = np.unique(np.linspace(bottom, top, min(_CHOICES, top + 1 - bottom)).round().astype(np.intp))
@@ -198,8 +198,8 @@ class AdaptiveWait:
         ready = left + np.where(starts, delays, 0.0)
 
         closes = np.sort(ready, axis=-1)[:, self._kth, self._choices - 1]
-        if self._always in self._rehearsing:
-            closes = np.maximum(closes, ready[..., self._always])
+        if self._own in self._rehearsing:
+            closes = np.maximum(closes, ready[..., self._own])
         end = closes[..., None]
         counts = ready <= end
 

@@ -52,12 +52,12 @@ class Decoding:
 class ArrivalRule:
     """Decides, codeword by codeword, what counts; one instance lives as long as a fit.
 
-    An update is open until ``wait_for`` codewords have arrived (all that live, when fewer do), among them ``always``'s
+    An update is open until ``wait_for`` codewords have arrived (all that live, when fewer do), among them ``own``'s
     own. What is there when the update closes counts, so it may be more than K.
 
     Weights: with all of n arriving, codeword i enters block b with the coefficient D[i, b] of the live rows' canonical
     dual, k/n * sum_a C[i, (a, b)] / A for a tight frame with nobody dead. When only some arrive, each is divided by its
-    inclusion probability (Horvitz-Thompson), which keeps the decoded gradient unbiased: 1 for ``always``, m/(L-1) for
+    inclusion probability (Horvitz-Thompson), which keeps the decoded gradient unbiased: 1 for ``own``, m/(L-1) for
     each of the other L-1 live workers when m of them counted, tilted by their inclusion rates in the last updates where
     these are uneven. Where dropped codewords come back through error feedback, every computed one counts once, sooner
     or later: then each is divided by the mean number of codewords that are computed in the time of an update.
@@ -73,7 +73,7 @@ class ArrivalRule:
             wait_for is no less, it can.
         stale: whether a codeword of an older version counts ("apply") or not ("drop").
         max_staleness: with "apply", older codewords than this many versions do not count; None: no bound.
-        always: the worker whose own codeword every update waits for (the coordinator's), or None.
+        own: the worker whose own codeword every update waits for (the coordinator's), or None.
         feedback: workers send later what a codeword left out, so that nothing is made up for it here (a sketch).
         adaptive: chooses K for each update; None: it stays.
     """
@@ -83,7 +83,7 @@ class ArrivalRule:
     decoder: Decoder = "projective"
     stale: Stale = "apply"
     max_staleness: int | None = None
-    always: int | None = None
+    own: int | None = None
     feedback: bool = False
     adaptive: AdaptiveWait | None = None
 
@@ -102,7 +102,7 @@ class ArrivalRule:
     _oldest_valid: int = field(init=False, default=0)
     _expected: set[int] = field(init=False, default_factory=set)  # who lived at the opening or has come since
     _awaited: set[int] = field(init=False, default_factory=set)  # of whom a codeword would count
-    _others: Integers = field(init=False)  # live workers but `always`, ascending
+    _others: Integers = field(init=False)  # live workers but `own`, ascending
     _refused: set[int] = field(init=False, default_factory=set)  # whose codeword of the open version is of no use
     _duals: dict[Code, Floats] = field(init=False, default_factory=dict)
 
@@ -133,7 +133,7 @@ class ArrivalRule:
     @property
     def complete(self) -> bool:
         """Whether the open update may close."""
-        own = self.always is None or self.always in self._counted or self.always in self._refused
+        own = self.own is None or self.own in self._counted or self.own in self._refused
         return own and len(self._counted) >= self.needed
 
     @property
@@ -190,7 +190,7 @@ class ArrivalRule:
 
     def observe(self, worker: int, seconds: float) -> None:
         """Note that a worker has computed a codeword, whether or not it counts, and how long that took."""
-        self._computed += worker != self.always
+        self._computed += worker != self.own
         if self.adaptive is not None:
             self.adaptive.observe(worker, seconds)
 
@@ -215,13 +215,13 @@ class ArrivalRule:
             solved = least_squares_coefficients(self.code, list(self._counted))
             return Decoding(dict(zip(self._counted, solved.tolist(), strict=True)))
         counted = self._positions
-        others = len(counted) - (self.always in self._counted)
-        expected = len(self._expected) - (self.always in self._expected)
+        others = len(counted) - (self.own in self._counted)
+        expected = len(self._expected) - (self.own in self._expected)
         factors = self.tilt[counted] * (expected / others if others else 1.0)
         if self.feedback and self.stale == "drop":
             factors = np.full(len(counted), expected / (self._computed_mean or others or 1))
-        if self.always is not None:
-            factors[counted == self.always] = 1.0
+        if self.own is not None:
+            factors[counted == self.own] = 1.0
         return Decoding(dict(zip(self._counted, (factors[:, None] * self._entries(counted)).tolist(), strict=True)))
 
     def close(self) -> None:
@@ -268,4 +268,4 @@ class ArrivalRule:
         return self._duals[code]
 
     def _find_others(self) -> None:
-        self._others = np.array(sorted(self.live - {self.always}), dtype=np.int64)
+        self._others = np.array(sorted(self.live - {self.own}), dtype=np.int64)

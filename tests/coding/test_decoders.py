@@ -70,7 +70,7 @@ def test_projective_is_unbiased_over_all_sets_of_k_arrivals(code):
 def test_projective_is_unbiased_when_worker_0_always_counts(code):
     theta = tasks(code)
     for count in range(2, code.n + 1):
-        inclusion = even_inclusion(code.n, count, always=0)
+        inclusion = even_inclusion(code.n, count, own=0)
         sets = [(0, *others) for others in itertools.combinations(range(1, code.n), count - 1)]
         mean = sum(decoded(code, theta, s, inclusion) for s in sets) / len(sets)
         torch.testing.assert_close(mean, gradient(code, theta))
@@ -109,9 +109,9 @@ def test_projective_weights_are_the_papers_k_over_K():
 
 def test_even_inclusion_sums_to_K():
     for n, count in [(5, 1), (5, 3), (5, 5), (2, 1)]:
-        assert sum(even_inclusion(n, count, always=None)) == pytest.approx(count)
-        assert sum(even_inclusion(n, count, always=1)) == pytest.approx(count)
-    assert even_inclusion(1, 1, always=0) == [1.0]
+        assert sum(even_inclusion(n, count, own=None)) == pytest.approx(count)
+        assert sum(even_inclusion(n, count, own=1)) == pytest.approx(count)
+    assert even_inclusion(1, 1, own=0) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_even_inclusion_sums_to_K():
     [
         (lambda: even_inclusion(4, 5, None), r"K=5 with n=4 workers: use K in 1..4."),
         (lambda: even_inclusion(4, 0, None), "K=0"),
-        (lambda: even_inclusion(4, 2, 4), "always=4 with n=4 workers: use None or a worker in 0..3."),
+        (lambda: even_inclusion(4, 2, 4), "own=4 with n=4 workers: use None or a worker in 0..3."),
         (lambda: projective_weights(uncoded(3), [0, 1], [1.0, 0.0, 0.5]), r"inclusion\[1\]=0.0"),
         (lambda: projective_weights(uncoded(3), [0, 1], [1.0, float("nan"), 0.5]), r"inclusion\[1\]=nan"),
         (lambda: projective_weights(uncoded(3), [0, 1], [1.0, 0.5]), "inclusion has 2 probabilities for n=3"),

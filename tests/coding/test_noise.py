@@ -21,7 +21,7 @@ def test_without_batch_noise_it_is_the_erasure_error_of_a_tight_frame(n, blocks)
 def test_parts_of_an_uncoded_batch_are_a_smaller_batch():
     assert decoded_noise(uncoded(8), range(8), batch_noise=0.5)[1:] == pytest.approx([4 / c for c in range(1, 9)])
     # Worker 0 is always there at weight 1/n, m others make up for the rest: 1/n^2 + ((n-1)/n)^2 / m of a part's noise.
-    with_0 = decoded_noise(uncoded(8), range(8), always=0)
+    with_0 = decoded_noise(uncoded(8), range(8), own=0)
     assert with_0[:2] == [math.inf, math.inf]
     assert with_0[2:] == pytest.approx([1 / 8 + 49 / (8 * m) for m in range(1, 8)])
 
@@ -31,34 +31,32 @@ def test_the_dead_leave_a_smaller_batch():
     noise = decoded_noise(uncoded(6), live)
     assert noise[1:4] == pytest.approx([6.0, 3.0, 2.0])
     assert noise[4:] == [math.inf] * 3
-    assert decoded_noise(uncoded(6), {0}, always=0)[1] == pytest.approx(6.0)
+    assert decoded_noise(uncoded(6), {0}, own=0)[1] == pytest.approx(6.0)
 
 
-@pytest.mark.parametrize("always", [None, 3])
+@pytest.mark.parametrize("own", [None, 3])
 @pytest.mark.parametrize("live", [range(8), range(7)], ids=["all live", "one dead"])
 @pytest.mark.parametrize("code", [lwpd_code(8, 4, 2), local_code(8, 2, 2), local_code(8, 8, 2)], ids=repr)
-def test_it_is_what_decoding_random_gradients_shows(code, live, always):
+def test_it_is_what_decoding_random_gradients_shows(code, live, own):
     """Every arrival set of five, Horvitz-Thompson weights, and gradients drawn after the model."""
     arrivals, batch_noise, dims = 5, 0.7, 4000
     random = torch.Generator().manual_seed(1)
     signal = torch.randn(code.blocks, dims, dtype=torch.float64, generator=random)
     own = torch.randn(code.data_parts, code.blocks, dims, dtype=torch.float64, generator=random)
     tasks = (signal + math.sqrt(batch_noise * code.data_parts) * own).flatten(0, 1)
-    others = [worker for worker in live if worker != always]
-    wanted_others = arrivals - (always is not None)
+    others = [worker for worker in live if worker != own]
+    wanted_others = arrivals - (own is not None)
     dual = live_coefficients(code, live)
     energy = inner = 0.0
     sets = list(itertools.combinations(others, wanted_others))
     for chosen in sets:
         decoded = len(others) / wanted_others * dual[list(chosen)].T @ (code.generator[list(chosen)] @ tasks)
-        if always is not None:
-            decoded = decoded + torch.outer(*(dual[always], code.generator[always] @ tasks))
+        if own is not None:
+            decoded = decoded + torch.outer(*(dual[own], code.generator[own] @ tasks))
         energy += float(decoded.square().sum()) / len(sets)
         inner += float((decoded * signal).sum()) / len(sets)
     measured = energy * float(signal.square().sum()) / inner**2 - 1
-    assert decoded_noise(code, live, always=always, batch_noise=batch_noise)[arrivals] == pytest.approx(
-        measured, rel=0.06
-    )
+    assert decoded_noise(code, live, own=own, batch_noise=batch_noise)[arrivals] == pytest.approx(measured, rel=0.06)
 
 
 @pytest.mark.parametrize(

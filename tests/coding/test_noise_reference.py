@@ -27,8 +27,8 @@ def signal(code, decoded):
     return float(of_blocks.diagonal(dim1=-2, dim2=-1).mean())
 
 
-def projective(code, live, always, batch_noise, m):
-    others = [worker for worker in sorted(live) if worker != always]
+def projective(code, live, own, batch_noise, m):
+    others = [worker for worker in sorted(live) if worker != own]
     dual, size, variance = live_coefficients(code, live), len(others), 0.0
     decoded = dual.T @ code.generator
     if m < size:
@@ -40,14 +40,14 @@ def projective(code, live, always, batch_noise, m):
 
 @quick
 @given(st.sampled_from(CODES), st.data(), st.sampled_from([None, 0, 3]), st.sampled_from([0.0, 0.3, 1.0]))
-def test_projective(code, data, always, batch_noise):
+def test_projective(code, data, own, batch_noise):
     live = data.draw(st.sets(st.integers(0, code.n - 1), min_size=1))
-    told = decoded_noise(code, live, always=always, batch_noise=batch_noise)
-    here = int(always in live)
+    told = decoded_noise(code, live, own=own, batch_noise=batch_noise)
+    here = int(own in live)
     least = min(1 + here, len(live))
     assert told[:least] == [math.inf] * least
     assert told[len(live) + 1 :] == [math.inf] * (code.n - len(live))
-    expected = [projective(code, live, always, batch_noise, count - here) for count in range(least, len(live) + 1)]
+    expected = [projective(code, live, own, batch_noise, count - here) for count in range(least, len(live) + 1)]
     assert told[least : len(live) + 1] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
@@ -57,7 +57,7 @@ def test_projective(code, data, always, batch_noise):
     "code", [lwpd_code(8, 4, 2), lwpd_code(12, 4, 4), gradient_code(9, 3), local_code(12, 2, 2)], ids=repr
 )
 def test_solved(code, live, batch_noise):
-    told = decoded_noise(code, range(live), always=2, decoder="least_squares", batch_noise=batch_noise)
+    told = decoded_noise(code, range(live), own=2, decoder="least_squares", batch_noise=batch_noise)
     orders = noise._orders(code, [2], [worker for worker in range(live) if worker != 2])
     for count in range(2, live + 1):
         rows = code.generator[orders[:, :count]]

@@ -22,8 +22,8 @@ from lwpd_lightning.links.message import EMPTY, Messages, text
 from lwpd_lightning.links.rendezvous import LOOPBACK
 from lwpd_lightning.links.transport import LinkLost
 from lwpd_lightning.reduction.decision import Decision
-from lwpd_lightning.reduction.parts import MessageParts, Ranks
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
+from lwpd_lightning.reduction.sums import MessageSums, Ranks
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import RETRIES
 from tests.exchange import rank_zero
@@ -47,7 +47,7 @@ def codeword(worker, size):
 def reduction(worker, send):
     blocks = BlockMap(list(model().parameters()), CODE.blocks)
     wire, ranks = wire_format("float32"), Ranks(worker, 0, {0, 1, 2})
-    parts = MessageParts(ranks, blocks.block_size, wire, wire, MESSAGES, send)
+    parts = MessageSums(ranks, blocks.block_size, wire, wire, MESSAGES, send)
     made = Reduction(blocks, parts, None, LinearReceiver(CODE, blocks, one_version=False))
     made.offer(codeword(worker, blocks.block_size))
     return made
@@ -90,7 +90,7 @@ class FarWorker(threading.Thread):
             self._say(Op.MET, version=header.version)
         elif header.op is Op.VERSION:
             if self._early:
-                self._say(Op.PART, torch.zeros(self._early, dtype=torch.uint8), decision=1)
+                self._say(Op.SUM, torch.zeros(self._early, dtype=torch.uint8), decision=1)
             self._say(Op.READY, rest=torch.ones(2, dtype=torch.uint8), samples=4)
         elif header.op is Op.DECISION:
             self.decided.append(header.decision)
@@ -124,7 +124,7 @@ def closed():
                 hub, MESSAGES, trained, torch.device("cpu"), torch.optim.SGD(trained.parameters()),
                 torch.amp.GradScaler("cpu"),
             )  # fmt: skip
-            rule = ArrivalRule(CODE, wait_for=3, always=0)
+            rule = ArrivalRule(CODE, wait_for=3, own=0)
             coordinator = rank_zero.coordinator(hub, publication, rule, own, model=trained, messages=MESSAGES)
             ends = {w: stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2)}
             for worker, end in ends.items():

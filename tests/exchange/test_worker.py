@@ -26,8 +26,8 @@ from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.mesh import CoordinatorLost, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text
 from lwpd_lightning.links.rendezvous import LOOPBACK
-from lwpd_lightning.reduction.parts import MessageParts, Ranks
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
+from lwpd_lightning.reduction.sums import MessageSums, Ranks
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from tests.exchange import rank_zero
@@ -50,7 +50,7 @@ class Seat:
         self.messages = Messages(MESSAGES.run_id, arena=None)
         self.blocks = BlockMap(list(self.model.parameters()), code.blocks)
         wire, ranks = wire_format("float32"), Ranks(worker, 0, set(range(code.n)))
-        parts = MessageParts(ranks, self.blocks.block_size, wire, wire, self.messages, send)
+        parts = MessageSums(ranks, self.blocks.block_size, wire, wire, self.messages, send)
         self.reduction = Reduction(self.blocks, parts, None, LinearReceiver(code, self.blocks, one_version=False))
 
     def codeword(self, version):
@@ -139,7 +139,7 @@ class Fit:
             self.hub, MESSAGES, self.seat.model, torch.device("cpu"), self.seat.optimizer, self.seat.precision
         )
         self.coordinator = rank_zero.coordinator(
-            self.hub, publication, ArrivalRule(code, **{"wait_for": n, "always": 0, **rule}), self.seat.reduction,
+            self.hub, publication, ArrivalRule(code, **{"wait_for": n, "own": 0, **rule}), self.seat.reduction,
             model=self.seat.model, messages=MESSAGES, timeout_s=timeout_s,
         )  # fmt: skip
         self.workers = {}
@@ -381,7 +381,7 @@ def test_a_worker_that_reads_late_hears_that_it_is_over(stack):
 def test_an_adaptive_k_hears_of_slow_links(stack, busy):
     """All say that they computed for no time; the word of one is late."""
     code = uncoded(4)
-    adaptive = AdaptiveWait(code, 2, 4, always=0, feedback=False)
+    adaptive = AdaptiveWait(code, 2, 4, own=0, feedback=False)
 
     def before(thread, version):
         time.sleep(0.2 if thread.seat.worker == 2 else 0.02)
@@ -428,11 +428,11 @@ def fill_for(hub, worker):
 
 def opens_after(thread, to, gate):
     """Open a gate when the worker has tried to send its slice ``to`` another."""
-    send = thread.seat.reduction.parts.send
+    send = thread.seat.reduction.sums.send
 
     def opening(address, frames):
         send(address, frames)
         if address == to:
             gate.set()
 
-    thread.seat.reduction.parts.send = opening
+    thread.seat.reduction.sums.send = opening

@@ -63,8 +63,8 @@ class FlippedSender(PlainSender):
         self._flipped = signs(self._version, len(plain)) * plain
         return self._flipped
 
-    def settle(self, wire, packed, whole):
-        return self._flipped[whole]
+    def settle(self, wire, packed, kept):
+        return self._flipped[kept]
 
 
 class FlippedReceiver(LinearReceiver):

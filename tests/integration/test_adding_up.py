@@ -131,7 +131,7 @@ def test_codewords_that_came_after_a_decision_count_when_it_is_decided_again(mon
 @pytest.mark.parametrize(
     ("op", "lie", "reason"),
     [
-        (Op.PART, lambda header, *payloads: (header, payloads[0][:-4], *payloads[1:]), r"^worker 1 sent \d+ bytes for"),
+        (Op.SUM, lambda header, *payloads: (header, payloads[0][:-4], *payloads[1:]), r"^worker 1 sent \d+ bytes for"),
         (Op.READY, lambda header, *payloads: (header, payloads[0], payloads[1][1:]), "^READY with 0 and 3 bytes$"),
         (Op.READY, lambda header, *payloads: (header._replace(worker=2), *payloads), "in the name of worker 2$"),
         (Op.READY, lambda header, *payloads: (header._replace(compute_s=math.nan), *payloads), "^READY after nan s$"),

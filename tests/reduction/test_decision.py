@@ -20,16 +20,16 @@ groups = st.lists(st.integers(0, 200), min_size=1, max_size=12, unique=True)
 @given(sizes, groups)
 def test_slices_cover_every_position_once_in_whole_chunks(size, workers):
     slices = share_out(size, tuple(workers))
-    assert [slices[0].start, *(part.stop for part in slices)] == [*(part.start for part in slices), size]
-    assert all(part.start < part.stop for part in slices)
-    assert all(part.start % CHUNK == 0 for part in slices)  # int8's scales are not shared by two reducers
-    assert [part.reducer for part in slices] == workers[: len(slices)]
+    assert [slices[0].start, *(piece.stop for piece in slices)] == [*(piece.start for piece in slices), size]
+    assert all(piece.start < piece.stop for piece in slices)
+    assert all(piece.start % CHUNK == 0 for piece in slices)  # int8's scales are not shared by two reducers
+    assert [piece.reducer for piece in slices] == workers[: len(slices)]
 
 
 @quick
 @given(sizes, groups)
 def test_slices_are_even_and_none_is_too_short_to_be_worth_a_message(size, workers):
-    lengths = [part.stop - part.start for part in share_out(size, tuple(workers))]
+    lengths = [piece.stop - piece.start for piece in share_out(size, tuple(workers))]
     if len(lengths) > 1:
         assert max(lengths) - min(lengths) <= 2 * CHUNK  # one chunk, and a last one that may be short
         assert min(lengths) > CHUNK * (_LEAST_CHUNKS - 1)
@@ -70,7 +70,7 @@ def test_what_was_packed_is_read_back_wherever_it_lies(decision, offset):
     assert replace(read, weights=None) == replace(decision, weights=None)
     slices = read.slices(500_000)
     assert slices == decision.slices(500_000)
-    assert [part.reducer for part in slices] == decision.workers[: decision.reducers]
+    assert [piece.reducer for piece in slices] == decision.workers[: decision.reducers]
 
 
 def test_transposed_weights_are_packed_as_they_read():

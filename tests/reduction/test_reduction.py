@@ -22,9 +22,9 @@ from lwpd_lightning.links.header import COORDINATOR, Header, Op
 from lwpd_lightning.links.message import Messages
 from lwpd_lightning.links.staging import Staging
 from lwpd_lightning.reduction.decision import Decision
-from lwpd_lightning.reduction.parts import MessageParts, Ranks, SharedMemory, SharedParts
 from lwpd_lightning.reduction.received import BadPeer
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
+from lwpd_lightning.reduction.sums import MessageSums, Ranks, SharedMemory, SharedSums
 from tests.devices import on_each_device
 
 RUN = bytes(range(16))
@@ -40,7 +40,7 @@ class Table:
     code: object
     shapes: list
     wire: str = "float32"
-    update_wire: str = "float32"
+    sum_wire: str = "float32"
     shared: bool = False
     dedicated: bool = False
     along: bool = False
@@ -54,7 +54,7 @@ class Table:
         workers = set(range(self.code.n))
         self.ranks = sorted(workers) + [COORDINATOR] * self.dedicated
         blocks = self.blocks()
-        self.size, self.wires = blocks.block_size, (wire_format(self.wire), wire_format(self.update_wire))
+        self.size, self.wires = blocks.block_size, (wire_format(self.wire), wire_format(self.sum_wire))
         self.memory = None
         if self.shared:
             self.memory = SharedMemory.take(
@@ -70,7 +70,7 @@ class Table:
             way = Ranks(me, self.coordinator, set(workers)), self.size, *self.wires, self.messages, self.sends(rank)
             self.reductions[rank] = Reduction(
                 blocks,
-                SharedParts(*way, self.memory) if self.shared else MessageParts(*way),
+                SharedSums(*way, self.memory) if self.shared else MessageSums(*way),
                 ErrorFeedback(self.code, rank, blocks) if self.feedback and me is not None else None,
                 LinearReceiver(self.code, blocks, one_version=self.along),
             )
@@ -103,7 +103,7 @@ class Table:
         rows = 1 if self.along else self.code.blocks
         weights = torch.randn(rows, len(workers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         touched = [True] * len(self.shapes)
-        self.reductions[COORDINATOR if self.dedicated else 0].parts.announce(number)
+        self.reductions[COORDINATOR if self.dedicated else 0].sums.announce(number)
         return Decision(number, version, list(workers), reducers or len(workers), weights, touched)
 
     def deliver(self, order, deliveries=None):
@@ -122,7 +122,7 @@ class Table:
         if header.op is Op.SLICE:
             self.reductions[to].slice_arrived(header, payload)
         else:
-            self.reductions[to].part_arrived(header, payload)
+            self.reductions[to].sum_arrived(header, payload)
 
     def decoded(self, rank, number):
         reduction = self.reductions[rank]
@@ -135,14 +135,14 @@ class Table:
 
 def expected(table, decision, codewords):
     """weights @ codewords, each reducer's own slice unrounded, and each part rounded as it travels: (rows, d)."""
-    parts = []
-    for part in decision.slices(table.size):
-        stacked = torch.stack([codewords[w][0 if w == part.reducer else 1] for w in decision.workers])
-        total = decision.weights @ stacked[:, part.start : part.stop].double()
+    sums = []
+    for piece in decision.slices(table.size):
+        stacked = torch.stack([codewords[w][0 if w == piece.reducer else 1] for w in decision.workers])
+        total = decision.weights @ stacked[:, piece.start : piece.stop].double()
         wire = table.wires[1]
         packed = wire.pack(total.float().flatten())
-        parts.append((total, wire.unpack(packed, total.numel()).view(total.shape)))
-    return [torch.cat([part[i].double() for part in parts], dim=1) for i in range(2)]
+        sums.append((total, wire.unpack(packed, total.numel()).view(total.shape)))
+    return [torch.cat([piece[i].double() for piece in sums], dim=1) for i in range(2)]
 
 
 def check(table, decision, codewords):
@@ -157,7 +157,7 @@ def check(table, decision, codewords):
         p.grad = torch.zeros_like(p)
     reference.scatter(exact.float(), None)
     scale = exact.abs().max()
-    within = {"float64": 1e-6, "float32": 1e-6, "bfloat16": 2**-8, "int8": 1 / 250}[table.update_wire]
+    within = {"float64": 1e-6, "float32": 1e-6, "bfloat16": 2**-8, "int8": 1 / 250}[table.sum_wire]
     assert (gradients[0] - reference.gather()).abs().max() <= (within + 1e-6) * scale
 
 
@@ -167,9 +167,9 @@ def check(table, decision, codewords):
     st.sampled_from(["float32", "bfloat16", "int8"]), st.booleans(), st.booleans(), st.booleans(),
     st.integers(0, 2**20), st.data(),
 )  # fmt: skip
-def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, update_wire, shared, dedicated, along, seed, data):
+def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, sum_wire, shared, dedicated, along, seed, data):
     along = along and code.direction is not None
-    table = Table(code, shapes, wire, update_wire, shared, dedicated, along)
+    table = Table(code, shapes, wire, sum_wire, shared, dedicated, along)
     for number in (1, 2):
         workers = data.draw(st.lists(st.integers(0, code.n - 1), min_size=1, unique=True))
         codewords = table.offer(seed + number)
@@ -198,9 +198,9 @@ def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, update_wire, sh
 @pytest.mark.parametrize("code", CODES, ids=repr)
 @pytest.mark.parametrize(("wire", "update_wire"), [("float32", "float32"), ("int8", "bfloat16")])
 @pytest.mark.parametrize("along", [False, True])
-def test_codewords_that_lie_on_a_device_are_added_up_on_the_host(device, code, wire, update_wire, along):
+def test_codewords_that_lie_on_a_device_are_added_up_on_the_host(device, code, wire, sum_wire, along):
     along = along and code.direction is not None
-    table = Table(code, SHAPES[3], wire, update_wire, along=along, device=device)
+    table = Table(code, SHAPES[3], wire, sum_wire, along=along, device=device)
     codewords = table.offer(1)
     decision = table.decide(1, range(code.n), 2)
     for rank in table.ranks:
@@ -375,7 +375,7 @@ def test_what_comes_when_its_step_has_been_made_is_not_kept():
     late.commit(3)
     for frames in kept.values():
         table.take(2, frames)
-    assert not late._received._parts
+    assert not late._received._sums
     assert not late._received.decisions
 
 
@@ -401,7 +401,7 @@ def test_shared_memory_keeps_a_windows_worth_of_decisions():
     for number in (3, 4, 5):
         assert late.scatter(number)
         assert torch.equal(late.blocks.gather(), gradients[number])
-    table.reductions[0].parts.announce(6)  # whoever adds up may write its parts over those of 3 from now on
+    table.reductions[0].sums.announce(6)  # whoever adds up may write its parts over those of 3 from now on
     assert not late.scatter(3)
     assert [late.readable(number) for number in range(3, 6)] == [False, True, True]
 
@@ -438,17 +438,17 @@ def test_a_part_of_another_size_names_its_sender():
     while table.queue:
         _, to, frames = table.queue.popleft()
         header, payload, _ = table.messages.read(frames)
-        if (header.op, to) != (Op.PART, 1):
+        if (header.op, to) != (Op.SUM, 1):
             table.take(to, frames)
             continue
         with pytest.raises(BadPeer, match="worker 2 sent") as error:
-            table.reductions[1].part_arrived(header, payload[:-4])
+            table.reductions[1].sum_arrived(header, payload[:-4])
         refused.append(error.value.worker)
     assert refused == [2]
     assert table.reductions[1].missing(1) == [2]
 
 
-@pytest.mark.parametrize("op", [Op.SLICE, Op.PART])
+@pytest.mark.parametrize("op", [Op.SLICE, Op.SUM])
 def test_what_came_ahead_of_its_decision_and_does_not_fit_names_its_sender(op):
     """All that the decision asks is done nevertheless; without the sender the update is decided again."""
     table = Table(uncoded(4), SHAPES[1])
@@ -456,7 +456,7 @@ def test_what_came_ahead_of_its_decision_and_does_not_fit_names_its_sender(op):
     decision = table.decide(1, [2, 0, 1], 0)  # one reducer: worker 2
     victim, liar = (2, 1) if op is Op.SLICE else (1, 2)
     early = Header(op, RUN, liar, decision=1)
-    arrived = table.reductions[victim].slice_arrived if op is Op.SLICE else table.reductions[victim].part_arrived
+    arrived = table.reductions[victim].slice_arrived if op is Op.SLICE else table.reductions[victim].sum_arrived
     arrived(early, torch.zeros(4 * table.size - 4, dtype=torch.uint8))
     for rank in table.ranks:
         if rank == victim:
@@ -466,7 +466,7 @@ def test_what_came_ahead_of_its_decision_and_does_not_fit_names_its_sender(op):
         else:
             table.reductions[rank].begin(decision)
     table.deliver(random.Random(0))
-    if op is Op.PART:
+    if op is Op.SUM:
         check(table, decision, codewords)  # the right part came behind the wrong one
     else:
         assert table.reductions[0].complete(1)
@@ -479,14 +479,14 @@ def test_what_came_ahead_of_its_decision_and_does_not_fit_names_its_sender(op):
     check(table, again, codewords)
 
 
-@pytest.mark.parametrize("op", [Op.SLICE, Op.PART])
+@pytest.mark.parametrize("op", [Op.SLICE, Op.SUM])
 def test_of_two_that_sent_what_does_not_fit_the_one_that_counts_is_named(op):
     """What the other sent was asked of nobody, so that the update would go on without it."""
     table = Table(uncoded(4), SHAPES[1])
     table.offer(0)
     reducer = table.reductions[2]
     for liar in (0, 3, 1):
-        arrived = reducer.slice_arrived if op is Op.SLICE else reducer.part_arrived
+        arrived = reducer.slice_arrived if op is Op.SLICE else reducer.sum_arrived
         arrived(Header(op, RUN, liar, decision=1), torch.zeros(12, dtype=torch.uint8))
     with pytest.raises(BadPeer, match=r"^worker 1 sent 12 bytes") as refused:
         reducer.begin(table.decide(1, [2, 1], 0))
@@ -500,9 +500,9 @@ def test_a_part_of_one_that_was_not_asked_is_refused():
     table.offer(0)
     decision = table.decide(1, [2, 0], 0)
     table.reductions[0].begin(decision)
-    header = Header(Op.PART, RUN, 1, decision=1)
+    header = Header(Op.SUM, RUN, 1, decision=1)
     with pytest.raises(BadPeer, match="worker 1 sent 8 bytes for 0 values"):
-        table.reductions[0].part_arrived(header, torch.zeros(8, dtype=torch.uint8))
+        table.reductions[0].sum_arrived(header, torch.zeros(8, dtype=torch.uint8))
 
 
 def compute(table, worker, number, value):
@@ -521,12 +521,12 @@ def compute(table, worker, number, value):
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("update_wire", ["float32", "int8"])
-def test_with_feedback_nothing_is_lost(shared, update_wire):
+def test_with_feedback_nothing_is_lost(shared, sum_wire):
     """What was meant and is not in a memory was decoded: what packing lost, up and down, is in the memories.
 
     A worker that is not counted keeps all it has; the third update is decided again, since worker 1 dies.
     """
-    table = Table(uncoded(4), SHAPES[3], "int8", update_wire, shared, feedback=True)
+    table = Table(uncoded(4), SHAPES[3], "int8", sum_wire, shared, feedback=True)
     meant, decoded = torch.zeros(4, table.size), torch.zeros(table.size)
     generator, number = torch.Generator().manual_seed(3), 0
     for attempts in ([[1, 2, 3, 0]], [[2, 1, 0]], [[1, 2, 3, 0], [2, 3, 0]], [[3, 2, 0]]):
@@ -560,7 +560,7 @@ def test_traffic_is_what_is_sent(dedicated):
     table = Table(lwpd_code(4, 4, 2), SHAPES[3], "int8", "bfloat16", dedicated=dedicated)
     table.offer(0)
     decision = table.decide(1, [2, 1, 3], 0)
-    sent = {Op.SLICE: 0, Op.PART: 0}
+    sent = {Op.SLICE: 0, Op.SUM: 0}
     for rank in table.ranks:
         table.reductions[rank].begin(decision)
     while table.queue:
@@ -568,5 +568,5 @@ def test_traffic_is_what_is_sent(dedicated):
         header, payload, _ = table.messages.read(frames)
         sent[header.op] += payload.numel()
         table.take(to, frames)
-    assert table.reductions[0].traffic(1, len(table.ranks)) == (sent[Op.SLICE], sent[Op.PART])
+    assert table.reductions[0].traffic(1, len(table.ranks)) == (sent[Op.SLICE], sent[Op.SUM])
     assert sent[Op.SLICE] > 0

@@ -30,9 +30,9 @@ def late_by(weather):
     return lambda worker, version: weather.delay_s(worker, version, Exchange.COMPUTE_S) if weather else 0.0
 
 
-def adaptive(code, stale="apply", always=0, least=2, most=None, **options):
+def adaptive(code, stale="apply", own=0, least=2, most=None, **options):
     return AdaptiveWait(
-        code, least, most or code.n, always=always, feedback=code.family == "sketch",
+        code, least, most or code.n, own=own, feedback=code.family == "sketch",
         max_staleness=0 if stale == "drop" else None, **options,
     )  # fmt: skip
 
@@ -40,12 +40,12 @@ def adaptive(code, stale="apply", always=0, least=2, most=None, **options):
 @functools.cache
 def rate_of(scheme, wait_for, weather):
     """Progress per second once settled, and the last K: of a fixed K, or of "adaptive"."""
-    family, stale, always = scheme
+    family, stale, own = scheme
     code, feedback = CODES[family], family == "sketch"
-    chooses = adaptive(code, stale, always) if wait_for == "adaptive" else wait_for
-    exchange = Exchange(code, late_by(WEATHERS[weather]), chooses, always=always, stale=stale)
+    chooses = adaptive(code, stale, own) if wait_for == "adaptive" else wait_for
+    exchange = Exchange(code, late_by(WEATHERS[weather]), chooses, own=own, stale=stale)
     exchange.run(UPDATES)
-    noise = decoded_noise(code, range(N), always=always, feedback=feedback)
+    noise = decoded_noise(code, range(N), own=own, feedback=feedback)
     rate = exchange.progress_per_second(noise.__getitem__, since=SETTLED, feedback=feedback)
     return rate, exchange.chosen[-1]
 
@@ -73,13 +73,13 @@ def test_weathers_ask_for_different_k(scheme):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_it_falls_in_a_storm_and_recovers_when_it_clears(scheme, seed):
-    family, stale, always = scheme
+    family, stale, own = scheme
     storm = SlowTail(0.1, 1.0, seed=seed)
     exchange = Exchange(
         CODES[family],
         lambda worker, version: storm.delay_s(worker, version, 0.1) if 100 <= version < 400 else 0.0,
-        adaptive(CODES[family], stale, always),
-        always=always,
+        adaptive(CODES[family], stale, own),
+        own=own,
         stale=stale,
         seed=seed,
     )
@@ -92,9 +92,9 @@ def test_it_falls_in_a_storm_and_recovers_when_it_clears(scheme, seed):
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_it_is_steady(scheme):
-    family, stale, always = scheme
+    family, stale, own = scheme
     weather = late_by(SlowTail(0.1, 1.0, seed=7))
-    exchange = Exchange(CODES[family], weather, adaptive(CODES[family], stale, always), always=always, stale=stale)
+    exchange = Exchange(CODES[family], weather, adaptive(CODES[family], stale, own), own=own, stale=stale)
     exchange.run(500)
     settled = exchange.chosen[100:]
     assert max(settled) - min(settled) <= 2
@@ -143,7 +143,7 @@ def test_a_worker_that_never_answers_does_not_keep_others_from_being_judged():
 
 def test_an_exact_decoder_waits_for_no_more_than_it_needs():
     code = gradient_code(N, stragglers=2)
-    choice = AdaptiveWait(code, 6, N, always=0, feedback=False, decoder="exact", max_staleness=0)
+    choice = AdaptiveWait(code, 6, N, own=0, feedback=False, decoder="exact", max_staleness=0)
     exchange = Exchange(code, late_by(WEATHERS["pareto"]), choice, stale="drop")
     exchange.run(100)
     assert exchange.chosen[-1] == 6
@@ -174,16 +174,16 @@ workers = st.integers(0, 5)
 @settings(deadline=None, max_examples=60)
 @given(
     bounds=st.tuples(st.integers(1, 6), st.integers(1, 6)).map(sorted),
-    always=st.none() | workers,
+    own=st.none() | workers,
     feedback=st.booleans(),
     max_staleness=st.none() | st.integers(0, 2),
     code=st.sampled_from([uncoded(6), lwpd_code(6, 3, 3), local_code(6, 6, 2)]),
     events=st.lists(st.lists(st.tuples(workers, seconds), max_size=12) | st.sets(workers, min_size=1), max_size=60),
 )
 @pytest.mark.filterwarnings("error")
-def test_whatever_is_observed_k_is_within_its_bounds(bounds, always, feedback, max_staleness, code, events):
+def test_whatever_is_observed_k_is_within_its_bounds(bounds, own, feedback, max_staleness, code, events):
     least, most = bounds
-    choice = AdaptiveWait(code, least, most, always=always, feedback=feedback, max_staleness=max_staleness)
+    choice = AdaptiveWait(code, least, most, own=own, feedback=feedback, max_staleness=max_staleness)
     live = set(range(6))
     for event in events:
         if isinstance(event, set):
@@ -220,7 +220,7 @@ def test_an_unknown_worker_is_refused(worker):
         ({"least": 0}, r"wait_for_bounds=\(0, 8\): use 1 <= least <= most <= 8"),
         ({"least": 5, "most": 4}, r"wait_for_bounds=\(5, 4\)"),
         ({"most": 9}, r"wait_for_bounds=\(2, 9\)"),
-        ({"always": 8}, "always=8 with n=8"),
+        ({"own": 8}, "own=8 with n=8"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, said):
@@ -235,8 +235,8 @@ def test_none_to_wait_for_is_refused():
 
 def test_among_many_workers_some_k_stand_for_all():
     """From the least to the most, and each K where they are few."""
-    many = AdaptiveWait(uncoded(200), 3, 200, always=None, feedback=False)
-    few = AdaptiveWait(uncoded(20), 3, 20, always=None, feedback=False)
+    many = AdaptiveWait(uncoded(200), 3, 200, own=None, feedback=False)
+    few = AdaptiveWait(uncoded(20), 3, 20, own=None, feedback=False)
     for adaptive, n in ((many, 200), (few, 20)):
         for worker in range(n):
             adaptive.observe(worker, 1.0)

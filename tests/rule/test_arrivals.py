@@ -25,7 +25,7 @@ CODES = [
     uncoded(5),
 ]
 over_codes = pytest.mark.parametrize("code", CODES, ids=repr)
-over_always = pytest.mark.parametrize("always", [None, 0])
+over_own = pytest.mark.parametrize("own", [None, 0])
 quick = settings(deadline=None, max_examples=60)
 
 
@@ -58,9 +58,9 @@ def decoded(rule, codewords):
     )
 
 
-def arrival_sets(n, count, always):
-    """All sets of ``count`` workers that contain ``always``."""
-    return [s for s in itertools.combinations(range(n), count) if always is None or always in s]
+def arrival_sets(n, count, own):
+    """All sets of ``count`` workers that contain ``own``."""
+    return [s for s in itertools.combinations(range(n), count) if own is None or own in s]
 
 
 # What closes an update.
@@ -68,11 +68,11 @@ def arrival_sets(n, count, always):
 
 @quick
 @given(st.permutations(range(8)), st.integers(1, 8), st.sampled_from([None, 0, 5]))
-def test_an_update_closes_with_the_kth_arrival_and_with_always(order, wait_for, always):
-    rule = ArrivalRule(lwpd_code(8, 4, 2), wait_for, always=always)
+def test_an_update_closes_with_the_kth_arrival_and_with_its_own(order, wait_for, own):
+    rule = ArrivalRule(lwpd_code(8, 4, 2), wait_for, own=own)
     rule.open(0, 0.0)
     for count, worker in enumerate(order):
-        done = count >= wait_for and (always is None or always in order[:count])
+        done = count >= wait_for and (own is None or own in order[:count])
         assert rule.complete == done
         assert rule.awaited == sorted(order[count:])
         assert rule.counts(worker, 0, 1.0 + count)
@@ -191,12 +191,12 @@ def test_what_a_dead_worker_had_ready_counts_no_more():
 
 
 @over_codes
-@over_always
-def test_an_update_that_is_decided_twice_is_decoded_as_if_the_dead_worker_had_never_come(code, always):
+@over_own
+def test_an_update_that_is_decided_twice_is_decoded_as_if_the_dead_worker_had_never_come(code, own):
     theta = tasks(code)
     dead = code.n - 1
     for others in ([], [dead]):
-        rule = ArrivalRule(code, code.n - 1, always=always)
+        rule = ArrivalRule(code, code.n - 1, own=own)
         rule.open(0, 0.0)
         for worker in [*others, *range(code.n - 1)]:
             rule.counts(worker, 0, 0.0)
@@ -210,7 +210,7 @@ def test_an_update_that_is_decided_twice_is_decoded_as_if_the_dead_worker_had_ne
 
 
 def test_deciding_changes_nothing_and_closing_counts_once():
-    rule = ArrivalRule(lwpd_code(8, 4, 2), 5, always=0)
+    rule = ArrivalRule(lwpd_code(8, 4, 2), 5, own=0)
     rule.open(0, 0.0)
     for worker in (3, 0, 7, 1, 2):
         rule.counts(worker, 0, 0.0)
@@ -222,11 +222,11 @@ def test_deciding_changes_nothing_and_closing_counts_once():
 
 
 @over_codes
-@over_always
-def test_with_one_dead_worker_the_others_decode_exactly_where_they_span(code, always):
+@over_own
+def test_with_one_dead_worker_the_others_decode_exactly_where_they_span(code, own):
     theta, exact = tasks(code), 0
     for dead in range(1, code.n):
-        rule = ArrivalRule(code, code.n, always=always)
+        rule = ArrivalRule(code, code.n, own=own)
         update(rule, 0, range(code.n), theta)
         rule.lose(dead)
         live = sorted(rule.live)
@@ -237,10 +237,10 @@ def test_with_one_dead_worker_the_others_decode_exactly_where_they_span(code, al
     assert exact == (code.n - 1 if code.k < code.n else 0)
 
 
-@over_always
-def test_everyone_but_one_may_die(always):
+@over_own
+def test_everyone_but_one_may_die(own):
     code = lwpd_code(4, 4, 2)
-    rule = ArrivalRule(code, 4, always=always)
+    rule = ArrivalRule(code, 4, own=own)
     for worker in (1, 2, 3):
         rule.lose(worker)
     gradient = update(rule, 0, [0], tasks(code))
@@ -251,62 +251,62 @@ def test_everyone_but_one_may_die(always):
 
 
 @over_codes
-@over_always
+@over_own
 @pytest.mark.parametrize("decoder", ["projective", "least_squares"])
-def test_all_arrivals_give_the_exact_gradient(code, always, decoder):
+def test_all_arrivals_give_the_exact_gradient(code, own, decoder):
     theta = tasks(code)
     for order in (range(code.n), range(code.n)[::-1]):
-        gradient = update(ArrivalRule(code, code.n, decoder, always=always), 0, order, theta)
+        gradient = update(ArrivalRule(code, code.n, decoder, own=own), 0, order, theta)
         torch.testing.assert_close(gradient, truth(code, theta), rtol=0, atol=1e-12)
 
 
 @over_codes
-@over_always
-def test_the_mean_over_all_arrival_sets_is_the_gradient(code, always):
-    """Even inclusion: every K-set that contains ``always`` is as likely as any other."""
+@over_own
+def test_the_mean_over_all_arrival_sets_is_the_gradient(code, own):
+    """Even inclusion: every K-set that contains ``own`` is as likely as any other."""
     theta = tasks(code)
     for wait_for in range(2, code.n + 1):
         gradients = [
-            update(ArrivalRule(code, wait_for, always=always), 0, arrived, theta)
-            for arrived in arrival_sets(code.n, wait_for, always)
+            update(ArrivalRule(code, wait_for, own=own), 0, arrived, theta)
+            for arrived in arrival_sets(code.n, wait_for, own)
         ]
         mean = torch.stack(gradients).mean(dim=0)
         torch.testing.assert_close(mean, truth(code, theta), rtol=0, atol=1e-12)
 
 
-@over_always
-def test_the_mean_is_the_gradient_when_more_than_k_are_there_at_the_close(always):
+@over_own
+def test_the_mean_is_the_gradient_when_more_than_k_are_there_at_the_close(own):
     code = lwpd_code(8, 4, 2)
     theta = tasks(code)
     for count in range(3, 9):
         gradients = [
-            update(ArrivalRule(code, 3, always=always), 0, arrived, theta) for arrived in arrival_sets(8, count, always)
+            update(ArrivalRule(code, 3, own=own), 0, arrived, theta) for arrived in arrival_sets(8, count, own)
         ]
         torch.testing.assert_close(torch.stack(gradients).mean(dim=0), truth(code, theta), rtol=0, atol=1e-12)
 
 
-@over_always
-def test_the_mean_over_the_survivors_sets_is_the_gradient(always):
+@over_own
+def test_the_mean_over_the_survivors_sets_is_the_gradient(own):
     code = lwpd_code(8, 4, 2)
     theta, dead = tasks(code), {3, 6}
     live = [w for w in range(8) if w not in dead]
     assert decodable(code, live)
     for wait_for in range(2, 7):
         gradients = []
-        for chosen in arrival_sets(len(live), wait_for, always):
-            rule = ArrivalRule(code, wait_for, always=always)
+        for chosen in arrival_sets(len(live), wait_for, own):
+            rule = ArrivalRule(code, wait_for, own=own)
             for worker in dead:
                 rule.lose(worker)
             gradients.append(update(rule, 0, [live[i] for i in chosen], theta))
         torch.testing.assert_close(torch.stack(gradients).mean(dim=0), truth(code, theta), rtol=0, atol=1e-12)
 
 
-@over_always
-def test_least_squares_is_exact_wherever_the_arrivals_span(always):
+@over_own
+def test_least_squares_is_exact_wherever_the_arrivals_span(own):
     code, exact = lwpd_code(8, 4, 2), 0
     theta = tasks(code)
-    for arrived in arrival_sets(8, 4, always):
-        gradient = update(ArrivalRule(code, 4, "least_squares", always=always), 0, arrived, theta)
+    for arrived in arrival_sets(8, 4, own):
+        gradient = update(ArrivalRule(code, 4, "least_squares", own=own), 0, arrived, theta)
         if decodable(code, arrived):
             exact += 1
             torch.testing.assert_close(gradient, truth(code, theta), rtol=0, atol=1e-12)
@@ -324,30 +324,30 @@ def test_the_spanned_share_is_the_rank_of_the_arrivals(code, data):
 # Uneven arrival.
 
 
-def long_run(code, wait_for, always, speeds, updates, tilted, theta, seed=0):
+def long_run(code, wait_for, own, speeds, updates, tilted, theta, seed=0):
     """Mean decoded gradient when faster workers arrive more often, and the rule that decoded it."""
     random = torch.Generator().manual_seed(seed)
-    rule = ArrivalRule(code, wait_for, always=always)
+    rule = ArrivalRule(code, wait_for, own=own)
     total = torch.zeros(code.blocks, theta.shape[1], dtype=torch.float64)
-    others = [w for w in range(code.n) if w != always]
+    others = [w for w in range(code.n) if w != own]
     weights = torch.tensor([speeds[w] for w in others], dtype=torch.float64)
     for version in range(updates):
-        drawn = torch.multinomial(weights, wait_for - (always is not None), generator=random)
-        arrived = [others[i] for i in drawn.tolist()] + ([always] if always is not None else [])
+        drawn = torch.multinomial(weights, wait_for - (own is not None), generator=random)
+        arrived = [others[i] for i in drawn.tolist()] + ([own] if own is not None else [])
         if not tilted:
             rule._rates = None
         total += update(rule, version, arrived, theta)
     return total / updates, rule
 
 
-@over_always
+@over_own
 @pytest.mark.parametrize("code", [lwpd_code(8, 4, 2), uncoded(8)], ids=repr)
-def test_the_tilt_brings_uneven_arrivals_nearer_to_the_truth(code, always):
+def test_the_tilt_brings_uneven_arrivals_nearer_to_the_truth(code, own):
     theta = tasks(code)
     speeds = [1.0, 1.0, 1.0, 1.0, 0.3, 1.0, 1.0, 0.3]
     errors = {}
     for tilted in (False, True):
-        mean, _ = long_run(code, 5, always, speeds, 800, tilted, theta)
+        mean, _ = long_run(code, 5, own, speeds, 800, tilted, theta)
         errors[tilted] = float((mean - truth(code, theta)).norm() / truth(code, theta).norm())
     assert errors[True] < errors[False] / 2
 
@@ -368,16 +368,16 @@ def test_a_rare_worker_is_weighted_up_by_the_clip_at_most():
     assert all(1 / _WEIGHT_CLIP <= ratio < 1 for ratio in ratios[:7])
 
 
-@over_always
-def test_a_worker_that_has_recovered_is_weighted_as_the_others_after_some_hundred_updates(always):
+@over_own
+def test_a_worker_that_has_recovered_is_weighted_as_the_others_after_some_hundred_updates(own):
     """It was slow for 3000 updates."""
     code, theta, random = uncoded(8), tasks(uncoded(8)), torch.Generator().manual_seed(0)
-    rule = ArrivalRule(code, 6, always=always)
-    slow, others = 7, [w for w in range(8) if w != always]
+    rule = ArrivalRule(code, 6, own=own)
+    slow, others = 7, [w for w in range(8) if w != own]
     for version in range(3500):
         speeds = torch.tensor([1e-3 if w == slow and version < 3000 else 1.0 for w in others])
-        drawn = torch.multinomial(speeds, 6 - (always is not None), generator=random)
-        arrived = [others[i] for i in drawn.tolist()] + ([always] if always is not None else [])
+        drawn = torch.multinomial(speeds, 6 - (own is not None), generator=random)
+        arrived = [others[i] for i in drawn.tolist()] + ([own] if own is not None else [])
         update(rule, version, arrived, theta)
         if version == 2999:
             rule.open(version + 1, 0.0)
@@ -408,11 +408,11 @@ def test_inclusion_rates_are_shares_of_all_updates():
 # Codes whose rows change, and exact decoding.
 
 
-@over_always
+@over_own
 @pytest.mark.parametrize("feedback", [False, True])
-def test_a_late_codeword_of_a_sketch_is_decoded_by_the_row_that_it_was_made_with(always, feedback):
+def test_a_late_codeword_of_a_sketch_is_decoded_by_the_row_that_it_was_made_with(own, feedback):
     code = local_code(3, data_parts=3, blocks=4)
-    rule = ArrivalRule(code, 3, always=always, feedback=feedback)
+    rule = ArrivalRule(code, 3, own=own, feedback=feedback)
     scale = (1 if feedback else code.blocks) / code.n
     for version, stale in ((5, 0), (6, 1), (7, 2), (9, 4)):
         rule.open(version, 0.0)
@@ -430,23 +430,23 @@ def test_the_mean_over_a_cycle_and_all_arrival_sets_of_a_sketch_is_the_gradient(
     code = local_code(4, data_parts=4, blocks=3)
     theta = tasks(code)
     gradients = [
-        update(ArrivalRule(code, 3, always=0), version, arrived, theta)
+        update(ArrivalRule(code, 3, own=0), version, arrived, theta)
         for version in range(3)
         for arrived in arrival_sets(4, 3, 0)
     ]
     torch.testing.assert_close(torch.stack(gradients).mean(dim=0), truth(code, theta), rtol=0, atol=1e-12)
 
 
-@over_always
+@over_own
 @pytest.mark.parametrize("repetition", ["cyclic", "fractional"])
-def test_a_gradient_code_is_exact_for_every_arrival_set_and_with_s_dead(always, repetition):
+def test_a_gradient_code_is_exact_for_every_arrival_set_and_with_s_dead(own, repetition):
     code = gradient_code(6, stragglers=2, repetition=repetition)
     theta = tasks(code)
     for wait_for in (4, 5, 6):
-        for arrived in arrival_sets(6, wait_for, always):
-            rule = ArrivalRule(code, wait_for, "exact", stale="drop", always=always)
+        for arrived in arrival_sets(6, wait_for, own):
+            rule = ArrivalRule(code, wait_for, "exact", stale="drop", own=own)
             torch.testing.assert_close(update(rule, 0, arrived, theta), truth(code, theta), rtol=0, atol=1e-11)
-    rule = ArrivalRule(code, 6, "exact", stale="drop", always=always)
+    rule = ArrivalRule(code, 6, "exact", stale="drop", own=own)
     rule.lose(3)
     rule.lose(4)
     torch.testing.assert_close(update(rule, 0, [0, 5, 2, 1], theta), truth(code, theta), rtol=0, atol=1e-11)
@@ -471,7 +471,7 @@ def test_what_comes_back_later_is_not_made_up_for_now():
 
 
 def test_a_worker_that_comes_back_counts_in_the_open_update_like_the_others():
-    rule = ArrivalRule(uncoded(4), wait_for=4, always=0)
+    rule = ArrivalRule(uncoded(4), wait_for=4, own=0)
     for version in range(200):
         if version == 50:
             rule.lose(3)
@@ -493,7 +493,7 @@ def test_a_worker_that_comes_back_counts_in_the_open_update_like_the_others():
 
 
 def test_it_is_waited_for_and_no_heavier_for_its_absence():
-    rule = ArrivalRule(uncoded(4), wait_for=3, always=0)
+    rule = ArrivalRule(uncoded(4), wait_for=3, own=0)
     rule.lose(3)
     for version in range(400):
         rule.open(version, 0.0)
@@ -508,8 +508,8 @@ def test_it_is_waited_for_and_no_heavier_for_its_absence():
 
 @pytest.mark.parametrize("refused", [0, 2])
 def test_an_update_goes_on_without_a_refused_codeword_as_if_its_worker_were_lost(refused):
-    rule, lost = (ArrivalRule(lwpd_code(4, 2, 2), wait_for=4, always=0) for _ in range(2))
-    lost.always = None
+    rule, lost = (ArrivalRule(lwpd_code(4, 2, 2), wait_for=4, own=0) for _ in range(2))
+    lost.own = None
     lost.lose(refused)
     for each in (rule, lost):
         each.open(0, 0.0)

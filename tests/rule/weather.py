@@ -22,9 +22,9 @@ class Exchange:
     COMPUTE_S = 0.1
     JITTER = 0.02
 
-    def __init__(self, code, weather, wait_for, *, always=0, stale="apply", seed=0):
+    def __init__(self, code, weather, wait_for, *, own=0, stale="apply", seed=0):
         self.adaptive = None if isinstance(wait_for, int) else wait_for
-        self.rule = ArrivalRule(code, code.n if self.adaptive else wait_for, always=always, stale=stale)
+        self.rule = ArrivalRule(code, code.n if self.adaptive else wait_for, own=own, stale=stale)
         self.weather, self.random = weather, random.Random(seed)
         self.clock, self.version, self.events = 0.0, 0, []
         self.idle = sorted(self.rule.live)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 RANKS = 8  # unless asked for others
 
-OURS = ("lwpd", "local", "sketch")
+OURS = ("lwpd", "local", "sketch", "whitened")
 PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
 SCHEMES = (*OURS, *PEERS)
 ALONE = "alone"  # not raced: ranks that exchange nothing, for the bound
@@ -179,11 +179,11 @@ class Race:
     def wait_for(self) -> int | None:
         """K; None: adaptive.
 
-        The sketch waits for all where nobody is late, so that nothing is left for later.
+        Short codewords wait for all where nobody is late, so that nothing is left for later.
         """
         if self.scheme in _ALL_RANKS:
             return self.ranks
-        if self.scheme == "sketch":
+        if self.scheme in ("sketch", "whitened"):
             return self.ranks if self.straggler == "none" else None
         return 3 * self.ranks // 4
 

@@ -45,14 +45,14 @@ class Ranks:
 
 
 @dataclass
-class Parts(ABC):
-    """One rank's way to slices of codewords and parts of decoded gradients.
+class Sums(ABC):
+    """One rank's way to slices of codewords and to their sums.
 
     Args:
         ranks: who takes part.
         size: values in a codeword.
         wire: how codewords are packed.
-        update_wire: how the decoded gradient is packed.
+        sum_wire: how the decoded gradient is packed.
         messages: packs this fit's messages.
         send: sends a message to the rank of an address.
 
@@ -64,7 +64,7 @@ class Parts(ABC):
     ranks: Ranks
     size: int
     wire: WireFormat
-    update_wire: WireFormat
+    sum_wire: WireFormat
     messages: Messages
     send: Callable[[int, Sequence[Payload]], None]
 
@@ -72,11 +72,11 @@ class Parts(ABC):
     shared: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        self.received = Received(self.ranks.me, self.size, self.wire, self.update_wire)
+        self.received = Received(self.ranks.me, self.size, self.wire, self.sum_wire)
 
     @abstractmethod
     def announce(self, number: int) -> None:
-        """A decision is about to be sent: from now on its parts may be written over older ones."""
+        """A decision is about to be sent: from now on its sums may be written over older ones."""
 
     @abstractmethod
     def hand_out(self, decision: Decision, packed: Tensor) -> None:
@@ -92,23 +92,23 @@ class Parts(ABC):
 
     @abstractmethod
     def packed(self, decision: Decision) -> list[tuple[Slice, Tensor]]:
-        """All parts of a decision that is `readable`."""
+        """All sums of a decision that is `readable`."""
 
     @abstractmethod
-    def whole(self, decision: Decision, dtype: torch.dtype) -> Tensor | None:
+    def as_one(self, decision: Decision, dtype: torch.dtype) -> Tensor | None:
         """The decoded gradient, (1, size) of ``dtype``, where that is how it lies in memory that others read too."""
 
     @abstractmethod
     def readable(self, number: int) -> bool:
-        """Whether all parts of a decision whose version has been published are here."""
+        """Whether all sums of a decision whose version has been published are here."""
 
     @abstractmethod
     def stays(self, number: int) -> bool:
-        """Whether all parts of a decision are here and will stay, so that they can be read ahead of its version."""
+        """Whether all sums of a decision are here and will stay, so that they can be read ahead of its version."""
 
     @abstractmethod
     def intact(self, number: int) -> bool:
-        """Whether nobody may have written over a decision's parts yet."""
+        """Whether nobody may have written over a decision's sums yet."""
 
     @abstractmethod
     def hopeless(self, number: int) -> bool:
@@ -120,8 +120,8 @@ class Parts(ABC):
 
 
 @dataclass
-class MessageParts(Parts):
-    """Slices and parts travel as messages between workers."""
+class MessageSums(Sums):
+    """Slices and sums travel as messages between workers."""
 
     shared = False
 
@@ -130,11 +130,11 @@ class MessageParts(Parts):
 
     def hand_out(self, decision: Decision, packed: Tensor) -> None:
         """Send each reducer its slice."""
-        for part in decision.slices(self.size):
-            if part.reducer != self.ranks.me:
-                slice_ = self.wire.cut(packed, self.size, part.start, part.stop)
+        for piece in decision.slices(self.size):
+            if piece.reducer != self.ranks.me:
+                slice_ = self.wire.cut(packed, self.size, piece.start, piece.stop)
                 message = self.messages.pack(self._header(Op.SLICE, decision), slice_)
-                self.send(self.ranks.address(part.reducer), message)
+                self.send(self.ranks.address(piece.reducer), message)
 
     def slices(self, decision: Decision, mine: Slice) -> dict[int, Tensor] | None:
         """What came, once all has."""
@@ -142,18 +142,18 @@ class MessageParts(Parts):
         return arrived if arrived.keys() >= set(decision.workers) - {self.ranks.me} else None
 
     def publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
-        """Send the part to all."""
-        message = self.messages.pack(self._header(Op.PART, decision), packed)
+        """Send the sum to all."""
+        message = self.messages.pack(self._header(Op.SUM, decision), packed)
         for address in self.ranks.others:
             self.send(address, message)
         self.received.keep_part(decision.number, mine.reducer, packed)
 
     def packed(self, decision: Decision) -> list[tuple[Slice, Tensor]]:
         """What came."""
-        here = self.received.parts(decision.number)
-        return [(part, here[part.reducer]) for part in decision.slices(self.size)]
+        here = self.received.sums(decision.number)
+        return [(piece, here[piece.reducer]) for piece in decision.slices(self.size)]
 
-    def whole(self, decision: Decision, dtype: torch.dtype) -> Tensor | None:
+    def as_one(self, decision: Decision, dtype: torch.dtype) -> Tensor | None:
         """Parts come apart."""
         return None
 
@@ -181,13 +181,13 @@ class SharedMemory:
     Attributes:
         arena: all of it.
         codewords: one packed codeword for each worker.
-        parts: (window, bytes) the packed parts of the decision with number m in row m % window.
-        newest: (1,) int64, the number of the newest decision, told here before anybody can write its parts.
+        sums: (window, bytes) the packed sums of the decision with number m in row m % window.
+        newest: (1,) int64, the number of the newest decision, told here before anybody can write its sums.
     """
 
     arena: Arena
     codewords: list[Tensor]
-    parts: Tensor
+    sums: Tensor
     newest: Tensor
 
     @classmethod
@@ -198,23 +198,23 @@ class SharedMemory:
             workers: n.
             codeword: bytes of a packed codeword.
             update: bytes of a packed decoded gradient.
-            window: decisions whose parts are kept.
+            window: decisions whose sums are kept.
         """
         # One scale more, and eight bytes of alignment, for each reducer.
         row = -(-(update + 16 * workers) // 8) * 8
         arena = Arena([codeword] * workers + [window * row, torch.int64.itemsize])
         codewords = [arena.take(codeword) for _ in range(workers)]
-        parts = arena.take(window * row).view(window, row)
-        return cls(arena, codewords, parts, newest=arena.take(torch.int64.itemsize).view(torch.int64))
+        sums = arena.take(window * row).view(window, row)
+        return cls(arena, codewords, sums, newest=arena.take(torch.int64.itemsize).view(torch.int64))
 
     def holds(self, number: int) -> bool:
-        """Whether nobody may have written over a decision's parts yet."""
-        return int(self.newest) - number < len(self.parts)
+        """Whether nobody may have written over a decision's sums yet."""
+        return int(self.newest) - number < len(self.sums)
 
 
 @dataclass
-class SharedParts(Parts):
-    """Codewords and parts lie in memory that all ranks share; rank 0 alone is told when a part is there.
+class SharedSums(Sums):
+    """Codewords and sums lie in memory that all ranks share; rank 0 alone is told when a sum is there.
 
     Args:
         memory: that memory.
@@ -240,24 +240,24 @@ class SharedParts(Parts):
         }
 
     def publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
-        """Put the part in its place, and tell rank 0."""
+        """Put the sum in its place, and tell rank 0."""
         placed = self._place(decision, mine.reducer).copy_(packed)
         if self.ranks.me != self.ranks.coordinator:
-            self.send(COORDINATOR, self.messages.pack(self._header(Op.PART, decision), placed))
+            self.send(COORDINATOR, self.messages.pack(self._header(Op.SUM, decision), placed))
         self.received.keep_part(decision.number, mine.reducer, placed)
 
     def packed(self, decision: Decision) -> list[tuple[Slice, Tensor]]:
         """Each in its place."""
-        return [(part, self._place(decision, part.reducer)) for part in decision.slices(self.size)]
+        return [(piece, self._place(decision, piece.reducer)) for piece in decision.slices(self.size)]
 
-    def whole(self, decision: Decision, dtype: torch.dtype) -> Tensor | None:
-        """The parts of one row lie one after the other, and may not be packed at all."""
-        if decision.rows > 1 or not self.update_wire.carries(dtype):
+    def as_one(self, decision: Decision, dtype: torch.dtype) -> Tensor | None:
+        """The sums of one row lie one after the other, and may not be packed at all."""
+        if decision.rows > 1 or not self.sum_wire.carries(dtype):
             return None
-        return self._row(decision)[: self.update_wire.nbytes(self.size)].view(dtype)[None]
+        return self._row(decision)[: self.sum_wire.nbytes(self.size)].view(dtype)[None]
 
     def readable(self, number: int) -> bool:
-        """Whether they are still there: a version is published after all parts of the step to it."""
+        """Whether they are still there: a version is published after all sums of the step to it."""
         return number in self.received.decisions and self.memory.holds(number)
 
     def stays(self, number: int) -> bool:
@@ -273,13 +273,13 @@ class SharedParts(Parts):
         return True
 
     def _row(self, decision: Decision) -> Tensor:
-        return self.memory.parts[decision.number % len(self.memory.parts)]
+        return self.memory.sums[decision.number % len(self.memory.sums)]
 
     def _place(self, decision: Decision, reducer: int) -> Tensor:
         offset = 0
-        for part in decision.slices(self.size):
-            nbytes = self.update_wire.nbytes(decision.rows * (part.stop - part.start))
-            if part.reducer == reducer:
+        for piece in decision.slices(self.size):
+            nbytes = self.sum_wire.nbytes(decision.rows * (piece.stop - piece.start))
+            if piece.reducer == reducer:
                 return self._row(decision)[offset : offset + nbytes]
             offset += -(-nbytes // 8) * 8
         raise KeyError(reducer)
