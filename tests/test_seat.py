@@ -44,8 +44,8 @@ def test_a_worker_has_links_to_all_others_unless_they_share_memory(dedicated, pe
     assert seat(settings, 2, memory=memory).peers == []
     ranks = seat(settings, 2).reduction(print).ranks
     assert (ranks.me, ranks.coordinator) == (2, None if dedicated else 0)
-    assert isinstance(seat(settings, 2).reduction(print).parts, MessageSums)
-    assert isinstance(seat(settings, 2, memory=memory).reduction(print).parts, SharedSums)
+    assert isinstance(seat(settings, 2).reduction(print).sums, MessageSums)
+    assert isinstance(seat(settings, 2, memory=memory).reduction(print).sums, SharedSums)
 
 
 def test_a_dedicated_coordinator_makes_no_codewords():
@@ -74,6 +74,6 @@ def test_workers_round_by_numbers_of_their_own():
 
 def test_settings_hold_as_many_updates_as_half_a_model_has_room_for():
     whole, packed = settled(), settled(update_dtype="int8")
-    assert [len(shared_memory(settings, nn.Linear(300, 200)).parts) for settings in (whole, packed)] == [2, 2]
+    assert [len(shared_memory(settings, nn.Linear(300, 200)).sums) for settings in (whole, packed)] == [2, 2]
     sketch = settled(code=local_code(4, data_parts=4, blocks=4), stale="drop", update_dtype="int8")
-    assert len(shared_memory(sketch, nn.Linear(300, 200)).parts) == 7
+    assert len(shared_memory(sketch, nn.Linear(300, 200)).sums) == 7

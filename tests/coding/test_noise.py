@@ -42,8 +42,8 @@ def test_it_is_what_decoding_random_gradients_shows(code, live, own):
     arrivals, batch_noise, dims = 5, 0.7, 4000
     random = torch.Generator().manual_seed(1)
     signal = torch.randn(code.blocks, dims, dtype=torch.float64, generator=random)
-    own = torch.randn(code.data_parts, code.blocks, dims, dtype=torch.float64, generator=random)
-    tasks = (signal + math.sqrt(batch_noise * code.data_parts) * own).flatten(0, 1)
+    apart = torch.randn(code.data_parts, code.blocks, dims, dtype=torch.float64, generator=random)
+    tasks = (signal + math.sqrt(batch_noise * code.data_parts) * apart).flatten(0, 1)
     others = [worker for worker in live if worker != own]
     wanted_others = arrivals - (own is not None)
     dual = live_coefficients(code, live)
