@@ -21,7 +21,7 @@ from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
 from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
 from lwpd_lightning.exchange.update import Contribution, DataSourceFailed
-from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import LinkLost
@@ -280,6 +280,8 @@ class Worker:
             if self._worker in decision.workers and self._codeword is not None:
                 self._codeword.counted = True
             self._reduction.begin(decision)
+        elif header.op is Op.VOID:
+            self._refused(header.version)
         elif header.op is Op.LOST:
             self._peers.lost(header.version)
 
@@ -295,6 +297,12 @@ class Worker:
         if self._codeword is not None and self._codeword.version < oldest:
             self._withdraw()
 
+    def _refused(self, version: int) -> None:
+        """Rank 0 found the codeword of a version too large: nothing of it may come with a later one."""
+        if self._codeword is not None and self._codeword.version == version:
+            self._reduction.forget()
+            self._withdraw()
+
     def _withdraw(self) -> None:
         self._codeword = None
         self._reduction.withdraw()
@@ -306,6 +314,7 @@ class Worker:
             op, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
             compute_s=contribution.compute_s, samples=contribution.samples, batch_index=self._model.skipped,
             checksum=self._model.computed_at.trainable, rest=self._model.computed_at.rest,
+            norm=UNMEASURED if contribution.norm is None else contribution.norm,
         )  # fmt: skip
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
         told = torch.cat([touched, text(contribution.logged)]) if contribution.logged else touched
