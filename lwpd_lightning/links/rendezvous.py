@@ -1,8 +1,8 @@
 """Where the ranks of a fit find each other: torch's TCPStore holds the coordinator's address and the run's seed.
 
-Nothing secret and no tensor passes it. Anybody who reaches it may write to it: every value is signed under the run's key
-for the name that it has, and one that is not is as good as none, so that whoever waits for it goes on waiting. A value
-of the same name that was written over may be put back.
+Nothing secret and no tensor passes it. Anybody who reaches it may write to it: every value is signed under the run's
+key for the name that it has, and one that is not is as good as none, so that whoever waits for it goes on waiting. A
+value of the same name that was written over may be put back.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import hmac
 import logging
 import socket
 import time
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 
 from torch.distributed import DistNetworkError, DistStoreError, TCPStore  # type: ignore[attr-defined]
 
+from lwpd_lightning.links.door import Door
 from lwpd_lightning.links.keys import RunKey
+from lwpd_lightning.links.room import KEPT_BY_STORE
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +31,13 @@ _SIGNATURE = 64  # hexadecimal digits
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket for the store, made before the workers are so that they know its port (0: any free one)."""
+    """A listening socket at a numeric address; port 0: any free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
-    listener.listen(1024)
+    # All workers knock at once, and who is turned away knocks again a second later; so many silent strangers wait here.
+    listener.listen(4096)
     return listener
 
 
@@ -59,10 +63,15 @@ class Rendezvous:
         generation: which fit of the run this is; the keys of one fit are never read by another.
         timeout_s: how long to wait for the coordinator.
         key: signs all that is written.
+        door: of the store, where it is served here; closed with it.
     """
 
-    def __init__(self, store: TCPStore, generation: int, timeout_s: float, key: RunKey) -> None:
-        self._store, self._key = store, key
+    def __init__(
+        self, store: TCPStore, generation: int, timeout_s: float, key: RunKey, door: Door | None = None
+    ) -> None:
+        self._store, self._key, self._door = store, key, door
+        if door is not None:
+            weakref.finalize(store, door.close)
         self._prefix = f"lwpd/{generation}"
         self._timeout = timedelta(seconds=timeout_s)
 
@@ -70,10 +79,11 @@ class Rendezvous:
     def host(cls, listener: socket.socket, generation: int, timeout_s: float, key: RunKey) -> Rendezvous:
         """Serve the store on ``listener``, which it takes over."""
         host, port = listener.getsockname()[:2]
+        door = Door(listener.fileno(), KEPT_BY_STORE, "the store")
         store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
         )
-        return cls(store, generation, timeout_s, key)
+        return cls(store, generation, timeout_s, key, door)
 
     @classmethod
     def join(cls, host: str, port: int, generation: int, timeout_s: float, key: RunKey) -> Rendezvous:

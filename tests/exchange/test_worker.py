@@ -345,7 +345,7 @@ def test_a_worker_that_takes_over_states_keeps_nothing_of_older_decisions(stack)
     for seat in (fit.seat, *(thread.seat for thread in fit.workers.values())):
         received = seat.reduction._received
         assert len(received.decisions) <= 2
-        assert len(received._parts) <= 2
+        assert len(received._sums) <= 2
         assert len(received._slices) <= 2
 
 
