@@ -199,6 +199,8 @@ class Tally:
     def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
         if payload.numel() != self._statistics.nbytes or not 0 <= rest.numel() - self._tensors <= _MOST_LOGGED:
             raise ProtocolError(f"{Op.READY.name} with {payload.numel()} and {rest.numel()} bytes")
+        if header.version > self.open.version:
+            raise ProtocolError(f"{Op.READY.name} of version {header.version}, which is to come")
         if not (header.norm >= 0 or header.norm == UNMEASURED):
             raise ProtocolError(f"{Op.READY.name} of norm {header.norm}")
         return Contribution(
