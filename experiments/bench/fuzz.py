@@ -43,6 +43,8 @@ from lwpd_lightning.rule.patience import Patience
 RANKS, _RUN_ID, _FINGERPRINT = 3, bytes(16), bytes(32)
 # An update that takes longer hangs; a worker that holds one up for longer is given up.
 _HANG_S, _PATIENCE_S = 30.0, 0.5
+# Of messages that have a mutated copy: most of the time an exchange goes on.
+_SHARE = 0.1
 _OP_AT, _SIZES_AT = 6, HEADER_BYTES - 16
 _NUMBERS = (0, 1, 2, 0x7F, 0xFF, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 
@@ -64,7 +66,7 @@ class Mutations:
 
     def of(self, frames: Sequence[bytes]) -> list[bytes] | None:
         """A copy that differs; None: this time there is none."""
-        if not self.left or self._draw.random() < 0.2:
+        if not self.left or self._draw.random() > _SHARE:
             return None
         draw, copy = self._draw, [bytearray(frame) for frame in frames]
         how = draw.choice(("bits", "field", "op", "sizes", "cut", "longer", "frames", "payload"))
@@ -85,7 +87,7 @@ class Mutations:
         elif how == "longer":
             head += draw.randbytes(draw.randint(1, 64))
         elif how == "frames":
-            copy = copy + [bytearray(draw.randbytes(draw.randrange(64)))] if draw.random() < 0.5 else [bytearray()]
+            copy = [*copy, bytearray(draw.randbytes(draw.randrange(64)))] if draw.random() < 0.5 else [bytearray()]
         elif len(head) > HEADER_BYTES:
             for _ in range(draw.randint(1, 8)):
                 head[draw.randrange(HEADER_BYTES, len(head))] = draw.randrange(256)
@@ -100,7 +102,7 @@ class Network:
     """All messages under way: of each receiver, from whom they are and on which link."""
 
     def __init__(self, mutations: Mutations) -> None:
-        self.queues: dict[int, deque[Message]] = {rank: deque() for rank in (COORDINATOR, *range(RANKS))}
+        self.queues: dict[int, deque[Any]] = {rank: deque() for rank in (COORDINATOR, *range(RANKS))}
         self._mutations = mutations
 
     def send(self, sender: int, to: int, frames: Sequence[Payload]) -> None:
@@ -176,7 +178,8 @@ class FakeLinks:
         """And stay so."""
 
     def renew(self) -> None:
-        """Forget what is under way from rank 0."""
+        """Forget what is under way from rank 0, which sees the link end."""
+        self._network.queues[COORDINATOR].append(LinkLost(self._worker))
         kept = [message for message in self._queue if message.worker != COORDINATOR]
         self._queue.clear()
         self._queue.extend(kept)
@@ -195,9 +198,7 @@ class _Rank:
         self.precision = torch.amp.GradScaler("cpu")  # type: ignore[attr-defined]
         self.messages = Messages(_RUN_ID, arena=None)
         self.blocks = BlockMap(list(self.model.parameters()), code.blocks)
-        sums = MessageSums(
-            Ranks(worker, 0, set(range(RANKS))), self.blocks.block_size, wire, wire, self.messages, send
-        )
+        sums = MessageSums(Ranks(worker, 0, set(range(RANKS))), self.blocks.block_size, wire, wire, self.messages, send)
         self.reduction = Reduction(self.blocks, sums, None, LinearReceiver(code, self.blocks, one_version=False))
         values = torch.full((self.blocks.block_size,), 1e-3)
         self._codeword = Codeword(values, wire.pack(values))
@@ -242,7 +243,9 @@ class TinyWorker:
     def turn(self) -> bool:
         """Take what has come; whether there was anything to do."""
         busy = False
-        if self._again_at and time.monotonic() > self._again_at:
+        if time.monotonic() < self._again_at:
+            return False
+        if self._again_at:
             self._again_at = 0.0
             self._worker._forget()
             self._worker._entered = False
@@ -256,7 +259,7 @@ class TinyWorker:
                 return busy
             except (Refused, CoordinatorLost) as reason:
                 self._returns[type(reason).__name__] += 1
-                self._again_at = time.monotonic() + 0.01
+                self._again_at = time.monotonic() + 0.002
                 return True
 
 
@@ -271,10 +274,8 @@ def fuzz(frames: int, seed: int, report: Callable[[str], None] = lambda line: No
     hub: Any = FakeHub(network)
     rank, code = _Rank(0, hub.send), uncoded(RANKS)
     rule = ArrivalRule(code, 2, own=0)
-    members = Membership(range(1, RANKS), 0, grace_s=0.05, join_s=1.0)
-    publication = Publication(
-        hub, rank.messages, rank.model, rank.blocks.device, rank.optimizer, rank.precision
-    )
+    members = Membership(range(1, RANKS), 0, grace_s=0.05, join_s=0.3)
+    publication = Publication(hub, rank.messages, rank.model, rank.blocks.device, rank.optimizer, rank.precision)
     admission = Admission(
         hub, members, publication, rule, rank.reduction.ranks, messages=rank.messages, fingerprint=_FINGERPRINT,
         min_workers=1, returns=True, exited=lambda worker, wait_s: None, fence=lambda worker: None,

@@ -79,7 +79,7 @@ class Decision:
 
     @classmethod
     def unpack(cls, header: Header, payload: Tensor, rest: Tensor, rows: int) -> Decision:
-        """Read a decision of ``rows`` rows; raises ProtocolError for payloads of other sizes, or where nobody could act."""
+        """Read a decision of ``rows`` rows; raises ProtocolError where nobody can carry it out."""
         count = header.elements
         if count < 1 or payload.numel() != 8 * (1 + count * (1 + rows)):
             raise ProtocolError(f"a decision of {payload.numel()} bytes on {count} codewords with {rows} rows")
