@@ -196,7 +196,7 @@ def test_every_rank_decodes_the_weighted_sum(code, shapes, wire, sum_wire, share
 
 @on_each_device
 @pytest.mark.parametrize("code", CODES, ids=repr)
-@pytest.mark.parametrize(("wire", "update_wire"), [("float32", "float32"), ("int8", "bfloat16")])
+@pytest.mark.parametrize(("wire", "sum_wire"), [("float32", "float32"), ("int8", "bfloat16")])
 @pytest.mark.parametrize("along", [False, True])
 def test_codewords_that_lie_on_a_device_are_added_up_on_the_host(device, code, wire, sum_wire, along):
     along = along and code.direction is not None
@@ -520,7 +520,7 @@ def compute(table, worker, number, value):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("update_wire", ["float32", "int8"])
+@pytest.mark.parametrize("sum_wire", ["float32", "int8"])
 def test_with_feedback_nothing_is_lost(shared, sum_wire):
     """What was meant and is not in a memory was decoded: what packing lost, up and down, is in the memories.
 
