@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,7 @@ class CodewordComputation:
         seed: keys the randomness of all data parts of the run.
         wire: how codewords are packed.
         slot: memory shared with other ranks that packed codewords go to; None: each has memory of its own.
+        measures: whether the norms of codewords are asked for, which takes a pass over each.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class CodewordComputation:
         seed: int,
         wire: WireFormat,
         slot: Tensor | None = None,
+        measures: bool = False,
     ) -> None:
         self.blocks = blocks
         self.parts = code.parts(worker)
         self._trainer, self._worker, self._sender, self._seed = trainer, worker, sender, seed
         self._wire, self._slot, self._staging = wire, slot, Staging(blocks.device)
+        self._measures = measures
         self._carried = Carried(self._module, code)
         self._statistics = StateLayout.statistics(self._module, blocks.device)
         self._callbacks = [c for c in trainer.callbacks if isinstance(c, WorkerCallback)]  # type: ignore[attr-defined]
@@ -164,6 +168,7 @@ class CodewordComputation:
         # 16-mixed leaves a step with infinities out itself, and learns its scale by them.
         if not (finite := scales_loss(self._precision) or _finite(codeword)):
             self._sender.discard()
+        norm = _norm(codeword) if self._measures else None
         for callback in self._callbacks:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()
@@ -177,6 +182,7 @@ class CodewordComputation:
             statistics=statistics,
             logged=logged,
             finite=finite,
+            norm=norm,
         )
 
     def _packed(self, codeword: Tensor) -> Tensor:
@@ -200,6 +206,13 @@ class CodewordComputation:
 def _finite(values: Tensor) -> bool:
     # A sum is one pass that makes nothing; it may be infinite of values that are not.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def _norm(values: Tensor) -> float | None:
+    """The Euclidean norm; None of what is not finite."""
+    # In float64, in which squares of any float32 add up to something finite.
+    norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    return norm if math.isfinite(norm) or _finite(values) else None
 
 
 def closure_loss(output: Any) -> Tensor:

@@ -12,6 +12,7 @@ from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from lwpd_lightning.rule.membership import Membership
+from lwpd_lightning.rule.norms import NormGuard
 from lwpd_lightning.rule.patience import Patience
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
@@ -78,6 +79,7 @@ def coordinator_of(
         first_version=trainer.global_step,
         timeout_s=settings.timeout_s,
         patience=Patience(settings.update_timeout_s, settings.timeout_s),
+        guard=NormGuard(settings.norm_limit),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lwpd_lightning.data import CodedLoader
@@ -39,6 +40,7 @@ class Gathering:
         local_ranks: as given.
         elsewhere: whether there are workers that this process does not start.
         memory: that the ranks of the exchange share; None: they share none.
+        announce_again: says once more what `announce` said: anybody may have written over it.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Gathering:
         self._rank_of = 1 if settings.dedicated_coordinator else 0  # of worker 0
         self.elsewhere = starts_elsewhere(environment, num_nodes)
         self.memory: SharedMemory | None = None
+        self.announce_again: Callable[[], None] = lambda: None
         self._meeting: Meeting | None = None
         self._listener: socket.socket | None = None
         self._workers = Workers({})
@@ -103,6 +106,7 @@ class Gathering:
     def announce(self, port: int, seed: int) -> None:
         """Tell all workers at the store that rank 0 listens at ``port``, and the run's seed."""
         assert self._meeting is not None
+        segment = self._meeting.segment
         if self._listener is None:
             store = self._entries.store
             assert store is not None
@@ -111,7 +115,8 @@ class Gathering:
             timeout_s, key = self._settings.timeout_s, self._meeting.run_key
             store = rendezvous.Rendezvous.host(self._listener, self._generation, timeout_s, key)
             self._entries.attach(store, [])
-        store.announce(rendezvous.endpoint(self.host, port), seed, self._meeting.segment)
+        self.announce_again = partial(store.announce, rendezvous.endpoint(self.host, port), seed, segment)
+        self.announce_again()
 
     def exited(self, worker: int, wait_s: float) -> str | None:
         """How a worker's process ended, in words; None where it lives or runs on another machine."""
@@ -145,6 +150,7 @@ class Gathering:
 
     def end(self) -> None:
         """End the workers of this machine."""
+        self.announce_again = lambda: None  # it holds the store
         if not self.elsewhere:
             self._entries.detach()
         self._workers.end()

@@ -9,6 +9,8 @@ from typing import SupportsIndex
 
 import torch
 
+from lwpd_lightning.rule.norms import NormLimit
+
 
 def shown(value: object) -> str:
     """A refused value on one short line."""
@@ -56,4 +58,14 @@ def seconds(name: str, given: object, least: float, most: float) -> float:
         return float(given)
     raise ValueError(
         f"{name}={shown(given)} is no duration: use a positive number of seconds, {least:g} to {most:.0f}."
+    )
+
+
+def norm_limit(given: object) -> float | str | None:
+    """A bound on norms, as `NormLimit.read` takes it, or None; raises ValueError for anything else."""
+    if given is None or (isinstance(given, str | numbers.Real) and NormLimit.read(given) is not None):
+        return given if given is None or isinstance(given, str) else float(given)
+    raise ValueError(
+        f"max_codeword_norm={shown(given)} is no bound on norms: use a positive number, a multiple above 1 of the "
+        "median as '10x', or None."
     )

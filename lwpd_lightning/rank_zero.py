@@ -99,7 +99,7 @@ class CodedFit:
         lost = [] if self._settings.start_method == "fork" else [failure.worker for failure in self._failures]
         self._coordinator = self._coordinate(meeting.run_key, seat, lost)
         self._steering = Steering(self._trainer, StateLayout.buffers(module, self._blocks.device))
-        self._coordinator.admit()
+        self._coordinator.admit(self._gathering.announce_again)
 
     def _coordinate(self, key: RunKey, seat: Seat, lost: list[int]) -> Coordinator:
         """Open rank 0's links, tell the workers where, and make what decides."""

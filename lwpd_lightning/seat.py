@@ -109,8 +109,9 @@ class Seat:
         if self._worker is None or self.sender is None:
             return None
         return CodewordComputation(
-            trainer, self._code, self._worker, self.blocks, self.sender, self._seed, wire=self.wire, slot=self._slot
-        )
+            trainer, self._code, self._worker, self.blocks, self.sender, self._seed, wire=self.wire, slot=self._slot,
+            measures=self._settings.max_codeword_norm is not None,
+        )  # fmt: skip
 
     def reduction(self, send: Callable[[int, Sequence[Payload]], None]) -> Reduction:
         """This rank's share in adding up; ``send`` takes a message to the rank of an address."""

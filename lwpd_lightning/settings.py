@@ -23,8 +23,9 @@ from lwpd_lightning.coding.wire import (
     smallest_without_feedback,
 )
 from lwpd_lightning.data.batch_size import BatchSizeMeans
-from lwpd_lightning.given import bounds, seconds, shown, whole
+from lwpd_lightning.given import bounds, norm_limit, seconds, shown, whole
 from lwpd_lightning.rule.arrivals import Stale
+from lwpd_lightning.rule.norms import NormLimit
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]
@@ -54,6 +55,7 @@ class ExchangeSettings:
     batch_size_means: BatchSizeMeans = "global"
     compressor: str | None = None
     restart_workers: bool = True
+    max_codeword_norm: float | str | None = None
 
     def __post_init__(self) -> None:
         self._read()
@@ -127,6 +129,7 @@ class ExchangeSettings:
             if not isinstance(value := getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name}={shown(value)} is neither true nor false: use True or False.")
             read[name] = bool(value)
+        read["max_codeword_norm"] = norm_limit(self.max_codeword_norm)
         for name, value in read.items():
             object.__setattr__(self, name, value)
 
@@ -285,6 +288,11 @@ class ExchangeSettings:
     def made_by(self) -> Compressor:
         """The sender and the receiver that ranks make."""
         return COMPRESSORS[self.compressor or ("error_feedback" if self.error_feedback else "plain")]
+
+    @property
+    def norm_limit(self) -> NormLimit | None:
+        """How large a codeword may be; None: that is not looked at."""
+        return NormLimit.read(self.max_codeword_norm)
 
     @property
     def remembers(self) -> bool:

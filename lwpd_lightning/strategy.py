@@ -85,6 +85,9 @@ class LWPDStrategy(SeparateRanks):
         restart_workers: a worker of rank 0's machine whose process has ended is started again: at once, then after 1,
             2, 4 ... 60 s, six times in a row. It takes over rank 0's state and counts again. A Python exception of a
             worker still ends the run.
+        max_codeword_norm: a codeword whose Euclidean norm, divided by that of its worker's row of the generator, is
+            larger counts no more than one that is not finite: a number, or "10x" for ten times the median of the last
+            256 that counted (no bound before the eighth). With error_feedback its worker's memory begins anew.
         dedicated_coordinator: rank 0 computes no codeword, so devices x num_nodes is n + 1.
         start_method: "fork" (one machine, no CUDA), "rerun" (the job's command, once for each worker), or "auto".
         batch_size_means: what the training loader's ``batch_size`` is: "global", the whole update's batch, or
@@ -125,6 +128,7 @@ class LWPDStrategy(SeparateRanks):
         batch_size_means: BatchSizeMeans = "global",
         compressor: str | None = None,
         restart_workers: bool = True,
+        max_codeword_norm: float | str | None = None,
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -148,6 +152,7 @@ class LWPDStrategy(SeparateRanks):
             timeout_s=timeout_s,
             update_timeout_s=update_timeout_s,
             restart_workers=restart_workers,
+            max_codeword_norm=max_codeword_norm,
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,
             batch_size_means=batch_size_means,

@@ -98,6 +98,20 @@ def test_only_true_and_false_are_true_or_false(name, value):
     assert getattr(ExchangeSettings(wire_dtype="int8", **{name: np.True_}), name) is True
 
 
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "x", "1x", "many", [3]])
+def test_what_bounds_no_norm_is_refused(value):
+    sentence = refusal(ExchangeSettings, max_codeword_norm=value)
+    assert sentence == (
+        f"max_codeword_norm={value!r} is no bound on norms: use a positive number, a multiple above 1 of the median as "
+        "'10x', or None."
+    )
+
+
+@pytest.mark.parametrize(("value", "read"), [(np.float32(2), 2.0), (3, 3.0), ("10x", "10x"), (None, None)])
+def test_bounds_on_norms_are_read(value, read):
+    assert ExchangeSettings(max_codeword_norm=value).max_codeword_norm == read
+
+
 @pytest.mark.parametrize("value", ["lwpd", lwpd_code, CODE.generator, {"n": 8}, 8])
 def test_what_is_no_code_is_refused(value):
     sentence = refusal(ExchangeSettings, code=value)

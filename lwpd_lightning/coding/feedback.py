@@ -116,6 +116,12 @@ class ErrorFeedback(Sender):
         self._seen.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     @torch.no_grad()
+    def forget(self) -> None:
+        """Forget everything: what made the codeword too large cannot be told from the rest."""
+        self._seen.zero_()
+        self._settled = None
+
+    @torch.no_grad()
     def give_back(self, start: int, stop: int, lost: Tensor) -> None:
         """Add to the memory, along the row of the codeword made last, what positions ``start`` to ``stop`` lost."""
         lost = lost.to(self._seen).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -68,6 +68,10 @@ class Sender(ABC):
     def discard(self) -> None:
         """The codeword made last goes nowhere: what is not finite of it must not spoil later ones."""
 
+    def forget(self) -> None:
+        """The codeword made last is too large and goes nowhere: nothing of it may come with later ones."""
+        self.discard()
+
     def held(self, touched: set[int]) -> set[int]:
         """The parameters, by position, of which the codeword may hold something.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import digest
 from lwpd_lightning.exchange.update import Failure, TooFewWorkers, WorkerFailed
-from lwpd_lightning.links.header import NO_BATCH, Header, Op
+from lwpd_lightning.links.header import NO_BATCH, Header, Op, ProtocolError
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import Message
@@ -29,6 +30,7 @@ _RETURN_S = 60.0
 # A killed process' sockets close a moment before its exit status can be read.
 _EXIT_S = 0.5
 _DIGEST_BYTES = 32
+_ADDRESS = re.compile(r"(tcp://[0-9A-Za-z.:%\[\]-]+:\d{1,5})?")
 # How often it is looked whether the process of a lost worker has ended.
 _RESTART_LOOK_S = 0.05
 
@@ -120,8 +122,11 @@ class Admission:
 
         Raises:
             WorkerFailed: at the start, where it came to another fit.
+            ProtocolError: its inbox is nowhere.
         """
-        worker, joined = event.worker, bytes(payload.tolist())
+        worker, joined, address = event.worker, bytes(payload.tolist()), words(rest)
+        if not _ADDRESS.fullmatch(address):  # others would be told of it
+            raise ProtocolError(f"{Op.JOIN.name} with an inbox at {address[:60]!r}")
         fingerprint, its = joined[:-_DIGEST_BYTES], joined[-_DIGEST_BYTES:]
         other = (
             f"worker {worker} came to another fit than rank 0: its model's shapes, its code, its batches or its seed "
@@ -132,7 +137,7 @@ class Admission:
         try:
             if fingerprint != self._fingerprint:
                 raise Refused(other)
-            self.members.join(worker, header.incarnation, words(rest), time.monotonic())
+            self.members.join(worker, header.incarnation, address, time.monotonic())
         except Refused as refused:
             log.warning("A process is not let in: %s", refused)
             self.refuse(event.link, str(refused))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from lwpd_lightning.reduction.decision import Decision
 from lwpd_lightning.reduction.received import BadPeer
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.rule.norms import NormGuard
 from lwpd_lightning.rule.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Coordinator:
         first_version: number of the first version that is published.
         timeout_s: longest wait for one update, or for all to start.
         patience: how long an update may be held up before who holds it up is given up.
+        guard: which codewords are too large to count; None: none are.
     """
 
     def __init__(
@@ -67,19 +70,16 @@ class Coordinator:
         first_version: int,
         timeout_s: float,
         patience: Patience,
+        guard: NormGuard | None = None,
     ) -> None:
         self.version = first_version - 1
         self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
         self._admission, self._members = admission, admission.members
         self._messages, self._timeout_s, self._patience = messages, timeout_s, patience
-        self._tally = Tally(rule, reduction, model)
+        self._tally = Tally(rule, reduction, model, guard)
         self._heard_at = 0.0  # when all that had come was read
         self._bytes_told = 0
         self.decided = 0  # the decision of the update that was closed last
-
-    @property
-    def _others(self) -> list[int]:
-        return self._admission.present
 
     @property
     def failures(self) -> list[Failure]:
@@ -91,10 +91,11 @@ class Coordinator:
         """Updates that were closed."""
         return self._rule.updates
 
-    # Start-up.
+    def admit(self, remind: Callable[[], None] = lambda: None) -> None:
+        """Start-up barrier: wait until every live worker has rank 0's state and has met those it will talk to.
 
-    def admit(self) -> None:
-        """Start-up barrier: wait until every live worker has rank 0's state and has met those it will talk to."""
+        ``remind`` is called now and then: it tells those who are still to come where rank 0 is.
+        """
         self._admission.start(self.version)
         deadline, report = time.monotonic() + self._timeout_s, time.monotonic() + _START_REPORT_S
         while not self._admission.started():
@@ -103,6 +104,7 @@ class Coordinator:
             if time.monotonic() > report:
                 report += _START_REPORT_S
                 log.warning("Waiting for %s", self._admission.awaited)
+                remind()
             for event in self._hub.events(_LOOK_S):
                 self._handle(event, time.monotonic())
             self._admission.introduce()
@@ -144,8 +146,10 @@ class Coordinator:
         )
         self._tell_who_missed()
         whole = how is How.WHOLE
-        self._publication.publish(self._others, position, step, attributes, decided=self.decided, moved=whole)
-        self._tally.published(set(self._others))
+        self._publication.publish(
+            self._admission.present, position, step, attributes, decided=self.decided, moved=whole
+        )
+        self._tally.published(set(self._admission.present))
 
     def arrived(self, checksum: Checksum) -> None:
         """The model is at the version that was published last: what it is computed at has this checksum."""
@@ -161,7 +165,7 @@ class Coordinator:
 
         Raises:
             WorkerFailed: a worker raised an exception.
-            NotFinite: too few codewords of this update are finite.
+            NotFinite: too few codewords of this update are finite, and not too large.
             TooFewWorkers: fewer than ``min_workers`` live.
             TimeoutError: the update did not close in ``timeout_s``; names the workers that it waited for.
         """
@@ -176,7 +180,8 @@ class Coordinator:
             for worker, reason in self._admission.cut_off(self._heard_at).items():
                 self._lose(worker, reason)
             self._admission.restart(self._heard_at)
-            if self._admission.enough_live() and self._tally.decision is None and self._may_decide:
+            open_still = self._admission.enough_live() and self._tally.decision is None
+            if open_still and self._rule.complete and not self._members.broken(self._rule.counted):
                 self._decide()
             decision = self._tally.decision
             if decision is not None and self._reduction.complete(decision.number):
@@ -204,7 +209,7 @@ class Coordinator:
             await_farewell: first read on until the workers have hung up, but not for ever. A socket that is closed with
                 codewords unread takes back what it has sent, and a worker behind a slow link would not hear the end.
         """
-        staying = set(self._others)
+        staying = set(self._admission.present)
         end = self._publication.header(Op.STOP, self.version)
         end = end._replace(epoch=epoch, batch_index=batch_index, global_step=global_step)
         self._publication.send(sorted(self._members.workers), end)  # those that were given up too
@@ -252,10 +257,7 @@ class Coordinator:
         if header.op is Op.FAILURE:
             raise WorkerFailed(words(payload))
         if header.op is Op.READY:
-            agreement = self._tally.ready(header, payload, rest)
-            if agreement is not Agreement.SAME:
-                diverged = agreement is Agreement.DIVERGED
-                self._take_over(header.worker, diverged_at=header.version if diverged else None)
+            self._answer(header, self._tally.ready(header, payload, rest))
         elif header.op is Op.VOID:
             self._tally.refuse(header.worker, header.version)
         elif header.op is Op.LATE:
@@ -278,6 +280,13 @@ class Coordinator:
         else:
             raise ProtocolError(f"{header.op.name} from a worker")
 
+    def _answer(self, header: Header, agreement: Agreement) -> None:
+        if agreement is Agreement.TOO_LARGE:
+            self._publication.refuse(header.worker, header.version)
+        elif agreement is not Agreement.SAME:
+            diverged_at = header.version if agreement is Agreement.DIVERGED else None
+            self._take_over(header.worker, diverged_at=diverged_at)
+
     def _take_over(self, worker: int, *, diverged_at: int | None = None) -> None:
         self._tally.open.resyncs += 1
         self._publication.take_over(worker, diverged_at=diverged_at)
@@ -288,7 +297,7 @@ class Coordinator:
         header = self._publication.header(Op.DECISION, self.version)
         header = header._replace(elements=len(decision.workers), decision=decision.number)
         self._reduction.sums.announce(decision.number)
-        self._publication.send(self._others, header, payload, rest)
+        self._publication.send(self._admission.present, header, payload, rest)
         try:
             self._reduction.begin(decision)
         except BadPeer as error:
@@ -299,7 +308,8 @@ class Coordinator:
         self._patience.observe(wait_s)
         self.decided = decision.number
         sent = self._publication.bytes_sent
-        closed = self._tally.close(wait_s=wait_s, others=len(self._others), bytes_down=sent - self._bytes_told)
+        others, down = len(self._admission.present), sent - self._bytes_told
+        closed = self._tally.close(wait_s=wait_s, others=others, bytes_down=down)
         self._bytes_told = sent
         return closed
 
@@ -317,7 +327,7 @@ class Coordinator:
 
     def _tell_who_missed(self) -> None:
         """Let workers whose queue was full ask for the state; decide again where one lacks what it was to add up."""
-        for worker in sorted(self._hub.refused & set(self._others)):
+        for worker in sorted(self._hub.refused & set(self._admission.present)):
             self._hub.refused.discard(worker)
             self._publication.send([worker], self._publication.header(Op.MISSED))
             if worker not in self._hub.refused:  # as it is again where there is still no room
@@ -340,10 +350,6 @@ class Coordinator:
         if self._patience.over(waiting_for, time.monotonic()):
             for worker in set(waiting_for[1]) - {self._rule.own}:
                 self._lose(worker, f"it held an update up for {self._patience.seconds:.3g} s")
-
-    @property
-    def _may_decide(self) -> bool:
-        return self._rule.complete and not self._members.broken(self._rule.counted)
 
     def _check_deadline(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:

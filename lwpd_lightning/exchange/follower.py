@@ -156,7 +156,7 @@ class Follower:
         """Step to the newest published version as far as what came allows; whether the model is there."""
         while self.at < self.newest:
             following = self._versions.get(self.at + 1)
-            if following is None:
+            if following is None or self.at not in self._versions:
                 self.ask_for_state()
                 return False
             if following.header.decision and not self._step(following):
@@ -183,7 +183,9 @@ class Follower:
         self._resyncing, self.skipped, self._done = False, 0, -1
         self._reduction.commit(header.decision)
         self._reach(header.version)
-        self._versions.pop(header.version, None)  # it comes again, with the buffers that its batch is computed on
+        # Rank 0 sends the state of the version that it published last: a newer one there is not.
+        self.newest = min(self.newest, header.version)
+        self._versions.clear()  # it comes again, with the buffers that its batch is computed on
 
     def _step(self, version: _Version) -> bool:
         number, reduction = version.header.decision, self._reduction

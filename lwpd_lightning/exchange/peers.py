@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lwpd_lightning.links.header import Header, Op
+from lwpd_lightning.links.header import Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages
 from lwpd_lightning.links.transport import LinkLost
@@ -60,12 +60,20 @@ class Peers:
         return self._incarnations.get(header.worker) == header.incarnation
 
     def introduced(self, introduction: int, peers: str) -> None:
-        """Rank 0 tells of others: at first of all that are in, later of those that come."""
+        """Rank 0 tells of others: at first of all that are in, later of those that come.
+
+        Raises:
+            ProtocolError: the list is none.
+        """
         told = dict[int, str]()
-        for line in peers.splitlines():
-            number, incarnation, address = line.split(" ", 2)
+        try:
+            named = [line.split(" ", 2) for line in peers.splitlines()]
+            incarnations = {int(number): int(incarnation) for number, incarnation, _ in named}
+        except ValueError as error:
+            raise ProtocolError(f"a list of workers: {error}") from error
+        for number, _, address in named:
             if int(number) != self._worker:
-                self._incarnations[int(number)], told[int(number)] = int(incarnation), address
+                self._incarnations[int(number)], told[int(number)] = incarnations[int(number)], address
         ranks = self._reduction.ranks
         if not self._introduction:
             ranks.workers &= told.keys() | {self._worker} | ({ranks.coordinator} - {None})  # others are lost by now

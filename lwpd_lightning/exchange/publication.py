@@ -65,6 +65,7 @@ class Publication:
         self._position: Header | None = None
         self._decided = 0
         self._whole: dict[int, _Whole] = {}
+        self._void: dict[int, int] = {}  # what a worker computed below this version counts nowhere
         self._awaiting: list[int] = []  # workers that get the state of the version published last once it is there
 
     def header(self, op: Op, version: int = 0) -> Header:
@@ -126,11 +127,19 @@ class Publication:
             whole.left = whole.length = min(_LONGEST_WHOLE, 2 * whole.length + 1)
             reason = "its parameters are not rank 0's after the same step"
             log.warning("Worker %d takes over rank 0's state at version %d: %s", worker, self._position.version, reason)
-        self._send_state([worker], void=0 if diverged_at is None else diverged_at + 1)
+        void = 0 if diverged_at is None else diverged_at + 1
+        # Also of a codeword that was refused: it may have missed just that, and hold it for ever.
+        self._send_state([worker], void=max(void, self._void.get(worker, 0)))
+
+    def refuse(self, worker: int, version: int) -> None:
+        """Tell a worker that its codeword of a version is too large to count, and goes nowhere."""
+        self._void[worker] = version + 1
+        self.send([worker], self.header(Op.VOID, version))
 
     def forget(self, worker: int) -> None:
         """A worker is lost: another process may take its place."""
         self._whole.pop(worker, None)
+        self._void.pop(worker, None)
 
     def _send_state(self, workers: Sequence[int], *, void: int) -> None:
         """The whole state and then the version; what was computed at versions below ``void`` counts nowhere."""

@@ -19,6 +19,7 @@ from lwpd_lightning.links.header import ProtocolError
 _ALIGNMENT = 16
 # What a GPU hashes at a time: its second-level cache holds that and what it becomes.
 _PIECE_BYTES = 1 << 22
+_HASH_BYTES = 8
 
 # Where a tensor lives: the dictionary of its module and its name there. A tensor is looked up anew each time, because
 # a module may replace a buffer (``self.count = self.count + 1``).
@@ -281,14 +282,18 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def to_bytes(value: object) -> Tensor:
-    """Plain containers, numbers and tensors as a (nbytes,) uint8 tensor."""
+    """Plain containers, numbers and tensors as a (nbytes,) uint8 tensor, which ends with a hash of all before."""
     stream = io.BytesIO()
     torch.save(value, stream)
+    stream.write(xxhash.xxh3_64(stream.getbuffer()).digest())
     return torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
 
 
 def from_bytes(payload: Tensor, device: torch.device) -> Any:
-    """What `to_bytes` made; raises pickle.UnpicklingError for anything but plain containers, numbers and tensors.
+    """What `to_bytes` made.
+
+    Raises ProtocolError for what it has not made, pickle.UnpicklingError for anything but plain containers, numbers and
+    tensors.
 
     A tensor that lay on the sender's GPU comes to ``device``, and one that it kept on the host stays there: optimizers
     count their steps on the host.
@@ -299,5 +304,8 @@ def from_bytes(payload: Tensor, device: torch.device) -> Any:
             return storage
         return default_restore_location(storage, str(device))  # type: ignore[no-untyped-call]
 
-    stream = io.BytesIO(payload.numpy().tobytes())
+    told = payload.numpy().tobytes()
+    if len(told) < _HASH_BYTES or xxhash.xxh3_64(told[:-_HASH_BYTES]).digest() != told[-_HASH_BYTES:]:
+        raise ProtocolError(f"{len(told)} bytes that are no state")
+    stream = io.BytesIO(told[:-_HASH_BYTES])
     return torch.load(stream, map_location=place, weights_only=True)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.state import Checksum, StateLayout
 from lwpd_lightning.exchange.update import Contribution, NotFinite, Update
-from lwpd_lightning.links.header import HEADER_BYTES, Header, Op, ProtocolError
+from lwpd_lightning.links.header import HEADER_BYTES, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.message import words
 from lwpd_lightning.reduction.decision import Decision
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
+from lwpd_lightning.rule.norms import NormGuard
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Agreement(Enum):
     SAME = auto()
     MISSED_HOOKS = auto()  # what its hooks would have done (a moving average) in a batch that it skipped; it counts
     DIVERGED = auto()  # it does not count
+    TOO_LARGE = auto()  # nor does this one, wherever it was computed
 
 
 @dataclass
@@ -52,6 +54,7 @@ class _Open:
     dropped: int = 0
     resyncs: int = 0
     refused: list[int] = field(default_factory=list)
+    too_large: bool = False  # some of these are, and the others not finite
 
 
 class Tally:
@@ -61,13 +64,16 @@ class Tally:
         rule: which codewords count.
         reduction: rank 0's share in adding up.
         model: the module that is trained.
+        guard: which codewords are too large.
 
     Attributes:
         open: the open update; what was gathered of the last one while none is.
     """
 
-    def __init__(self, rule: ArrivalRule, reduction: Reduction, model: nn.Module) -> None:
-        self._rule, self._reduction = rule, reduction
+    def __init__(
+        self, rule: ArrivalRule, reduction: Reduction, model: nn.Module, guard: NormGuard | None = None
+    ) -> None:
+        self._rule, self._reduction, self._guard = rule, reduction, guard or NormGuard(None)
         self._tensors = len(reduction.blocks.parameters)
         self._statistics = StateLayout.statistics(model, reduction.blocks.device)
         self._ready: dict[int, Contribution] = {}  # codewords that may count in this update or a later one
@@ -107,6 +113,9 @@ class Tally:
         if not contribution.finite:
             self.refuse(self._rule.own, self.open.version)
             return
+        if self._too_large(self._rule.own, contribution):
+            self._reduction.forget()
+            return
         self._reduction.offer(codeword)
         self._count(self._rule.own, contribution)
 
@@ -125,6 +134,8 @@ class Tally:
         contribution = self._contribution(header, payload, rest)
         self._bytes_up += HEADER_BYTES + payload.numel() + rest.numel()
         agreement = self._agreement(header) if header.version >= self._rule.oldest else Agreement.SAME
+        if agreement is not Agreement.DIVERGED and self._too_large(header.worker, contribution):
+            return Agreement.TOO_LARGE
         if agreement is not Agreement.DIVERGED:
             self._ready[header.worker] = contribution
             self._count(header.worker, contribution)
@@ -136,10 +147,33 @@ class Tally:
 
     def refuse(self, worker: int, version: int) -> None:
         """A worker's codeword holds what is no finite number: it goes nowhere, and nobody waits for it."""
-        self.open.refused.append(worker)
         log.warning("Worker %d's codeword of version %d is not finite: it does not count", worker, version)
+        self._refuse(worker, version)
+
+    def _refuse(self, worker: int, version: int) -> None:
+        self.open.refused.append(worker)
         if version == self.open.version and self.open.decision is None:
             self._rule.refuse(worker)
+
+    def _too_large(self, worker: int, contribution: Contribution) -> bool:
+        """Whether a codeword is refused for its norm."""
+        norm = self._norm(worker, contribution)
+        if self._guard.admits(norm):
+            return False
+        log.warning(
+            "Worker %d's codeword of version %d is too large: it does not count (norm %.4g in update %d, at most %.4g)",
+            worker, contribution.version, norm, self.open.version, self._guard.bound,
+        )  # fmt: skip
+        self.open.too_large = True
+        self._refuse(worker, contribution.version)
+        return True
+
+    def _norm(self, worker: int, contribution: Contribution) -> float | None:
+        """A codeword's norm in units of its row's."""
+        if contribution.norm is None:
+            return None
+        row = float(self._rule.code.at(contribution.version).coefficients(worker).norm())
+        return contribution.norm / row if row else contribution.norm
 
     def lose(self, worker: int) -> None:
         """A worker is an erasure: whatever it had ready is lost with it."""
@@ -156,6 +190,7 @@ class Tally:
             return  # it may count in the next one
         if self._rule.counts(worker, contribution.version, time.monotonic()):
             self.open.counted[worker] = contribution
+            self._guard.counted(self._norm(worker, contribution))
             self._ready.pop(worker, None)
         elif contribution.version < self._rule.oldest:
             self._ready.pop(worker, None)  # the worker knows by the version's header, and goes on
@@ -164,6 +199,10 @@ class Tally:
     def _contribution(self, header: Header, payload: Tensor, rest: Tensor) -> Contribution:
         if payload.numel() != self._statistics.nbytes or not 0 <= rest.numel() - self._tensors <= _MOST_LOGGED:
             raise ProtocolError(f"{Op.READY.name} with {payload.numel()} and {rest.numel()} bytes")
+        if header.version > self.open.version:
+            raise ProtocolError(f"{Op.READY.name} of version {header.version}, which is to come")
+        if not (header.norm >= 0 or header.norm == UNMEASURED):
+            raise ProtocolError(f"{Op.READY.name} of norm {header.norm}")
         return Contribution(
             version=header.version,
             touched=[has != 0 for has in rest[: self._tensors].tolist()],
@@ -172,6 +211,7 @@ class Tally:
             compute_s=header.compute_s,
             statistics=payload,
             logged=words(rest[self._tensors :]),
+            norm=None if header.norm == UNMEASURED else header.norm,
         )
 
     def _agreement(self, header: Header) -> Agreement:
@@ -189,7 +229,7 @@ class Tally:
         """Who counts in the open update, with which weight.
 
         Raises:
-            NotFinite: too few codewords of this update are finite.
+            NotFinite: too few codewords of this update are finite, and not too large.
         """
         self._refuse_too_few_finite()
         update, rule = self.open, self._rule
@@ -278,8 +318,9 @@ class Tally:
         rule, update = self._rule, self.open
         least = rule.code.recovery_threshold if rule.decoder == "exact" else 1
         if update.refused and len(rule.counted) < (least or 1):
+            how = f"not finite or larger than {self._guard.bound:.4g}" if update.too_large else "not finite"
             raise NotFinite(
                 f"update {update.version} cannot be made: the codewords of workers {sorted(set(update.refused))} are "
-                f"not finite, and {len(rule.counted)} are left; lower the learning rate, clip gradients, or look for "
+                f"{how}, and {len(rule.counted)} are left; lower the learning rate, clip gradients, or look for "
                 "what divides by zero."
             )

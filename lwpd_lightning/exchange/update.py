@@ -26,7 +26,7 @@ class DataSourceFailed(RuntimeError):
 
 
 class NotFinite(RuntimeError):
-    """An update of which too few codewords are finite."""
+    """An update of which too few codewords are finite, and no larger than `max_codeword_norm` allows."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Contribution:
         statistics: packed normalisation statistics (`StateLayout.statistics`).
         logged: what the training step logged for all, in words (`step_log.to_json`).
         finite: whether the codeword holds nothing but numbers, or may hold infinities (16-mixed).
+        norm: the codeword's Euclidean norm; None: nobody asked for it, or it holds infinities that it may hold.
     """
 
     version: int
@@ -61,6 +62,7 @@ class Contribution:
     statistics: Tensor
     logged: str = ""
     finite: bool = True
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Update:
         uploads: codewords that travelled: one less than counted, since whoever adds up has its own.
         code: whose rows arrived.
         dropped: codewords that were computed and came too stale to count.
-        refused: workers whose codewords did not count because they hold what is no finite number.
+        refused: workers whose codewords did not count because they hold what is no finite number, or are too large.
         resyncs: workers that took over rank 0's state because they could not step as it did.
         live: workers that live.
         inclusion: for each worker, the share of updates so far in which it counted.

@@ -21,7 +21,7 @@ from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
 from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
 from lwpd_lightning.exchange.update import Contribution, DataSourceFailed
-from lwpd_lightning.links.header import COORDINATOR, Header, Op
+from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import LinkLost
@@ -123,7 +123,10 @@ class Worker:
             raise
 
     def _follow(self) -> None:
-        caught_up = self._model.catch_up()
+        try:
+            caught_up = self._model.catch_up()
+        except ProtocolError as error:
+            raise _nonsense(error) from error
         # Whoever is yet to meet the others does that first: nobody waits for its codeword until it has.
         if caught_up and self._codeword is None and self._model.has_batch and self._peers.met:
             self._compute()
@@ -238,8 +241,8 @@ class Worker:
         if isinstance(event, Missed):
             self._peers.has_missed(event.worker)
             return
-        header, payload, rest = self._messages.read(event.frames)
         try:
+            header, payload, rest = self._messages.read(event.frames)
             if event.worker == COORDINATOR and header.worker == COORDINATOR:
                 self._told(header, payload, rest)
             elif event.worker in (header.worker, COORDINATOR):  # rank 0 may be a worker too
@@ -249,6 +252,10 @@ class Worker:
                     self._asked(header, payload)
         except BadPeer as error:
             self._post(Op.UNLINKED, text(str(error)), version=error.worker)
+        except ProtocolError as error:
+            if event.worker == COORDINATOR:
+                raise _nonsense(error) from error
+            self._post(Op.UNLINKED, text(f"worker {event.worker} sent {error}"), version=event.worker)
 
     def _asked(self, header: Header, payload: Tensor) -> None:
         if header.op is Op.SLICE:
@@ -277,9 +284,15 @@ class Worker:
             self._published(header, payload, rest)
         elif header.op is Op.DECISION:
             decision = Decision.unpack(header, payload, rest, self._reduction.receiver.rows)
-            if self._worker in decision.workers and self._codeword is not None:
+            if len(rest) != len(self._reduction.blocks.parameters):
+                raise ProtocolError(f"a decision on {len(rest)} parameters")
+            if self._worker in decision.workers:
+                if self._codeword is None:
+                    raise ProtocolError("a decision on a codeword that there is none of")
                 self._codeword.counted = True
             self._reduction.begin(decision)
+        elif header.op is Op.VOID:
+            self._refused(header.version)
         elif header.op is Op.LOST:
             self._peers.lost(header.version)
 
@@ -295,6 +308,12 @@ class Worker:
         if self._codeword is not None and self._codeword.version < oldest:
             self._withdraw()
 
+    def _refused(self, version: int) -> None:
+        """Rank 0 found the codeword of a version too large: nothing of it may come with a later one."""
+        if self._codeword is not None and self._codeword.version == version:
+            self._reduction.forget()
+            self._withdraw()
+
     def _withdraw(self) -> None:
         self._codeword = None
         self._reduction.withdraw()
@@ -306,6 +325,7 @@ class Worker:
             op, self._messages.run_id, self._worker, contribution.version, loss=contribution.loss,
             compute_s=contribution.compute_s, samples=contribution.samples, batch_index=self._model.skipped,
             checksum=self._model.computed_at.trainable, rest=self._model.computed_at.rest,
+            norm=UNMEASURED if contribution.norm is None else contribution.norm,
         )  # fmt: skip
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
         told = torch.cat([touched, text(contribution.logged)]) if contribution.logged else touched
@@ -316,6 +336,10 @@ class Worker:
     ) -> None:
         header = Header(op, self._messages.run_id, self._worker, version, elements=elements)
         self._links.send(COORDINATOR, self._messages.pack(header, payload, rest))
+
+
+def _nonsense(error: ProtocolError) -> CoordinatorLost:
+    return CoordinatorLost(f"what rank 0 says makes no sense: {error}")
 
 
 def _outage(error: BaseException) -> str | None:

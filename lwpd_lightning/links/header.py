@@ -7,15 +7,16 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 NO_BATCH = 0xFFFF_FFFF
+UNMEASURED = -1.0
 
-# magic, protocol, op, run id, worker, incarnation, version, epoch, batch index, loss, compute seconds, samples,
+# magic, protocol, op, run id, worker, incarnation, version, epoch, batch index, loss, norm, compute seconds, samples,
 # elements, global step, decision, oldest version, two checksums, the payload's offset in the arena, bytes of both
 # payloads.
-_LAYOUT = struct.Struct("<4sHH16sIqqIIddIQqQqqqqQQ")
+_LAYOUT = struct.Struct("<4sHH16sIqqIIdddIQqQqqqqQQ")
 HEADER_BYTES = _LAYOUT.size
 
 
@@ -47,7 +48,8 @@ class Op(enum.IntEnum):
     REFUSED = 19  # coordinator -> worker: you are not let in [why, utf-8]
     LINKED = 20  # worker -> coordinator: worker `version`, from whom my link had ended, has greeted
     GREET = 21  # coordinator -> worker: greet worker `version`, whose link from you has ended
-    VOID = 22  # worker -> coordinator: my codeword of `version` holds what is no finite number, so it goes nowhere
+    VOID = 22  # worker -> coordinator: my codeword of `version` holds what is no finite number, so it goes nowhere;
+    #            coordinator -> worker: yours is too large, so forget it
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time
@@ -66,6 +68,7 @@ class Header(NamedTuple):
         batch_index: index of the batch in its epoch; NO_BATCH: there is none to compute. In READY and LATE, how many
             batches the worker has skipped since it took over rank 0's state.
         loss: mean loss over the worker's data parts.
+        norm: in READY, the codeword's Euclidean norm; UNMEASURED: nobody took it.
         compute_s: seconds that the worker computed.
         samples: samples in one of its data parts.
         elements: codewords in a decision.
@@ -97,6 +100,7 @@ class Header(NamedTuple):
     offset: int = INLINE
     sizes: tuple[int, int] = (0, 0)
     incarnation: int = 0
+    norm: float = UNMEASURED
 
     def pack(self) -> bytes:
         """The header as little-endian bytes, always equally many.
@@ -107,8 +111,8 @@ class Header(NamedTuple):
         """
         return _LAYOUT.pack(
             MAGIC, PROTOCOL_VERSION, self.op, self.run_id, self.worker, self.incarnation, self.version, self.epoch,
-            self.batch_index, self.loss, self.compute_s, self.samples, self.elements, self.global_step, self.decision,
-            self.oldest, self.checksum, self.rest, self.offset, *self.sizes,
+            self.batch_index, self.loss, self.norm, self.compute_s, self.samples, self.elements, self.global_step,
+            self.decision, self.oldest, self.checksum, self.rest, self.offset, *self.sizes,
         )  # fmt: skip
 
     @classmethod
@@ -125,9 +129,9 @@ class Header(NamedTuple):
         if known is None:
             raise ProtocolError(f"unknown op {op}")
         worker, incarnation, *fields = fields
-        version, epoch, batch_index, loss, compute_s, samples, elements, step, decision, oldest, *rest = fields
+        version, epoch, batch_index, loss, norm, compute_s, samples, elements, step, decision, oldest, *rest = fields
         return cls(
             known, run, worker, version, epoch, batch_index, loss, compute_s, samples, elements, step, decision,
             oldest, checksum=rest[0], rest=rest[1], offset=rest[2], sizes=(first, second),
-            incarnation=incarnation,
+            incarnation=incarnation, norm=norm,
         )  # fmt: skip

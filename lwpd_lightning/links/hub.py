@@ -10,8 +10,10 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from lwpd_lightning.links.door import Door
 from lwpd_lightning.links.keys import RunKey
-from lwpd_lightning.links.room import make_room
+from lwpd_lightning.links.rendezvous import endpoint, listen
+from lwpd_lightning.links.room import KEPT_BY_LINKS, make_room
 from lwpd_lightning.links.transport import (
     LINGER_MS,
     READING,
@@ -27,6 +29,8 @@ from lwpd_lightning.links.transport import (
 
 # Files that one worker's link to a hub takes, and those that its owner's link back takes beside.
 _FILES_IN, _FILES_OUT = 1, 2
+# Rank 0 serves the store too, to which each worker has a connection.
+_FILES_STORE = 1
 # Sockets that a context has beside links to other workers.
 _SOCKETS = 64
 
@@ -62,7 +66,8 @@ class Hub:
         queued: int,
         owner: int | None = None,
     ) -> None:
-        make_room(len(workers), _FILES_IN if owner is None else _FILES_IN + _FILES_OUT)
+        files = _FILES_IN + (_FILES_STORE if owner is None else _FILES_OUT)
+        make_room(len(workers), files)
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, max(self.context.get(zmq.MAX_SOCKETS), len(workers) + _SOCKETS))
         self._by_key = {run_key.worker(worker).public.decode(): worker for worker in workers}
@@ -73,15 +78,13 @@ class Hub:
         self._router = self.context.socket(zmq.ROUTER)
         self._most_unread, self._unread = 2 * queued, Counter[int]()  # sent to a worker since it last was reading
         configure(self._router, heartbeat_s, queued)
-        # All workers knock at once, and who is turned away knocks again a second later.
-        self._router.setsockopt(zmq.BACKLOG, max(self._router.getsockopt(zmq.BACKLOG), len(workers)))
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         keys = run_key.coordinator() if owner is None else run_key.worker(owner)
         self._router.curve_server = True
         self._router.curve_publickey, self._router.curve_secretkey = keys.public, keys.secret
         self._monitor = watched(self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self.port = self._router.bind_to_random_port(f"tcp://{host}")
+        self._door, self.port = self._listen(host)
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -93,6 +96,15 @@ class Hub:
         self._number: dict[bytes, int] = {}  # routing identity -> link
         self._standing: set[int] = set()  # links that have not ended
         self._ended: deque[int] = deque()  # links whose end is still to be reported
+
+    def _listen(self, host: str) -> tuple[Door, int]:
+        """Bind at any free port of ``host``, with a door."""
+        with listen(host, 0) as listening:
+            port = listening.getsockname()[1]
+            door = Door(listening.fileno(), KEPT_BY_LINKS, "the exchange")
+            self._router.setsockopt(zmq.USE_FD, listening.detach())  # which ZeroMQ closes
+            self._router.bind(endpoint(host, port))
+        return door, port
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether a CURVE client may connect (called by pyzmq's authenticator): only this run's workers may."""
@@ -217,6 +229,7 @@ class Hub:
         while any(self._unread[worker] for worker in self._identity) and (left := deadline - time.monotonic()) > 0:
             for _ in self.events(left):
                 pass
+        self._door.close()
         self._router.disable_monitor()
         self._monitor.close(0)
         self._router.close(0)

@@ -79,7 +79,7 @@ class Decision:
 
     @classmethod
     def unpack(cls, header: Header, payload: Tensor, rest: Tensor, rows: int) -> Decision:
-        """Read a decision of ``rows`` rows; raises ProtocolError for payloads of other sizes, or without a reducer."""
+        """Read a decision of ``rows`` rows; raises ProtocolError where nobody can carry it out."""
         count = header.elements
         if count < 1 or payload.numel() != 8 * (1 + count * (1 + rows)):
             raise ProtocolError(f"a decision of {payload.numel()} bytes on {count} codewords with {rows} rows")
@@ -88,6 +88,8 @@ class Decision:
         reducers, *workers = numbers.view(torch.int64).tolist()
         if not 1 <= reducers <= count:
             raise ProtocolError(f"a decision on {count} codewords that {reducers} add up")
+        if len(set(workers)) != count or min(workers) < 0:
+            raise ProtocolError(f"a decision on codewords of workers {workers}")
         return cls(
             number=header.decision,
             version=header.version,

@@ -10,6 +10,9 @@ from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.links.header import Header, ProtocolError
 from lwpd_lightning.reduction.decision import Decision
 
+# Decisions by which a peer may be ahead of what this rank has heard from rank 0: more than may be under way to it.
+_MOST_AHEAD = 1024
+
 
 class BadPeer(ProtocolError):
     """A worker sent what it should not have."""
@@ -74,6 +77,7 @@ class Received:
         Raises:
             BadPeer: its size is wrong.
         """
+        self._check_number(header)
         self.heard(header.worker, header.decision - 1)
         if header.decision < self.newest:
             return None
@@ -85,6 +89,7 @@ class Received:
 
     def take_part(self, header: Header, payload: Tensor) -> None:
         """The decoded gradient at another rank's positions; raises BadPeer where its size is wrong."""
+        self._check_number(header)
         self.heard(header.worker, header.decision)
         decision = self.decisions.get(header.decision)
         if decision is not None:
@@ -136,6 +141,12 @@ class Received:
         self._slices = {worker: kept for worker, kept in self._slices.items() if kept[0] > number}
         self.decisions = {other: decision for other, decision in self.decisions.items() if other > number}
         self._sums = {other: sums for other, sums in self._sums.items() if other > number}
+
+    def _check_number(self, header: Header) -> None:
+        """What is kept ahead of its decision must not grow without a bound."""
+        newest = max(self.newest, self._forgotten)
+        if header.decision > newest + _MOST_AHEAD and newest:
+            raise BadPeer(header.worker, f"worker {header.worker} sent of decision {header.decision} after {newest}")
 
     def _check_slice(self, decision: Decision, worker: int, packed: Tensor) -> None:
         mine = decision.share_of(self.me, self.size) if worker in decision.workers else None

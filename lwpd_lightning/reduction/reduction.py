@@ -72,6 +72,11 @@ class Reduction:
         self._offered = _Offered(codeword)
         self._scattered = 0  # ``grad`` is the codeword's
 
+    def forget(self) -> None:
+        """The codeword that was made last is too large to count: nothing of it may come with later ones."""
+        if self.sender is not None:
+            self.sender.forget()
+
     def withdraw(self) -> None:
         """The codeword that was offered last has been counted, or will never be."""
         self._offered = None

@@ -33,6 +33,7 @@ headers = st.builds(
     offset=i64,
     sizes=st.tuples(u64, u64),
     incarnation=i64,
+    norm=st.floats(allow_nan=False),
 )
 fuzz = settings(deadline=None, max_examples=200)
 

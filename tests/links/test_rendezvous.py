@@ -1,8 +1,11 @@
 """Ranks find the coordinator of their own fit, or are told what they waited for."""
 
+import logging
 import threading
+from datetime import timedelta
 
 import pytest
+from torch.distributed import TCPStore
 
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.rendezvous import LOOPBACK, Rendezvous, listen
@@ -79,3 +82,91 @@ def test_a_store_that_is_gone_is_no_timeout(listener):
 def test_listening_takes_any_free_port():
     with listen(LOOPBACK, 0) as one, listen(LOOPBACK, 0) as other:
         assert one.getsockname()[1] != other.getsockname()[1]
+
+
+# The store is anybody's who reaches it.
+
+
+def stranger(port):
+    return TCPStore(LOOPBACK, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=20))
+
+
+def in_thread(deed):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(deed()), daemon=True)
+    thread.start()
+    return thread, found
+
+
+def waits_on(thread, caplog, name):
+    """It has noticed, and goes on waiting."""
+    for _ in range(200):
+        if f"The store's {name} is not signed" in caplog.text:
+            break
+        thread.join(0.05)
+    assert f"The store's {name} is not signed" in caplog.text
+    assert thread.is_alive()
+
+
+ELSEWHERE = "7 tcp://10.6.6.6:666"
+
+
+@pytest.mark.parametrize("written", [ELSEWHERE, 64 * "0" + ELSEWHERE, b"\xff" * 80, ""])
+def test_where_a_stranger_redirects_a_worker_it_waits_for_rank_0(listener, caplog, written):
+    port = listener.getsockname()[1]
+    host = Rendezvous.host(listener, 0, 20.0, KEY)
+    stranger(port).set("lwpd/0/coordinator/0", written)
+    with caplog.at_level(logging.WARNING):
+        worker, found = in_thread(join(port).coordinator)
+        waits_on(worker, caplog, "lwpd/0/coordinator/0")
+    host.announce("tcp://127.0.0.1:1", 5)
+    worker.join(20)
+    assert found == [("tcp://127.0.0.1:1", 5)]
+    assert caplog.text.count("is not signed") == 1
+
+
+def test_what_rank_0_said_of_one_thing_does_not_stand_for_another(listener, caplog):
+    """A stranger copies what it can read."""
+    port = listener.getsockname()[1]
+    host = Rendezvous.host(listener, 0, 20.0, KEY)
+    host.announce("tcp://127.0.0.1:1", 5, segment=0)
+    thief = stranger(port)
+    thief.set("lwpd/0/coordinator/1", thief.get("lwpd/0/coordinator/0"))
+    thief.set("lwpd/1/coordinator/0", thief.get("lwpd/0/coordinator/0"))
+    with pytest.raises(TimeoutError, match="is not signed by its key"):
+        join(port, timeout_s=SOON_S).coordinator(segment=1)
+    with pytest.raises(TimeoutError, match="is not signed by its key"):
+        join(port, generation=1, timeout_s=SOON_S).coordinator()
+
+
+def test_a_forged_outcome_is_not_believed(listener, caplog):
+    port = listener.getsockname()[1]
+    host = Rendezvous.host(listener, 0, 20.0, KEY)
+    stranger(port).set("lwpd/entry/3", '{"returned": null}')
+    worker, found = in_thread(lambda: join(port).told(3, 1))
+    waits_on(worker, caplog, "lwpd/entry/3")
+    host.tell(3, "{}")
+    worker.join(20)
+    assert found == ["{}"]
+
+
+def test_rank_0_stays_for_readers_whom_a_stranger_claims_to_be(listener, caplog):
+    port = listener.getsockname()[1]
+    host = Rendezvous.host(listener, 0, 20.0, KEY)
+    stranger(port).set("lwpd/read/0/1", "")
+    leaving, _ = in_thread(lambda: host.await_readers(0, [1], 20.0))
+    waits_on(leaving, caplog, "lwpd/read/0/1")
+    host.tell(0, "{}")
+    assert join(port).told(0, 1) == "{}"
+    leaving.join(20)
+    assert not leaving.is_alive()
+
+
+def test_a_rank_of_another_key_says_so(listener, caplog):
+    port = listener.getsockname()[1]
+    host = Rendezvous.host(listener, 0, 20.0, KEY)
+    host.announce("tcp://127.0.0.1:1", 5)
+    other = Rendezvous.join(LOOPBACK, port, 0, SOON_S, RunKey.generate())
+    with pytest.raises(TimeoutError, match="is not signed by its key"):
+        other.coordinator()
+    assert "a rank has another LWPD_RUN_KEY" in caplog.text

@@ -23,23 +23,30 @@ def limits(monkeypatch):
 
 
 def test_what_is_there_is_left_alone(limits):
+    limits[:] = [2000, 5000]
     make_room(8, 3)
-    assert limits == [100, 1000]
+    assert limits == [2000, 5000]
 
 
-def test_the_soft_limit_is_raised_as_far_as_it_must(limits):
+def test_the_soft_limit_is_raised_as_far_as_it_must_with_room_for_strangers(limits):
+    limits[1] = 5000
     make_room(200, 3)
-    assert limits == [674, 1000]
+    assert limits == [10 + 600 + 256 + 1024, 5000]
+
+
+def test_strangers_room_is_nothing_to_refuse_for(limits):
+    make_room(200, 3)
+    assert limits == [1000, 1000]
 
 
 def test_beyond_the_hard_limit_it_is_refused_and_said_what_would_work(limits):
-    with pytest.raises(TooFewFiles, match=r"links to 511 other ranks need 1607 open files, and .* may have 1000"):
+    with pytest.raises(TooFewFiles, match=r"links to 511 other ranks need 1799 open files, and .* may have 1000"):
         make_room(511, 3)
-    with pytest.raises(TooFewFiles, match=r"309 ranks at most"):
+    with pytest.raises(TooFewFiles, match=r"245 ranks at most"):
         make_room(511, 3)
-    make_room(308, 3)
+    make_room(244, 3)
     with pytest.raises(TooFewFiles):
-        make_room(309, 3)
+        make_room(245, 3)
 
 
 @pytest.mark.parametrize("limit", [0, 1])
