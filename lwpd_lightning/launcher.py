@@ -231,12 +231,13 @@ def leave_the_end_to_rank_zero() -> None:
         signal.signal(signal.SIGTERM, outlive)
 
 
-def watch_parent(parent: int) -> None:
-    """Live as long as ``parent``, which started this process: end, from a thread, when it is gone, and not before.
+def watch_parent(parent: int, *, deaf: bool = True) -> None:
+    """Live as long as ``parent``, which started this process: end, from a thread, when it is gone.
 
-    Ctrl-C and SIGTERM, which reach the whole job, are left to it.
+    ``deaf``: and not before; Ctrl-C and SIGTERM, which reach the whole job, are left to it.
     """
-    leave_the_end_to_rank_zero()
+    if deaf:
+        leave_the_end_to_rank_zero()
 
     def watch() -> None:
         while os.getppid() == parent:
