@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import gc
 import multiprocessing
 import os
@@ -245,6 +246,13 @@ def watch_parent(parent: int, *, deaf: bool = True) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+@functools.cache
+def live_with_agent() -> None:
+    """End when torchrun's agent, which started this process, is killed; else nobody would end its ranks."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        watch_parent(os.getppid(), deaf=False)
 
 
 def suggested_threads(local_ranks: int) -> int:

@@ -51,11 +51,14 @@ class Rendezvous:
         generation: which fit of the run this is; the keys of one fit are never read by another.
         timeout_s: how long to wait for the coordinator.
         key: signs what calls led to.
+        attempt: which start of the job this is, where a store outlives one: torchrun's agent keeps what ranks that it
+            has started before have left there.
     """
 
-    def __init__(self, store: TCPStore, generation: int, timeout_s: float, key: RunKey) -> None:
-        self._store, self._key = store, key
-        self._prefix = f"lwpd/{generation}"
+    def __init__(self, store: TCPStore, generation: int, timeout_s: float, key: RunKey, attempt: str = "0") -> None:
+        self._store, self._key, self._attempt = store, key, attempt
+        self._root = f"lwpd/{attempt}"
+        self._prefix = f"{self._root}/{generation}"
         self._timeout = timedelta(seconds=timeout_s)
 
     @classmethod
@@ -68,18 +71,20 @@ class Rendezvous:
         return cls(store, generation, timeout_s, key)
 
     @classmethod
-    def join(cls, host: str, port: int, generation: int, timeout_s: float, key: RunKey) -> Rendezvous:
+    def join(
+        cls, host: str, port: int, generation: int, timeout_s: float, key: RunKey, attempt: str = "0"
+    ) -> Rendezvous:
         """Connect to the store that rank 0 (or the launcher's agent) serves; raises TimeoutError where none is."""
         timeout = timedelta(seconds=timeout_s)
         try:
             store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         except DistNetworkError as error:
             raise TimeoutError(f"rank 0 did not open its store at {host} port {port} within {timeout_s:g} s") from error
-        return cls(store, generation, timeout_s, key)
+        return cls(store, generation, timeout_s, key, attempt)
 
     def of(self, generation: int) -> Rendezvous:
         """The same store, for another fit."""
-        return Rendezvous(self._store, generation, self._timeout.total_seconds(), self._key)
+        return Rendezvous(self._store, generation, self._timeout.total_seconds(), self._key, self._attempt)
 
     def announce(self, address: str, seed: int, segment: int = 0) -> None:
         """Tell the workers where the coordinator of the fit's exchange number ``segment`` listens.
@@ -99,7 +104,7 @@ class Rendezvous:
 
     def tell(self, entry: int, outcome: str) -> None:
         """Tell the other ranks what call number ``entry`` of the job led to."""
-        self._store.set(f"lwpd/entry/{entry}", self._key.sign(f"{entry} {outcome}") + outcome)
+        self._store.set(f"{self._root}/entry/{entry}", self._sign(entry, outcome) + outcome)
 
     def told(self, entry: int, rank: int) -> str:
         """Wait until rank 0's call number ``entry`` is over, and give what it led to.
@@ -108,17 +113,17 @@ class Rendezvous:
             TimeoutError: it was not over in time.
             ConnectionError: rank 0 ended before it was, or somebody else answered.
         """
-        signed = self._wait_for(f"lwpd/entry/{entry}", f"end its call number {entry}")
+        signed = self._wait_for(f"{self._root}/entry/{entry}", f"end its call number {entry}")
         signature, outcome = signed[:64], signed[64:]
-        if not hmac.compare_digest(signature, self._key.sign(f"{entry} {outcome}")):
+        if not hmac.compare_digest(signature, self._sign(entry, outcome)):
             raise ConnectionError("what the store says of rank 0 is not signed by the run's key")
-        self._store.set(f"lwpd/read/{entry}/{rank}", "")
+        self._store.set(f"{self._root}/read/{entry}/{rank}", "")
         return outcome
 
     def await_readers(self, entry: int, ranks: Sequence[int], timeout_s: float) -> None:
         """Wait until ``ranks`` have read what call number ``entry`` led to, or for ``timeout_s`` seconds."""
         with contextlib.suppress(DistStoreError, DistNetworkError):
-            self._store.wait([f"lwpd/read/{entry}/{rank}" for rank in ranks], timedelta(seconds=timeout_s))
+            self._store.wait([f"{self._root}/read/{entry}/{rank}" for rank in ranks], timedelta(seconds=timeout_s))
 
     def coordinator(self, segment: int = 0) -> tuple[str, int]:
         """Wait for the (address, seed) of the coordinator of an exchange.
@@ -129,6 +134,9 @@ class Rendezvous:
         """
         seed, address = self._wait_for(f"{self._prefix}/coordinator/{segment}", "start its fit").split(" ", 1)
         return address, int(seed)
+
+    def _sign(self, entry: int, outcome: str) -> str:
+        return self._key.sign(f"{self._attempt} {entry} {outcome}")
 
     def _wait_for(self, key: str, deed: str) -> str:
         try:

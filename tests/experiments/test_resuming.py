@@ -78,7 +78,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(tmp_path, sc
 
     killed = 0
     for at in sorted(chance.randrange(2, UPDATES - 1) for _ in range(KILLS)):
-        with job(tmp_path, *words, KILLS_AT, "callbacks.kills.update=-1", *AUTO) as running:
+        with job(tmp_path, *words, KILLS_AT, "+callbacks.kills.update=-1", *AUTO) as running:
             # All of it at once, as when a machine dies: wherever its processes are by then.
             try:
                 running.wait_for_output(f"update {at}\n", PATIENCE_S)
@@ -94,7 +94,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(tmp_path, sc
             running.wait_until_nothing_is_left(ENDING_S)
         killed += result.exit_code == -signal.SIGKILL
         assert any((tmp_path / "run/checkpoints" / name).is_file() for name in (LAST, RECENT, BEFORE))
-    done = train(tmp_path, *words, KILLS_AT, "callbacks.kills.update=-1", *AUTO)
+    done = train(tmp_path, *words, KILLS_AT, "+callbacks.kills.update=-1", *AUTO)
 
     assert done.returncode == 0, done.stderr
     assert killed
