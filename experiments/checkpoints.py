@@ -66,9 +66,9 @@ class LastCheckpoint(Checkpoint):
 class RecentCheckpoints(Checkpoint):
     """Keeps the last two states of every few seconds, in mid-epoch too, so that a run that is killed loses no more.
 
-    Training waits for a copy of the state in memory; writing it is a thread's, and where that takes longer, the next one
-    is as much later. At any moment one of the two files is whole. An epoch's end, and where a validation is due, is left
-    out: a run that goes on there would leave out the validation, whose own checkpoint is `LastCheckpoint`'s.
+    Training waits for a copy of the state in memory; writing it is a thread's, and where that takes long, the next one
+    is as much later. At any moment one of the two files is whole. An epoch's end, and where a validation is due, is
+    left out: a run that goes on there would leave out the validation, after which `LastCheckpoint` keeps one.
 
     Args:
         dirpath: folder of both.
