@@ -1,16 +1,23 @@
-"""`checkpoints/last.ckpt`: where a run is now, for whoever continues it; ModelCheckpoint's is the last improvement."""
+"""Where a run is now, for whoever continues it; ModelCheckpoint's is the last improvement.
+
+`checkpoints/last.ckpt` is of its validations and its end, `recent.ckpt` and `recent_before.ckpt` of moments between.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins import AsyncCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-LAST = "last.ckpt"
+LAST, RECENT, BEFORE = "last.ckpt", "recent.ckpt", "recent_before.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
@@ -52,5 +59,106 @@ class LastCheckpoint(Checkpoint):
         unfinished = self.path.with_name(f".{LAST}")  # beside it: only within a file system is a renaming atomic
         trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:
-            os.replace(unfinished, self.path)
+            _rename(unfinished, self.path)
         self.saved = trainer.global_step
+
+
+class RecentCheckpoints(Checkpoint):
+    """Keeps the last two states of every few seconds, in mid-epoch too, so that a run that is killed loses no more.
+
+    Training waits for a copy of the state in memory; writing it is a thread's, and where that takes long, the next one
+    is as much later. At any moment one of the two files is whole. An epoch's end, and where a validation is due, is
+    left out: a run that goes on there would leave out the validation, after which `LastCheckpoint` keeps one.
+
+    Args:
+        dirpath: folder of both.
+        every_s: seconds from the end of one to the beginning of the next; 0: after each update.
+
+    Raises:
+        ValueError: `every_s` is negative.
+    """
+
+    on_workers = False
+
+    def __init__(self, dirpath: str, every_s: float) -> None:
+        if every_s < 0:
+            raise ValueError(f"callbacks.recent.every_s={every_s} is negative: use seconds, or callbacks.recent=null.")
+        self._path = Path(dirpath) / RECENT
+        self._writer = _Writer(self._path.with_name(BEFORE), every_s)
+        self._io = AsyncCheckpointIO(self._writer)
+        self._updates = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count seconds from here."""
+        self._updates = trainer.global_step
+        self._writer.begin()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the state where it is time, between two updates."""
+        updates, self._updates = self._updates, trainer.global_step
+        if trainer.global_step == updates or not self._writer.due:  # an update of several batches is not whole before
+            return
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0:
+            return
+        if trainer.global_step == trainer.max_steps:
+            return  # LastCheckpoint's
+        self._writer.due_s = float("inf")
+        strategys, trainer.strategy.checkpoint_io = trainer.strategy.checkpoint_io, self._io
+        try:
+            trainer.save_checkpoint(self._path, weights_only=False)
+        finally:
+            trainer.strategy.checkpoint_io = strategys
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait until what was begun is written; raises what kept it from being."""
+        self._io.teardown()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Wait too: what is there may be all that is left."""
+        self._io.teardown()
+
+
+class _Writer(TorchCheckpointIO):
+    """Writes a checkpoint beside the one before it, which keeps another name.
+
+    Attributes:
+        due_s: when the next one is to be made, by the monotonic clock; infinite while one is written.
+    """
+
+    def __init__(self, before: Path, every_s: float) -> None:
+        self._before, self._every_s = before, every_s
+        self.due_s = 0.0
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self.due_s
+
+    def begin(self) -> None:
+        self.due_s = time.monotonic() + self._every_s
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        torch.save(checkpoint, unfinished)
+        if path.exists():
+            os.replace(path, self._before)
+        _rename(unfinished, path)
+        self.begin()
+
+
+def _rename(unfinished: Path, path: Path) -> None:
+    """Give a file its name once it is on the disk, so that what has the name is whole even after a power cut."""
+    _sync(unfinished)
+    os.replace(unfinished, path)
+    _sync(path.parent)
+
+
+def _sync(place: Path) -> None:
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -19,6 +19,7 @@ from .data import Digits, StdlibText, Vision
 from .earlier_parts import EarlierParts, resumed_from
 from .peers import AllReduceMonitor, DDPPeer
 from .provenance import git_revision, versions
+from .resuming import SettingsInCheckpoints
 from .schemes import strategy_of
 from .sizes import refuse_sizes
 from .targets import TargetTimer
@@ -68,7 +69,7 @@ def assemble(cfg: DictConfig) -> Job:
         _only(callbacks, AllReduceMonitor) if isinstance(strategy, DDPPeer) else _only(callbacks, ExchangeMonitor)
     )
     earlier = EarlierParts(monitor)
-    callbacks.append(earlier)
+    callbacks += [earlier, SettingsInCheckpoints(cfg)]
     trainer = instantiate(cfg.trainer, _convert_="all", _partial_=True)(
         strategy=strategy, callbacks=callbacks, logger=_loggers(cfg, strategy)
     )

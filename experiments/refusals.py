@@ -12,6 +12,8 @@ EXTRAS = {
     "torchvision": "vision",
     "transformers": "examples",
 }
+# By name, since their modules take seconds to import.
+_LOST = {"TooFewWorkers", "AcceleratorError", "DistNetworkError", "DistStoreError"}
 # Where something that needs no extra does as well.
 _ALTERNATIVES = {"torchvision": ", or use data=digits"}
 
@@ -44,6 +46,21 @@ def refusal(error: BaseException) -> str | None:
     if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
         return str(error)
     return None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether `error` says that what the run stands on was lost: workers, links, memory, a disk or a device.
+
+    What is not there or not allowed is a mistake in the configuration, and is so at the next start too.
+
+    >>> lost(ConnectionError("rank 0 ended")), lost(FileNotFoundError("data.csv")), lost(ZeroDivisionError())
+    (True, False, False)
+    """
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+        return False
+    name, first = type(error).__name__, str(error).partition("\n")[0]
+    killed = first.startswith(("worker ", "DataLoader worker ")) and "killed by" in first
+    return isinstance(error, OSError | MemoryError) or name in _LOST or killed
 
 
 def _missing(error: ModuleNotFoundError) -> str | None:

@@ -39,7 +39,7 @@ def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
             ),
             ("waiting", _waiting(summary)),
         ]
-        if summary["inclusion_rate"] is not None:
+        if summary["inclusion_rate"]:  # empty where a finished run went on, with no update left
             lines += [
                 ("staleness", _staleness(summary)),
                 ("inclusion rate", _inclusion(summary["inclusion_rate"])),

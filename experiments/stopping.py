@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from . import processes
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -107,9 +109,9 @@ def _last(trainer: Trainer | None) -> tuple[str, int] | None:
 
 def _command(checkpoint: str | None) -> str:
     """The command as typed, but for where it continues."""
-    typed: list[Any] = sys.argv[1:]
+    program, *typed = processes.typed()
     if checkpoint is not None:
         quoted = checkpoint if _PLAIN.fullmatch(checkpoint) else "'" + checkpoint.replace("'", "\\'") + "'"
         typed = [word for word in typed if not word.startswith("ckpt_path=")] + [f"ckpt_path={quoted}"]
-    program = "lwpd-train" if Path(sys.argv[0]).name == "lwpd-train" else f"python -m {__package__}.train"
+    program = "lwpd-train" if Path(program).name == "lwpd-train" else f"python -m {__package__}.train"
     return " ".join([program, shlex.join(typed)]).rstrip()

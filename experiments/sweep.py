@@ -8,7 +8,6 @@ of its rank 0 included, ends this job alone, and no job inherits another's envir
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -23,12 +22,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from . import processes
+from .processes import ENV_WAITING, quoted, read
+from .refusals import lost
 from .stopping import speaks_for_the_run
 from .summary import job_overrides, without_sweep, write_atomically
 
 SUMMARY, FAILURE = "summary.json", "failure.json"
-# Pid of the process that waits for this job: the job ends when that is gone.
-ENV_WAITING = "LWPD_SWEEP"
 # After Ctrl-C a job may have a checkpoint to finish.
 _INTERRUPT_GRACE_S = 15.0
 
@@ -48,24 +48,16 @@ def run_job(cfg: DictConfig) -> float | None:
     directory, overrides = Path(hydra.runtime.output_dir), without_sweep(hydra.overrides.task)
     if cfg.sweep.resume and _finished(directory, overrides):
         print(f"job {hydra.job.num} is finished: {directory}", flush=True)
-        return optimized(cfg, _read(directory / SUMMARY))
+        return optimized(cfg, read(directory / SUMMARY))
     for old in (SUMMARY, FAILURE):
         (directory / old).unlink(missing_ok=True)
-    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    command = [
-        *(sys.executable, "-m", f"{__package__}.train", f"--config-name={hydra.job.config_name}"),
-        *(f"--config-dir={path}" for path in own),
-        *overrides,
-        f"sweep.name={_quoted(Path(hydra.sweep.dir).name)}",
-        "hydra.mode=RUN",
-        f"hydra.run.dir={_quoted(str(directory))}",
-        "hydra.output_subdir=null",  # this process has written .hydra/
-    ]
+    words = [*overrides, f"sweep.name={quoted(Path(hydra.sweep.dir).name)}"]
+    command = processes.command(hydra, directory, words)
     code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd, env=_environment()))
     if code == 0 and (directory / SUMMARY).is_file():
-        return optimized(cfg, _read(directory / SUMMARY))
+        return optimized(cfg, read(directory / SUMMARY))
     ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    told = _read(directory / FAILURE)
+    told = read(directory / FAILURE)
     failure = {"number": hydra.job.num, "overrides": overrides, "sentence": told.get("sentence", f"rank 0 {ended}")}
     write_atomically(directory / FAILURE, failure)
     return None
@@ -78,7 +70,10 @@ def optimized(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
 
 
 def record_failure(directory: Path, error: BaseException) -> None:
-    """Leave the last line of `error`'s traceback, or the sentence of a refusal, in the run's `failure.json`."""
+    """Leave the last line of `error`'s traceback, or the sentence of a refusal, in the run's `failure.json`.
+
+    Beside it stands whether something was lost that another start of the run may find again.
+    """
     if not speaks_for_the_run():
         return
     if isinstance(error, CompactHydraException):
@@ -86,13 +81,8 @@ def record_failure(directory: Path, error: BaseException) -> None:
     else:
         sentence = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
     with contextlib.suppress(OSError):
-        write_atomically(directory / FAILURE, {"overrides": job_overrides(), "sentence": sentence})
-
-
-def waiting_process() -> int | None:
-    """Pid of the process that waits for this job of a sweep; told once, so that the job's own processes do not ask."""
-    pid = os.environ.pop(ENV_WAITING, None)
-    return int(pid) if pid is not None else None
+        document = {"overrides": job_overrides(), "sentence": sentence, "lost": lost(error)}
+        write_atomically(directory / FAILURE, document)
 
 
 class Sweep(Callback):
@@ -107,13 +97,13 @@ class Sweep(Callback):
         with read_write(config):
             config.hydra.sweep.dir = str(directory)
             # Each job is composed anew, from the command line's words.
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(directory))}")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say which jobs failed, and exit with status 1 if any did."""
         directory = Path(config.hydra.sweep.dir)
         jobs = sorted(path.parents[1] for path in directory.rglob(".hydra/overrides.yaml"))
-        failures = [_read(job / FAILURE) | {"job": job} for job in jobs if not (job / SUMMARY).is_file()]
+        failures = [read(job / FAILURE) | {"job": job} for job in jobs if not (job / SUMMARY).is_file()]
         finished = len(jobs) - len(failures)
         print(f"\n{finished} of {len(jobs)} jobs finished; the sweep is in {directory}", file=sys.stderr)
         if not failures:
@@ -142,19 +132,7 @@ def _identity(config: Any) -> tuple[list[str], Any]:
 
 
 def _finished(directory: Path, overrides: list[str]) -> bool:
-    return _read(directory / SUMMARY).get("overrides") == overrides
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return document
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"  # a name in Hydra's grammar of overrides
+    return read(directory / SUMMARY).get("overrides") == overrides
 
 
 def _environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ Lightning code. Files go to a new folder under `outputs/` in the current directo
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ except ModuleNotFoundError as error:
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from . import stopping, sweep
+from . import processes, restarting, stopping, sweep
 from .names import CONFIG_PATH
 
 
@@ -40,14 +41,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         CompactHydraException: the configuration cannot run; its message is one sentence that says why.
     """
     try:
-        with stopping.telling() as stop:
-            return _trained(cfg, stop)
+        with stopping.telling() as stop, contextlib.ExitStack() as resuming:
+            return _trained(cfg, stop, resuming)
     except Exception as error:
         sweep.record_failure(Path(cfg.paths.run_dir), error)
         raise
 
 
-def _trained(cfg: DictConfig, stop: stopping.Stop) -> dict[str, Any]:
+def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStack) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         # Lightning takes seconds to import, and `--help` needs none of it.
@@ -56,12 +57,15 @@ def _trained(cfg: DictConfig, stop: stopping.Stop) -> dict[str, Any]:
         from .job import assemble, record_configuration
         from .panel import announce
         from .report import show
+        from .resuming import resumed
         from .summary import summarise, write_atomically
         from .wandb_run import conclude
 
-        waiting = sweep.waiting_process()
+        waiting = processes.waiting_process()
         if waiting is not None:
-            watch_parent(waiting)
+            # Of a sweep, Ctrl-C is the sweep's to answer; a run that is started again is passed signals on.
+            watch_parent(waiting, deaf=not processes.is_attempt())
+        resuming.enter_context(resumed(cfg))
         job = assemble(cfg)
         job.earlier.started = started
         stop.trainer = job.trainer
@@ -113,6 +117,8 @@ def _command(cfg: DictConfig) -> float | None:
         return sweep.run_job(cfg)
     if cfg.sweep.resume:
         raise CompactHydraException("sweep.resume=true continues a sweep, and this is a single run: add -m.")
+    if restarts := restarting.restarts_of(cfg):
+        sys.exit(restarting.supervise(cfg, restarts))
     return sweep.optimized(cfg, run(cfg))
 
 
@@ -121,6 +127,7 @@ def main() -> None:
 
     A run that is stopped ends with 143 (SIGTERM) or 130 (Ctrl-C).
     """
+    processes.own_group()
     try:
         _command()
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import gc
 import multiprocessing
 import os
@@ -231,12 +232,13 @@ def leave_the_end_to_rank_zero() -> None:
         signal.signal(signal.SIGTERM, outlive)
 
 
-def watch_parent(parent: int) -> None:
-    """Live as long as ``parent``, which started this process: end, from a thread, when it is gone, and not before.
+def watch_parent(parent: int, *, deaf: bool = True) -> None:
+    """Live as long as ``parent``, which started this process: end, from a thread, when it is gone.
 
-    Ctrl-C and SIGTERM, which reach the whole job, are left to it.
+    ``deaf``: and not before; Ctrl-C and SIGTERM, which reach the whole job, are left to it.
     """
-    leave_the_end_to_rank_zero()
+    if deaf:
+        leave_the_end_to_rank_zero()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -244,6 +246,13 @@ def watch_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+@functools.cache
+def live_with_agent() -> None:
+    """End when torchrun's agent, which started this process, is killed; else nobody would end its ranks."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        watch_parent(os.getppid(), deaf=False)
 
 
 def suggested_threads(local_ranks: int) -> int:

@@ -42,7 +42,8 @@ class Meeting:
 
     def store(self, timeout_s: float) -> rendezvous.Rendezvous:
         """Connect to the store, which rank 0 serves; raises TimeoutError where it does not in ``timeout_s`` seconds."""
-        return rendezvous.Rendezvous.join(self.host, self.port, self.generation, timeout_s, self.run_key)
+        key, generation = self.run_key, self.generation
+        return rendezvous.Rendezvous.join(self.host, self.port, generation, timeout_s, key, _attempt())
 
     def environment(self, node_rank: int, local_rank: int) -> dict[str, str]:
         """What a process that reruns the job must find in its environment to become this worker."""
@@ -85,6 +86,15 @@ def meet_elsewhere(environment: ClusterEnvironment, num_nodes: int, timeout_s: f
     """
     host, port = rendezvous.resolve(environment.main_address), environment.main_port
     key = run_key_for(environment, num_nodes)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
-        return rendezvous.Rendezvous.join(host, port, 0, timeout_s, key)
+    if _agent_has_store():
+        return rendezvous.Rendezvous.join(host, port, 0, timeout_s, key, _attempt())
     return rendezvous.Rendezvous.host(rendezvous.listen(host, port), 0, timeout_s, key)
+
+
+def _agent_has_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+
+
+def _attempt() -> str:
+    """Which start of the job this is in the store, by torchrun's count; a store that rank 0 serves has but one."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _agent_has_store() else "0"

@@ -82,6 +82,11 @@ class CodedFit:
         assert self._settings.code is not None
         for advice in self._settings.warm_up():
             log.warning(advice)
+        if self._settings.remembers and self._trainer.ckpt_path is not None:
+            log.warning(
+                "The memory of error feedback is in no checkpoint: it begins anew, so that this run does not end with "
+                "the bits of one that was not interrupted."
+            )
         torch.set_num_threads(suggested_threads(self._gathering.local_ranks))
         rank_zero_info(share_of_batch(self._loader.batch_size, self._settings.code))
         self._begin(None)

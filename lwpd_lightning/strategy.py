@@ -29,6 +29,7 @@ from lwpd_lightning.elsewhere import Elsewhere
 from lwpd_lightning.entries import entries
 from lwpd_lightning.exchange.update import Failure, Update
 from lwpd_lightning.gathering import Gathering
+from lwpd_lightning.launcher import live_with_agent
 from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.meeting import meet_elsewhere, starts_elsewhere
 from lwpd_lightning.rank_zero import CodedFit
@@ -204,6 +205,8 @@ class LWPDStrategy(SeparateRanks):
         external = self.cluster_environment.creates_processes_externally
         self.settings = self.settings.started_on(self.root_device, self.num_nodes, external)
         refuse_precision(self.precision_plugin)
+        if external:
+            live_with_agent()
         if self.is_global_zero:
             elsewhere = starts_elsewhere(self.cluster_environment, self.num_nodes)
             # Processes that are started for a fit end with it: the first of each other machine goes on.

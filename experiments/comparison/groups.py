@@ -14,7 +14,10 @@ from .schemes import known
 # What a summary says of the method, in the order in which a reader asks.
 _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", "wait_for")
 # Parts of a configuration that change no result (what a run is called among them), or that the summary tells better.
-_IDLE = {"code", "seed", "paths", "logger", "sweep", "task_name", "tags", "ckpt_path", "resumed_from", "choices"}
+_IDLE = {
+    *("code", "seed", "paths", "logger", "sweep", "task_name", "tags"),
+    *("ckpt_path", "resume", "restarts", "resumed_from", "choices"),
+}
 # Parts of a configuration that follow from the method, or from the code and the machine that ran it.
 _OF_METHOD = {"scheme", "callbacks", "git_revision", "versions"}
 _STRATEGY = "scheme.strategy"

@@ -63,16 +63,25 @@ class Rendezvous:
         generation: which fit of the run this is; the keys of one fit are never read by another.
         timeout_s: how long to wait for the coordinator.
         key: signs all that is written.
+        attempt: which start of the job this is, where a store outlives one: torchrun's agent keeps what ranks that it
+            has started before have left there.
         door: of the store, where it is served here; closed with it.
     """
 
     def __init__(
-        self, store: TCPStore, generation: int, timeout_s: float, key: RunKey, door: Door | None = None
+        self,
+        store: TCPStore,
+        generation: int,
+        timeout_s: float,
+        key: RunKey,
+        attempt: str = "0",
+        door: Door | None = None,
     ) -> None:
         self._store, self._key, self._door = store, key, door
         if door is not None:
             weakref.finalize(store, door.close)
-        self._prefix = f"lwpd/{generation}"
+        self._attempt, self._root = attempt, f"lwpd/{attempt}"
+        self._prefix = f"{self._root}/{generation}"
         self._timeout = timedelta(seconds=timeout_s)
 
     @classmethod
@@ -83,21 +92,23 @@ class Rendezvous:
         store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
         )
-        return cls(store, generation, timeout_s, key, door)
+        return cls(store, generation, timeout_s, key, door=door)
 
     @classmethod
-    def join(cls, host: str, port: int, generation: int, timeout_s: float, key: RunKey) -> Rendezvous:
+    def join(
+        cls, host: str, port: int, generation: int, timeout_s: float, key: RunKey, attempt: str = "0"
+    ) -> Rendezvous:
         """Connect to the store that rank 0 (or the launcher's agent) serves; raises TimeoutError where none is."""
         timeout = timedelta(seconds=timeout_s)
         try:
             store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         except DistNetworkError as error:
             raise TimeoutError(f"rank 0 did not open its store at {host} port {port} within {timeout_s:g} s") from error
-        return cls(store, generation, timeout_s, key)
+        return cls(store, generation, timeout_s, key, attempt)
 
     def of(self, generation: int) -> Rendezvous:
         """The same store, for another fit."""
-        return Rendezvous(self._store, generation, self._timeout.total_seconds(), self._key)
+        return Rendezvous(self._store, generation, self._timeout.total_seconds(), self._key, self._attempt)
 
     def announce(self, address: str, seed: int, segment: int = 0) -> None:
         """Tell the workers where the coordinator of the fit's exchange number ``segment`` listens; again at will.
@@ -117,7 +128,7 @@ class Rendezvous:
 
     def tell(self, entry: int, outcome: str) -> None:
         """Tell the other ranks what call number ``entry`` of the job led to."""
-        self._set(f"lwpd/entry/{entry}", outcome)
+        self._set(f"{self._root}/entry/{entry}", outcome)
 
     def told(self, entry: int, rank: int) -> str:
         """Wait until rank 0's call number ``entry`` is over, and give what it led to.
@@ -126,8 +137,8 @@ class Rendezvous:
             TimeoutError: it was not over in time.
             ConnectionError: rank 0 ended before it was.
         """
-        outcome = self._wait_for(f"lwpd/entry/{entry}", f"end its call number {entry}")
-        self._set(f"lwpd/read/{entry}/{rank}", "")
+        outcome = self._wait_for(f"{self._root}/entry/{entry}", f"end its call number {entry}")
+        self._set(f"{self._root}/read/{entry}/{rank}", "")
         return outcome
 
     def await_readers(self, entry: int, ranks: Sequence[int], timeout_s: float) -> None:
@@ -135,7 +146,7 @@ class Rendezvous:
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(TimeoutError, ConnectionError):
             for rank in ranks:
-                self._wait_for(f"lwpd/read/{entry}/{rank}", "read it", max(0.001, deadline - time.monotonic()))
+                self._wait_for(f"{self._root}/read/{entry}/{rank}", "read it", max(0.001, deadline - time.monotonic()))
 
     def coordinator(self, segment: int = 0) -> tuple[str, int]:
         """Wait for the (address, seed) of the coordinator of an exchange.

@@ -33,7 +33,8 @@ def test_a_run_continued_from_the_last_checkpoint_is_as_an_unbroken_one(tmp_path
 
     assert [done.returncode for done in (first, second, whole)] == [0, 0, 0], first.stderr + second.stderr
     assert last(tmp_path / "first")["global_step"] == (15 if "max_steps" in end[0] else 22)
-    assert {path.name for path in (tmp_path / "first/checkpoints").iterdir()} <= {"best.ckpt", "last.ckpt"}
+    kept = {"best.ckpt", "last.ckpt", "recent.ckpt", "recent_before.ckpt"}
+    assert {path.name for path in (tmp_path / "first/checkpoints").iterdir()} <= kept
     found, expected = last(tmp_path / "second"), last(tmp_path / "whole")
     assert found["global_step"] == expected["global_step"] == (24 if "max_steps" in go_on[0] else 33)
     for name, weights in expected["state_dict"].items():
