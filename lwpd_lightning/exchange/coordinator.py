@@ -209,22 +209,10 @@ class Coordinator:
             await_farewell: first read on until the workers have hung up, but not for ever. A socket that is closed with
                 codewords unread takes back what it has sent, and a worker behind a slow link would not hear the end.
         """
-        staying = set(self._admission.present)
         end = self._publication.header(Op.STOP, self.version)
         end = end._replace(epoch=epoch, batch_index=batch_index, global_step=global_step)
-        self._publication.send(sorted(self._members.workers), end)  # those that were given up too
-        deadline = time.monotonic() + _FAREWELL_S
-        while True:
-            for event in self._hub.events(_LOOK_S if await_farewell else 0.0):
-                if isinstance(event, LinkLost):
-                    staying.discard(event.worker)
-                elif not self._hub.uses(event.worker, event.link):  # that of one which wants to come back
-                    self._hub.answer(event.link, self._messages.pack(end))
-            if not await_farewell or not staying or time.monotonic() > deadline:
-                break
-            for worker in self._hub.refused & staying:
-                self._hub.refused.discard(worker)
-                self._publication.send([worker], end)
+        patience_s = _FAREWELL_S if await_farewell else 0.0
+        self._publication.farewell(end, self._members.workers, self._admission.present, patience_s)
         self._hub.close()
 
     # What workers send.

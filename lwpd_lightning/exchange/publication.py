@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,14 @@ from lwpd_lightning.exchange.update import Step
 from lwpd_lightning.links.header import COORDINATOR, Header, Op
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import EMPTY, Messages
+from lwpd_lightning.links.transport import LinkLost
 
 log = logging.getLogger(__name__)
 
 # A worker that could not step as rank 0 did gets whole states for so many versions at most before it may try again.
 _LONGEST_WHOLE = 64
+# How often it is looked whether workers have hung up.
+_LOOK_S = 0.2
 
 
 @dataclass
@@ -135,6 +139,26 @@ class Publication:
         """Tell a worker that its codeword of a version is too large to count, and goes nowhere."""
         self._void[worker] = version + 1
         self.send([worker], self.header(Op.VOID, version))
+
+    def farewell(self, end: Header, workers: Iterable[int], present: Iterable[int], patience_s: float) -> None:
+        """Tell all ``workers``, those that were given up too, that the exchange is over.
+
+        Then read on until those that are ``present`` have hung up, for ``patience_s`` seconds at most. A socket that is
+        closed with codewords unread takes back what it has sent; a worker behind a slow link would not hear the end.
+        """
+        self.send(sorted(workers), end)
+        staying, deadline = set(present), time.monotonic() + patience_s
+        while True:
+            for event in self._hub.events(_LOOK_S if patience_s else 0.0):
+                if isinstance(event, LinkLost):
+                    staying.discard(event.worker)
+                elif not self._hub.uses(event.worker, event.link):  # that of one which wants to come back
+                    self._hub.answer(event.link, self._messages.pack(end))
+            if not staying or time.monotonic() >= deadline:
+                return
+            for worker in self._hub.refused & staying:
+                self._hub.refused.discard(worker)
+                self.send([worker], end)
 
     def forget(self, worker: int) -> None:
         """A worker is lost: another process may take its place."""

@@ -8,7 +8,6 @@ computed at, and where they were others, or where it missed what it needed, it t
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 import traceback
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
+from lwpd_lightning.exchange.outage import outage_of
 from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
-from lwpd_lightning.exchange.update import Contribution, DataSourceFailed
+from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
@@ -32,7 +32,6 @@ from lwpd_lightning.rule.membership import Refused
 
 log = logging.getLogger(__name__)
 
-_SHARED_TENSORS = os.path.join("torch", "multiprocessing", "reductions.py")
 # Between two tries to be let in; doubled each time that a worker is given up again.
 _AGAIN_S, _LONGEST_PAUSE_S = 0.5, 30.0
 # How long a process asks for a row that another one has: longer than it takes to notice that it is dead.
@@ -116,7 +115,7 @@ class Worker:
         except (CoordinatorLost, Refused):
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
-            if (outage := _outage(error)) is not None:
+            if (outage := outage_of(error)) is not None:
                 self._post(Op.LEAVING, text(f"{outage}: {error}".strip().removesuffix(":")))
                 raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
@@ -340,23 +339,3 @@ class Worker:
 
 def _nonsense(error: ProtocolError) -> CoordinatorLost:
     return CoordinatorLost(f"what rank 0 says makes no sense: {error}")
-
-
-def _outage(error: BaseException) -> str | None:
-    """What of a worker's surroundings has failed, in words; None where it is an error of the program.
-
-    Others, which have memory and data of their own, go on without it.
-    """
-    if isinstance(error, MemoryError):
-        return "it ran out of memory"
-    # A process that fetches batches was killed, as where memory is short.
-    killed = "a process of its DataLoader was killed"
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-        return killed
-    # Or it is found out by a tensor that the process shared, and nobody has buried the process yet.
-    unread = isinstance(error, DataSourceFailed)
-    found = error.__cause__ if unread and error.__cause__ is not None else error
-    shared = any(frame.filename.endswith(_SHARED_TENSORS) for frame in traceback.extract_tb(found.__traceback__))
-    if shared and isinstance(found, ConnectionError | EOFError | FileNotFoundError):
-        return killed
-    return "its data could not be read" if unread else None
