@@ -156,7 +156,7 @@ class Follower:
         """Step to the newest published version as far as what came allows; whether the model is there."""
         while self.at < self.newest:
             following = self._versions.get(self.at + 1)
-            if following is None or self.at not in self._versions:
+            if following is None or (following.header.decision and self.at not in self._versions):
                 self.ask_for_state()
                 return False
             if following.header.decision and not self._step(following):
