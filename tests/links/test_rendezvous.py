@@ -115,10 +115,10 @@ ELSEWHERE = "7 tcp://10.6.6.6:666"
 def test_where_a_stranger_redirects_a_worker_it_waits_for_rank_0(listener, caplog, written):
     port = listener.getsockname()[1]
     host = Rendezvous.host(listener, 0, 20.0, KEY)
-    stranger(port).set("lwpd/0/coordinator/0", written)
+    stranger(port).set("lwpd/0/0/coordinator/0", written)
     with caplog.at_level(logging.WARNING):
         worker, found = in_thread(join(port).coordinator)
-        waits_on(worker, caplog, "lwpd/0/coordinator/0")
+        waits_on(worker, caplog, "lwpd/0/0/coordinator/0")
     host.announce("tcp://127.0.0.1:1", 5)
     worker.join(20)
     assert found == [("tcp://127.0.0.1:1", 5)]
@@ -131,8 +131,8 @@ def test_what_rank_0_said_of_one_thing_does_not_stand_for_another(listener, capl
     host = Rendezvous.host(listener, 0, 20.0, KEY)
     host.announce("tcp://127.0.0.1:1", 5, segment=0)
     thief = stranger(port)
-    thief.set("lwpd/0/coordinator/1", thief.get("lwpd/0/coordinator/0"))
-    thief.set("lwpd/1/coordinator/0", thief.get("lwpd/0/coordinator/0"))
+    thief.set("lwpd/0/0/coordinator/1", thief.get("lwpd/0/0/coordinator/0"))
+    thief.set("lwpd/0/1/coordinator/0", thief.get("lwpd/0/0/coordinator/0"))
     with pytest.raises(TimeoutError, match="is not signed by its key"):
         join(port, timeout_s=SOON_S).coordinator(segment=1)
     with pytest.raises(TimeoutError, match="is not signed by its key"):
@@ -142,9 +142,9 @@ def test_what_rank_0_said_of_one_thing_does_not_stand_for_another(listener, capl
 def test_a_forged_outcome_is_not_believed(listener, caplog):
     port = listener.getsockname()[1]
     host = Rendezvous.host(listener, 0, 20.0, KEY)
-    stranger(port).set("lwpd/entry/3", '{"returned": null}')
+    stranger(port).set("lwpd/0/entry/3", '{"returned": null}')
     worker, found = in_thread(lambda: join(port).told(3, 1))
-    waits_on(worker, caplog, "lwpd/entry/3")
+    waits_on(worker, caplog, "lwpd/0/entry/3")
     host.tell(3, "{}")
     worker.join(20)
     assert found == ["{}"]
@@ -153,9 +153,9 @@ def test_a_forged_outcome_is_not_believed(listener, caplog):
 def test_rank_0_stays_for_readers_whom_a_stranger_claims_to_be(listener, caplog):
     port = listener.getsockname()[1]
     host = Rendezvous.host(listener, 0, 20.0, KEY)
-    stranger(port).set("lwpd/read/0/1", "")
+    stranger(port).set("lwpd/0/read/0/1", "")
     leaving, _ = in_thread(lambda: host.await_readers(0, [1], 20.0))
-    waits_on(leaving, caplog, "lwpd/read/0/1")
+    waits_on(leaving, caplog, "lwpd/0/read/0/1")
     host.tell(0, "{}")
     assert join(port).told(0, 1) == "{}"
     leaving.join(20)
