@@ -50,6 +50,7 @@ class Door:
         self._socket = socket.socket(fileno=os.dup(listening))
         self._socket.setblocking(False)
         self._wake, self._woken = os.pipe()
+        self._owner = os.getpid()
         self._watching = threading.Thread(target=self._watch, name="links-door", daemon=True)
         if sys.platform == "linux":
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _SILENT_S)
@@ -59,9 +60,11 @@ class Door:
         """Watch no more."""
         if self._socket.fileno() < 0:
             return
+        if self._owner == os.getpid():  # a fork has neither the thread nor any say
+            os.write(self._woken, b".")  # not by its end: processes that were forked meanwhile hold it open
+            if self._watching.ident is not None:
+                self._watching.join()
         os.close(self._woken)
-        if self._watching.ident is not None:
-            self._watching.join()
         os.close(self._wake)
         self._socket.close()
 

@@ -120,6 +120,25 @@ def test_a_closed_door_leaves_no_file_nor_thread_and_the_socket_open():
             pass
 
 
+def test_a_door_closes_though_a_fork_has_its_files_and_is_not_closed_by_that():
+    listening, (ends, end) = listen(LOOPBACK, 0), os.pipe()
+    door = Door(listening.fileno(), 0, "a test")
+    child = os.fork()
+    if not child:
+        door.close()
+        os.close(end)
+        os.read(ends, 1)
+        os._exit(0)
+    assert door._watching.is_alive()
+    closing = threading.Thread(target=door.close, daemon=True)
+    closing.start()
+    closing.join(DEADLINE_S)
+    assert not closing.is_alive()
+    os.close(end)
+    os.waitpid(child, 0)
+    listening.close()
+
+
 @pytest.mark.parametrize("word", [b"", b"\xff"], ids=["silent", "speaking"])
 def test_a_thousand_idle_strangers_leave_files_and_links(crowd, few_files, word):
     """At the exchange and at the store, of 1,024 files: links hold, a file opens, and all is flat afterwards."""
