@@ -257,6 +257,7 @@ class Coordinator:
         elif header.op is Op.RESYNC:
             self._take_over(header.worker)
         elif header.op is Op.LEAVING:
+            log.warning("Worker %d leaves:\n%s", header.worker, words(rest))
             self._lose(header.worker, words(payload))
         elif header.op is Op.MET:
             self._admission.met(header)

@@ -116,7 +116,10 @@ class Worker:
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
             if (outage := outage_of(error)) is not None:
-                self._post(Op.LEAVING, text(f"{outage}: {error}".strip().removesuffix(":")))
+                reason = f"{outage}: {error}".strip().removesuffix(":")
+                self._post(
+                    Op.LEAVING, text(reason), text(traceback.format_exc())
+                )  # rank 0 may end this process at once
                 raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise

@@ -44,7 +44,7 @@ class Op(enum.IntEnum):
     FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
     STOP = 16  # coordinator -> worker: the fit is over
     MISSED = 17  # anybody -> worker: your queue was full, so something is lost, of decisions up to `decision`
-    LEAVING = 18  # worker -> coordinator: what I run on is gone, so go on without me [what, utf-8]
+    LEAVING = 18  # worker -> coordinator: what I run on is gone, so go on without me [what, its traceback, utf-8]
     REFUSED = 19  # coordinator -> worker: you are not let in [why, utf-8]
     LINKED = 20  # worker -> coordinator: worker `version`, from whom my link had ended, has greeted
     GREET = 21  # coordinator -> worker: greet worker `version`, whose link from you has ended

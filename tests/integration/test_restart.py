@@ -146,7 +146,7 @@ class Unread(torch.utils.data.Dataset):
         return self.samples[index]
 
 
-def test_a_worker_whose_data_cannot_be_read_is_an_erasure_and_comes_back(capfd):
+def test_a_worker_whose_data_cannot_be_read_is_an_erasure_and_comes_back(caplog):
     until, monitor = UntilBack(), ExchangeMonitor()
     trainer = quiet_trainer(
         devices=4, strategy=LWPDStrategy(code=uncoded(4)), max_steps=-1, max_epochs=-1, callbacks=[until, monitor]
@@ -154,7 +154,7 @@ def test_a_worker_whose_data_cannot_be_read_is_an_erasure_and_comes_back(capfd):
     trainer.fit(Classifier(sgd), torch.utils.data.DataLoader(Unread(), batch_size=72))
     (failure,) = monitor.summary()["failures"]
     assert failure["reason"] == "its data could not be read: OSError: the disk is gone"
-    assert "in __getitem__" in capfd.readouterr().err
+    assert "in __getitem__" in caplog.text
 
 
 class KillEachLife(WorkerCallback):
