@@ -16,31 +16,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
-from lwpd_lightning.coding import uncoded
-from lwpd_lightning.coding.blocks import BlockMap
-from lwpd_lightning.coding.receiver import LinearReceiver
-from lwpd_lightning.coding.wire import wire_format
-from lwpd_lightning.exchange.admission import Admission
-from lwpd_lightning.exchange.coordinator import Coordinator
-from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.state import Checksums
-from lwpd_lightning.exchange.update import Contribution, How, Step
-from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.links.header import COORDINATOR, HEADER_BYTES, Op
 from lwpd_lightning.links.mesh import CoordinatorLost
-from lwpd_lightning.links.message import EMPTY, Messages
 from lwpd_lightning.links.transport import LinkLost, Message, Payload
-from lwpd_lightning.reduction.reduction import Codeword, Reduction
-from lwpd_lightning.reduction.sums import MessageSums, Ranks
-from lwpd_lightning.rule.arrivals import ArrivalRule
-from lwpd_lightning.rule.membership import Membership, Refused
+from lwpd_lightning.rule.membership import Refused
 from lwpd_lightning.rule.norms import NormGuard, NormLimit
 from lwpd_lightning.rule.patience import Patience
 
-RANKS, _RUN_ID, _FINGERPRINT = 3, bytes(16), bytes(32)
+from .tiny import TinyRank
+
+RANKS = 3
 # An update that takes longer hangs; a worker that holds one up for longer is given up.
 _HANG_S, _PATIENCE_S = 30.0, 0.5
 # Of messages that have a mutated copy: most of the time an exchange goes on.
@@ -185,59 +170,13 @@ class FakeLinks:
         self._queue.extend(kept)
 
 
-class _Rank:
-    """A tiny model and a rank's share in adding up; as a worker's replica, it computes nothing."""
-
-    changed = False
-
-    def __init__(self, worker: int, send: Callable[..., None]) -> None:
-        torch.manual_seed(0)
-        code, wire = uncoded(RANKS), wire_format("float32")
-        self.model = nn.Linear(8, 8)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.precision = torch.amp.GradScaler("cpu")  # type: ignore[attr-defined]
-        self.messages = Messages(_RUN_ID, arena=None)
-        self.blocks = BlockMap(list(self.model.parameters()), code.blocks)
-        sums = MessageSums(Ranks(worker, 0, set(range(RANKS))), self.blocks.block_size, wire, wire, self.messages, send)
-        self.reduction = Reduction(self.blocks, sums, None, LinearReceiver(code, self.blocks, one_version=False))
-        values = torch.full((self.blocks.block_size,), 1e-3)
-        self._codeword = Codeword(values, wire.pack(values))
-
-    def codeword(self, version: int) -> tuple[Codeword, Contribution]:
-        """The same each time."""
-        norm = float(self._codeword.exact.norm())
-        return self._codeword, Contribution(version, [True, True], 0.0, 1, 0.0, EMPTY, norm=norm)
-
-    def enter(self, assignment: Assignment) -> None:
-        """No hooks."""
-
-    def skip(self, at: Assignment) -> None:
-        """No hooks."""
-
-    def steer(self, attributes: dict[str, object]) -> None:
-        """No attributes."""
-
-    def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution]:
-        """Compute nothing."""
-        settle()
-        return self.codeword(assignment.version)
-
-    def step(self, at: Assignment) -> None:
-        """Make the optimizer's step."""
-        self.optimizer.step()
-
-
 class TinyWorker:
     """A worker that takes a turn whenever rank 0 looks for messages, and joins again when it is given up."""
 
     def __init__(self, worker: int, network: Network, returns: Counter[str]) -> None:
         self._links: Any = FakeLinks(worker, network)
         self._returns, self._again_at = returns, 0.0
-        rank = _Rank(worker, self._links.send)
-        self._worker = Worker(
-            links=self._links, reduction=rank.reduction, model=rank.model, optimizer=rank.optimizer,
-            precision=rank.precision, replica=rank, messages=rank.messages, fingerprint=_FINGERPRINT, timeout_s=1.0,
-        )  # fmt: skip
+        self._worker = TinyRank(worker, RANKS, self._links.send).worker(self._links, timeout_s=1.0)
         self._worker._ask_in()
 
     def turn(self) -> bool:
@@ -272,34 +211,18 @@ def fuzz(frames: int, seed: int, report: Callable[[str], None] = lambda line: No
     mutations, happened = Mutations(seed, frames), Counter[str]()
     network = Network(mutations)
     hub: Any = FakeHub(network)
-    rank, code = _Rank(0, hub.send), uncoded(RANKS)
-    rule = ArrivalRule(code, 2, own=0)
-    members = Membership(range(1, RANKS), 0, grace_s=0.05, join_s=0.3)
-    publication = Publication(hub, rank.messages, rank.model, rank.blocks.device, rank.optimizer, rank.precision)
-    admission = Admission(
-        hub, members, publication, rule, rank.reduction.ranks, messages=rank.messages, fingerprint=_FINGERPRINT,
-        min_workers=1, returns=True, exited=lambda worker, wait_s: None, fence=lambda worker: None,
-    )  # fmt: skip
-    coordinator = Coordinator(
-        hub=hub, admission=admission, publication=publication, rule=rule, reduction=rank.reduction, model=rank.model,
-        messages=rank.messages, first_version=0, timeout_s=_HANG_S, patience=Patience(_PATIENCE_S, _HANG_S),
-        guard=NormGuard(NormLimit(10.0, of_median=True)),
+    rank = TinyRank(0, RANKS, hub.send)
+    coordinator = rank.coordinator(
+        hub, 2, grace_s=0.05, join_s=0.3, min_workers=1, returns=True, timeout_s=_HANG_S,
+        patience=Patience(_PATIENCE_S, _HANG_S), guard=NormGuard(NormLimit(10.0, of_median=True)),
     )  # fmt: skip
     mutations.left = 0  # until all have met: at the start, one that comes to another fit ends it
     hub.workers += [TinyWorker(worker, network, happened) for worker in range(1, RANKS)]
     coordinator.admit()
     mutations.left = frames
-    checksums, step = Checksums(rank.model, rank.blocks.parameters), None
     began, reported = 0, frames
     while mutations.left:
-        how = How.FIRST if step is None else How.AHEAD
-        coordinator.publish(0, 0, coordinator.version, how, step=step)
-        coordinator.arrived(checksums.take())
-        coordinator.contribute(*rank.codeword(coordinator.version))
-        update = coordinator.collect()
-        coordinator.deliver()
-        rank.optimizer.step()
-        step = Step(coordinator.decided, [{"lr": 0.1}])
+        update = rank.update(coordinator)
         happened.update(updates=1, counted=len(update.arrivals), refused=len(update.refused), resyncs=update.resyncs)
         if mutations.left < frames * 0.7:
             began = began or _memory()
