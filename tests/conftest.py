@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import sys
 import threading
@@ -41,6 +42,16 @@ def _quiet_and_seeded():
         warnings.filterwarnings("ignore", module="lightning")
         yield
     assert torch.get_num_threads() == threads
+
+
+@pytest.fixture
+def few_files(monkeypatch):
+    """No more than 1,024 open files, as where the hard limit is that low, which could not be put back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr("lwpd_lightning.links.hub.make_room", lambda *needs: None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -62,6 +62,32 @@ def quiet_trainer(**settings: Any) -> pl.Trainer:
     return pl.Trainer(**{**defaults, **settings})
 
 
+class Until(pl.Callback):
+    """Ends training ``further`` updates after something has happened: how many come until then is up to the machine.
+
+    ``happened``: given the trainer after an update, whether it has.
+    """
+
+    on_workers = False
+
+    def __init__(self, happened: Any, further: int = 20) -> None:
+        self.happened, self.further, self.seen_at = happened, further, None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.seen_at is None and self.happened(trainer):
+            self.seen_at = trainer.global_step
+            self.seen()
+        trainer.should_stop = self.seen_at is not None and trainer.global_step >= self.seen_at + self.further
+
+    def seen(self) -> None:
+        """It has happened."""
+
+
+def lost(workers: int) -> Any:
+    """That so many workers are lost, as `Until` asks for it."""
+    return lambda trainer: len(trainer.strategy.failures) >= workers
+
+
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 

@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from rich.console import Console
@@ -23,7 +22,7 @@ from lwpd_lightning.launcher import fork_workers
 from lwpd_lightning.testing import Job
 from lwpd_lightning.worker_callback import WorkerCallback
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
-from tests.integration.models import Classifier, loader, quiet_trainer, sgd
+from tests.integration.models import Classifier, Until, loader, lost, quiet_trainer, sgd
 
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
 ROOT = Path(__file__).parents[2]
@@ -36,29 +35,10 @@ def fit(strategy, *callbacks, devices=8, updates=30, **loading):
     return trainer, monitor.summary()
 
 
-class TrainUntilLost(pl.Callback):
-    """Ends training ``further`` updates after workers were lost: how many come until then is up to the machine."""
-
-    on_workers = False
-
-    def __init__(self, workers=1, further=20):
-        self.workers, self.further, self.seen_at = workers, further, None
-
-    def on_train_batch_end(self, trainer, *_):
-        if self.seen_at is None and len(trainer.strategy.failures) >= self.workers:
-            self.seen_at = trainer.global_step
-            self.seen()
-        if self.seen_at is not None:
-            trainer.should_stop = trainer.global_step == self.seen_at + self.further
-
-    def seen(self):
-        """They are lost."""
-
-
 @pytest.mark.parametrize("stale", ["apply", "drop"])
 def test_two_killed_workers_are_erasures(stale):
     strategy = LWPDStrategy(code=lwpd_code(8, 4, 2), wait_for=6, stale=stale)
-    until = TrainUntilLost(workers=2, further=70)
+    until = Until(lost(2), further=70)
     trainer, summary = fit(strategy, FaultInjector({3: 5, 6: 9}), until, updates=-1)
     assert trainer.global_step == until.seen_at + until.further
     assert sorted(failure["worker"] for failure in summary["failures"]) == [3, 6]
@@ -75,7 +55,7 @@ def test_waiting_for_all_goes_on_with_all_that_live():
 
 
 def test_fewer_than_k_live():
-    until, strategy = TrainUntilLost(workers=2), LWPDStrategy(code=uncoded(4), wait_for=3)
+    until, strategy = Until(lost(2)), LWPDStrategy(code=uncoded(4), wait_for=3)
     trainer, summary = fit(strategy, FaultInjector({2: 3, 3: 3}), until, devices=4, updates=-1)
     assert trainer.global_step == until.seen_at + until.further
     assert len(summary["failures"]) == 2
@@ -95,7 +75,7 @@ def test_min_workers():
 def test_exact_decoding_outlives_s_deaths_and_says_when_it_can_no_longer_be_exact(repetition):
     code = gradient_code(4, stragglers=1, repetition=repetition)
     exact = {"code": code, "wait_for": 3, "decoder": "exact", "stale": "drop"}
-    until = TrainUntilLost()
+    until = Until(lost(1))
     trainer, summary = fit(LWPDStrategy(**exact), FaultInjector({2: 3}), until, devices=4, updates=-1)
     assert trainer.global_step == until.seen_at + until.further
     assert len(summary["failures"]) == 1
@@ -105,7 +85,7 @@ def test_exact_decoding_outlives_s_deaths_and_says_when_it_can_no_longer_be_exac
 
 def test_least_squares_goes_on_with_the_nearest_gradient_where_exact_would_stop():
     strategy = LWPDStrategy(code=gradient_code(4, stragglers=1), wait_for=3, decoder="least_squares", stale="drop")
-    until = TrainUntilLost(workers=2)
+    until = Until(lost(2))
     trainer, summary = fit(strategy, FaultInjector({2: 3, 3: 6}), until, devices=4, updates=-1)
     assert trainer.global_step == until.seen_at + until.further
     assert len(summary["failures"]) == 2
@@ -134,9 +114,9 @@ class _StopMyselfOnce(WorkerCallback):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-class _AndIsGone(TrainUntilLost):
+class _AndIsGone(Until):
     def __init__(self, pid):
-        super().__init__()
+        super().__init__(lost(1))
         self.pid = pid
 
     def seen(self):
@@ -165,7 +145,7 @@ class _KillMyFetcher(WorkerCallback):
 @pytest.mark.parametrize("wait_for", [3, 4])
 def test_a_worker_whose_dataloader_process_is_killed_is_an_erasure(wait_for):
     """As where memory is short."""
-    until, strategy = TrainUntilLost(), LWPDStrategy(code=uncoded(4), wait_for=wait_for, restart_workers=False)
+    until, strategy = Until(lost(1)), LWPDStrategy(code=uncoded(4), wait_for=wait_for, restart_workers=False)
     trainer, summary = fit(strategy, _KillMyFetcher(), until, devices=4, updates=-1, num_workers=1)
     assert trainer.global_step == until.seen_at + until.further
     (failure,) = summary["failures"]

@@ -16,7 +16,7 @@ from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.testing import Job
 from lwpd_lightning.worker_callback import WorkerCallback
 from tests.commands import PATIENCE_S, ForkedJob
-from tests.integration.models import Classifier, adam, loader, quiet_trainer, sgd
+from tests.integration.models import Classifier, Until, adam, loader, lost, quiet_trainer, sgd
 
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
 ROOT = Path(__file__).parents[2]
@@ -34,20 +34,14 @@ class Once(WorkerCallback):
             self.happens()
 
 
-class UntilBack(pl.Callback):
-    """Ends training a little after worker 1 was lost and has counted again."""
+def until_back(further=10):
+    """Until a little after worker 1 was lost and has counted again."""
 
-    on_workers = False
-    FURTHER = 10
-
-    def __init__(self, times=1):
-        self.times, self.back_at = times, None
-
-    def on_train_batch_end(self, trainer, *_):
+    def counts_again(trainer):
         counted = {arrival.worker for arrival in trainer.strategy.last_update.arrivals}
-        if self.back_at is None and len(trainer.strategy.failures) >= self.times and 1 in counted:
-            self.back_at = trainer.global_step
-        trainer.should_stop = self.back_at is not None and trainer.global_step >= self.back_at + self.FURTHER
+        return lost(1)(trainer) and 1 in counted
+
+    return Until(counts_again, further)
 
 
 def fit(strategy, *callbacks, devices=4, model=None, **loading):
@@ -94,13 +88,13 @@ def run_out_of_memory():
     ids=["killed", "silent", "hangs", "fetcher", "memory"],
 )
 def test_a_fork_is_replaced(happens, reason, wait_for):
-    once, until = Once(happens), UntilBack()
+    once, until = Once(happens), until_back()
     if happens is hang and wait_for == 3:
         pytest.skip("nobody waits for it")
     workers = {"num_workers": 1} if happens is lose_a_fetcher else {}
     strategy = LWPDStrategy(code=uncoded(4), wait_for=wait_for, heartbeat_s=0.9, update_timeout_s=1.0)
     trainer, summary = fit(strategy, once, until, **workers)
-    assert trainer.global_step == until.back_at + until.FURTHER
+    assert trainer.global_step == until.seen_at + until.further
     (failure,) = summary["failures"]
     assert failure["worker"] == 1
     assert failure["reason"].startswith(reason)
@@ -121,8 +115,7 @@ def test_a_fork_is_replaced(happens, reason, wait_for):
     ids=["sketch", "lwpd", "gradient_coding"],
 )
 def test_it_is_what_the_others_are_after_it_is_back(strategy, caplog):
-    until = UntilBack()
-    until.FURTHER = 30
+    until = until_back(further=30)
     _, summary = fit(strategy(), Once(kill), until, model=Classifier(adam))
     assert len(summary["failures"]) == 1
     assert summary["resyncs"] >= 1
@@ -147,7 +140,7 @@ class Unread(torch.utils.data.Dataset):
 
 
 def test_a_worker_whose_data_cannot_be_read_is_an_erasure_and_comes_back(caplog):
-    until, monitor = UntilBack(), ExchangeMonitor()
+    until, monitor = until_back(), ExchangeMonitor()
     trainer = quiet_trainer(
         devices=4, strategy=LWPDStrategy(code=uncoded(4)), max_steps=-1, max_epochs=-1, callbacks=[until, monitor]
     )
@@ -164,20 +157,14 @@ class KillEachLife(WorkerCallback):
 
 
 def test_one_that_dies_again_and_again_costs_no_update():
-    class UntilLostThreeTimes(pl.Callback):
-        on_workers = False
-
-        def on_train_batch_end(self, trainer, *_):
-            trainer.should_stop = len(trainer.strategy.failures) >= 3
-
-    trainer, summary = fit(LWPDStrategy(code=uncoded(4)), KillEachLife(), UntilLostThreeTimes())
+    trainer, summary = fit(LWPDStrategy(code=uncoded(4)), KillEachLife(), Until(lost(3), further=0))
     assert [failure["worker"] for failure in summary["failures"]] == [1, 1, 1]
     assert all(torch.isfinite(p).all() for p in trainer.lightning_module.parameters())
 
 
 def test_a_run_whose_only_other_worker_dies_goes_on_with_the_next_one():
-    trainer, summary = fit(LWPDStrategy(code=uncoded(2)), Once(kill), until := UntilBack(), devices=2)
-    assert trainer.global_step == until.back_at + until.FURTHER
+    trainer, summary = fit(LWPDStrategy(code=uncoded(2)), Once(kill), until := until_back(), devices=2)
+    assert trainer.global_step == until.seen_at + until.further
     assert len(summary["failures"]) == 1
 
 

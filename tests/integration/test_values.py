@@ -10,7 +10,7 @@ import torch
 from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, schemes, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.exchange.update import NotFinite
-from tests.integration.models import Classifier, loader, quiet_trainer, sgd
+from tests.integration.models import Classifier, Until, loader, quiet_trainer, sgd
 
 
 class Spoilt(Classifier):
@@ -28,27 +28,10 @@ class Spoilt(Classifier):
         return loss * self.value
 
 
-class UntilRefused(pl.Callback):
-    """Ends training a little after a codeword was refused: how many updates others make until then is theirs to say."""
-
-    on_workers = False
-    FURTHER = 4
-
-    def __init__(self):
-        self.refused_at = None
-
-    def on_train_batch_end(self, trainer, *_):
-        if self.refused_at is None and trainer.strategy.last_update.refused:
-            self.refused_at = trainer.global_step
-        trainer.should_stop = self.refused_at is not None and trainer.global_step >= self.refused_at + self.FURTHER
-
-
 def fit(strategy, model, n=4):
     pl.seed_everything(1)
-    monitor = ExchangeMonitor()
-    trainer = quiet_trainer(
-        devices=n, strategy=strategy, max_steps=-1, max_epochs=-1, callbacks=[monitor, UntilRefused()]
-    )
+    monitor, until = ExchangeMonitor(), Until(lambda trainer: trainer.strategy.last_update.refused, further=4)
+    trainer = quiet_trainer(devices=n, strategy=strategy, max_steps=-1, max_epochs=-1, callbacks=[monitor, until])
     trainer.fit(model, loader(shuffle=True))
     return monitor.summary()
 

@@ -18,7 +18,7 @@ from lwpd_lightning.links.rendezvous import LOOPBACK, Rendezvous, listen
 from lwpd_lightning.links.room import KEPT_BY_STORE, free_files
 from tests.links.links import DEADLINE_S, MAX_BYTES, QUEUED, Peer, events_until
 
-LIMIT, STRANGERS = 1024, 1024
+STRANGERS = 1024
 
 
 @pytest.fixture
@@ -28,16 +28,6 @@ def crowd():
     yield made
     for one in made:
         one.end()
-
-
-@pytest.fixture
-def few_files(monkeypatch):
-    """No more than LIMIT, as where the hard limit is that low, which could not be put back."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr("lwpd_lightning.links.hub.make_room", lambda *needs: None)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Crowd(Peer):
