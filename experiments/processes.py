@@ -39,6 +39,11 @@ def quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
+def as_typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def waiting_process() -> int | None:
     """Pid of the process that waits for this job; told once, so that the job's own processes do not ask."""
     pid = os.environ.pop(ENV_WAITING, None)

@@ -38,8 +38,9 @@ def restarts_of(cfg: DictConfig) -> int:
     """
     wanted = cfg.restarts
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
-        typed = str(wanted).lower() if isinstance(wanted, bool) else wanted
-        raise CompactHydraException(f"restarts={typed} is no number of restarts: use 0, 1, 2 or more.")
+        raise CompactHydraException(
+            f"restarts={processes.as_typed(wanted)} is no number of restarts: use 0, 1, 2 or more."
+        )
     if processes.is_attempt():
         return 0
     found = [name for name in _OUTSIDE if name in os.environ]

@@ -17,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from .checkpoints import BEFORE, LAST, RECENT
-from .processes import is_attempt
+from .processes import as_typed, is_attempt
 from .stopping import speaks_for_the_run
 
 # What rank 0 goes on from, for the processes that it starts: what they would find later is newer.
@@ -58,7 +58,7 @@ def resumed(cfg: DictConfig) -> Iterator[None]:
             another configuration alone, or none that can be read.
     """
     if cfg.resume not in (None, "auto"):
-        raise ValueError(f"resume={_typed(cfg.resume)} is unknown: use resume=auto, or leave it out.")
+        raise ValueError(f"resume={as_typed(cfg.resume)} is unknown: use resume=auto, or leave it out.")
     if cfg.resume is None and not is_attempt():
         yield
         return
@@ -75,10 +75,6 @@ def resumed(cfg: DictConfig) -> Iterator[None]:
     finally:
         if told is None:
             os.environ.pop(ENV_RESUMED, None)
-
-
-def _typed(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refuse_changing_directory() -> None:

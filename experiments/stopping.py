@@ -111,7 +111,7 @@ def _command(checkpoint: str | None) -> str:
     """The command as typed, but for where it continues."""
     program, *typed = processes.typed()
     if checkpoint is not None:
-        quoted = checkpoint if _PLAIN.fullmatch(checkpoint) else "'" + checkpoint.replace("'", "\\'") + "'"
+        quoted = checkpoint if _PLAIN.fullmatch(checkpoint) else processes.quoted(checkpoint)
         typed = [word for word in typed if not word.startswith("ckpt_path=")] + [f"ckpt_path={quoted}"]
     program = "lwpd-train" if Path(program).name == "lwpd-train" else f"python -m {__package__}.train"
     return " ".join([program, shlex.join(typed)]).rstrip()

@@ -99,7 +99,7 @@ class Gathering:
             self.memory = shared_memory(self._settings, self._trainer.lightning_module)
             work = self._forked_work(self._meeting, self.memory, self._listener, loader, at)
             if self._settings.restart_workers and len(local):
-                self._nursery = Nursery(work, [self._listener])
+                self._nursery = Nursery(work, self._listener)
             self._workers = fork_workers(local, work)
         return self._meeting
 

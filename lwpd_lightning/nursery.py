@@ -7,18 +7,14 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Protocol
 
 from lwpd_lightning.launcher import PARENT_CHECK_S, WorkerProcess, fork_workers, forked, leave_the_end_to_rank_zero
 
 # How long the nursery may take to fork: a moment, where memory is there.
 _FORK_S = 30.0
-
-
-class _Closes(Protocol):
-    def close(self) -> None: ...
 
 
 class Nursery:
@@ -28,12 +24,12 @@ class Nursery:
 
     Args:
         work: what a worker of a rank does.
-        closing: rank 0's own, which the nursery must not hold open.
+        listener: rank 0's own, which the nursery must not hold open.
     """
 
-    def __init__(self, work: Callable[[int], None], closing: Sequence[_Closes] = ()) -> None:
+    def __init__(self, work: Callable[[int], None], listener: socket.socket) -> None:
         self._ours, theirs = multiprocessing.Pipe()
-        self._process = forked(_tend, (theirs, work, closing, os.getpid()), "lwpd-nursery")
+        self._process = forked(_tend, (theirs, work, listener, os.getpid()), "lwpd-nursery")
         theirs.close()
 
     def start(self, rank: int) -> WorkerProcess | None:
@@ -75,12 +71,11 @@ class _Fledgling:
         return self._code
 
 
-def _tend(channel: Connection, work: Callable[[int], None], closing: Sequence[_Closes], parent: int) -> None:
+def _tend(channel: Connection, work: Callable[[int], None], listener: socket.socket, parent: int) -> None:
     """Fork when asked, tell how what was forked has ended, and end with rank 0."""
     gc.freeze()
     leave_the_end_to_rank_zero()
-    for open_ in closing:
-        open_.close()
+    listener.close()
     forks: dict[int, WorkerProcess] = {}
 
     def serve(rank: int) -> None:

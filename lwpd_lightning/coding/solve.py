@@ -14,7 +14,7 @@ from lwpd_lightning.coding.groups import Split, rows_of
 if TYPE_CHECKING:
     from lwpd_lightning.coding.code import Code
 
-# A direction counts as spanned when its singular value is above _RTOL of the largest, and a wanted gradient as
+# A direction counts as spanned when its singular value is above RTOL of the largest, and a wanted gradient as
 # recovered when what is left of it is below RESIDUAL. Rows are of unit norm and either structured or the best of
 # several random draws: real singular values stay orders above the first, rounding stays orders below.
 RTOL = 1e-9
