@@ -1,3 +1,4 @@
+import gc
 import os
 import resource
 import signal
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("real_start"):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """What has been imported lives for ever: nobody looks through it for garbage again, nor do the ranks that are forked."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
