@@ -109,7 +109,7 @@ def server() -> Server:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, *_OPTIONS, "-m", "tests.fork_server", str(theirs.fileno())]
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
+    process = _START(
         command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
     )
     theirs.close()

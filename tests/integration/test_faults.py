@@ -185,10 +185,15 @@ def job(*arguments, kind=ForkedJob):
     return kind([*JOB, *arguments], env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
 
 
-@pytest.mark.real_start
-@STARTS
-def test_nothing_is_left_after_success(start):
-    with job(*start, "--updates", "5", "--loader-workers", "1", kind=Job) as running:
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        pytest.param(["--start=fork"], ForkedJob, id="fork"),
+        pytest.param(["--start=rerun", "--workers=2"], Job, id="rerun", marks=pytest.mark.real_start),
+    ],
+)
+def test_nothing_is_left_after_success(start, kind):
+    with job(*start, "--updates", "5", "--loader-workers", "1", kind=kind) as running:
         result = running.wait(PATIENCE_S)
         assert result.exit_code == 0, result.output
         assert "DONE" in result.output
