@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What has been imported lives for ever: nobody looks through it for garbage again, nor do the ranks that are forked."""
+    """What has been imported lives for ever: neither this process nor the ranks it forks look for garbage there."""
     gc.collect()
     gc.freeze()
 

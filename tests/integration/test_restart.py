@@ -75,7 +75,7 @@ def run_out_of_memory():
     raise MemoryError("no more")
 
 
-@pytest.mark.parametrize("wait_for", [3, 4])
+@pytest.mark.parametrize("wait_for", [pytest.param(3, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     ("happens", "reason"),
     [
@@ -168,6 +168,7 @@ def test_a_run_whose_only_other_worker_dies_goes_on_with_the_next_one():
     assert len(summary["failures"]) == 1
 
 
+@pytest.mark.slow
 def test_no_process_of_a_run_is_left(tmp_path):
     with ForkedJob([*JOB, "--updates=100000", "--uncoded", "--workers=3"], env={"PYTHONPATH": str(ROOT)}) as job:
         job.wait_for_output("UPDATE 20\n", PATIENCE_S)

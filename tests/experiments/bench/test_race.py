@@ -65,6 +65,7 @@ def test_every_scheme_is_tuned_on_the_same_grid_and_on_no_raced_seed():
     assert {race.seed for race in races({(EVEN, "ddp"): 2}, [0, 1, 2])} == {0, 1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("scheme", [*SCHEMES, ALONE])
 def test_every_race_composes(workload, scheme):
