@@ -293,6 +293,7 @@ class Worker:
                     raise ProtocolError("a decision on a codeword that there is none of")
                 self._codeword.counted = True
             self._reduction.begin(decision)
+            self._peers.counted(decision.workers)
         elif header.op is Op.VOID:
             self._refused(header.version)
         elif header.op is Op.LOST:
