@@ -128,7 +128,7 @@ class Gathering:
             self._workers.kill(worker + self._rank_of)
 
     def start_again(self, worker: int) -> bool:
-        """Start another process for a worker of this machine whose process has ended.
+        """Start another process for a lost worker of this machine; kill the one that it had, if that lives.
 
         Returns whether there is one; on other machines whoever started the first is to start another.
         """
@@ -137,6 +137,7 @@ class Gathering:
             return False
         if any(isinstance(callback, WorkerCallback) and callback.stays_dead(worker) for callback in callbacks):
             return False
+        self._workers.kill(rank)
         if self._settings.start_method == "rerun":
             assert self._meeting is not None
             (process,) = self._rerun(self._meeting, range(rank, rank + 1)).processes

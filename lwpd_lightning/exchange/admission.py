@@ -81,7 +81,7 @@ class Admission:
         self._first_state: tuple[int, Tensor, bytes] | None = None  # that workers begin with: version, bytes, digest
         self._too_few_since: float | None = None
         self._greeted_at = 0.0
-        self._start_again, self._restarts, self._looked_at = start_again, Restarts(), 0.0
+        self._start_again, self._restarts, self._looked_at = start_again, Restarts(members.join_s), 0.0
 
     @property
     def present(self) -> list[int]:
@@ -205,12 +205,12 @@ class Admission:
         return True
 
     def restart(self, now: float) -> None:
-        """Start another process for each lost worker whose own has ended, as soon and as often as may be."""
+        """Start another process for each lost worker whose own has ended, or hangs, as soon and as often as may be."""
         if self._start_again is None or not self.members.lost or now - self._looked_at < _RESTART_LOOK_S:
             return
         self._looked_at = now
         for worker in sorted(self.members.lost):
-            if self._restarts.may(worker, now) and self._exited(worker, 0.0) is not None:
+            if self._restarts.may(worker, now, ended=self._exited(worker, 0.0) is not None):
                 self._restarts.started(worker, now)
                 if self._start_again(worker):
                     log.warning("Worker %d is started again", worker)
