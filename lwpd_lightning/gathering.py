@@ -130,7 +130,7 @@ class Gathering:
     def start_again(self, worker: int) -> bool:
         """Start another process for a lost worker of this machine; kill the one that it had, if that lives.
 
-        Returns whether there is one; on other machines whoever started the first is to start another.
+        Returns whether there is one; on other machines their first process does it (`siblings`).
         """
         rank, callbacks = worker + self._rank_of, self._trainer.callbacks  # type: ignore[attr-defined]
         if not 0 < rank < self.local_ranks or self._environment.creates_processes_externally:

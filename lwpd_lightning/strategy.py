@@ -83,9 +83,10 @@ class LWPDStrategy(SeparateRanks):
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
         update_timeout_s: a worker that holds an update up for longer, as one whose training_step hangs, is an erasure;
             None: 20 times the longest wait of the last 256 updates and a minute at least, from the 20th update on.
-        restart_workers: a worker of rank 0's machine whose process has ended, or has not come back 12 ``heartbeat_s``
-            after it was lost, is started again: at once, then after 1, 2, 4 ... 60 s, six times in a row. It takes over
-            rank 0's state and counts again.
+        restart_workers: a worker whose process has ended is started again by the one that started it, rank 0 or its
+            machine's first rank: at once, then after 1, 2, 4 ... 60 s, six times in a row. It takes over rank 0's state
+            and counts again. On rank 0's machine one that has not come back 12 ``heartbeat_s`` after it was lost is
+            killed, and started again too. What a launcher started (torchrun, Slurm) the launcher starts again.
         tolerate_exceptions: a worker whose code raises an exception is an erasure, with its traceback logged, and is
             started again; False: the run ends, with that traceback. On rank 0 an exception always ends the run.
         max_codeword_norm: a codeword whose Euclidean norm, divided by that of its worker's row of the generator, is
