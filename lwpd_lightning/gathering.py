@@ -98,9 +98,9 @@ class Gathering:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
             self.memory = shared_memory(self._settings, self._trainer.lightning_module)
             work = self._forked_work(self._meeting, self.memory, self._listener, loader, at)
+            self._workers = fork_workers(local, work)
             if self._settings.restart_workers and len(local):
                 self._nursery = Nursery(work, self._listener)
-            self._workers = fork_workers(local, work)
         return self._meeting
 
     def announce(self, port: int, seed: int) -> None:
