@@ -20,7 +20,7 @@ from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
 from lwpd_lightning.exchange.outage import outage_of
 from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Contribution, to_json
 from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
@@ -330,7 +330,7 @@ class Worker:
             norm=UNMEASURED if contribution.norm is None else contribution.norm,
         )  # fmt: skip
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
-        told = torch.cat([touched, text(contribution.logged)]) if contribution.logged else touched
+        told = torch.cat([touched, text(to_json(contribution.logged))]) if contribution.logged else touched
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, told))
 
     def _post(
