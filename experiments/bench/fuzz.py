@@ -27,9 +27,10 @@ from .tiny import TinyRank
 
 RANKS = 3
 # An update that takes longer hangs; a worker that holds one up for longer is given up.
-_HANG_S, _PATIENCE_S = 30.0, 0.5
-# Of messages that have a mutated copy: most of the time an exchange goes on.
-_SHARE = 0.1
+_HANG_S, _PATIENCE_S, _GRACE_S, _JOIN_S = 30.0, 0.05, 0.005, 0.05
+# Of messages that have a mutated copy, while all workers count and while one comes back: most of those that were given
+# up can do so without another one.
+_SHARE, _SHARE_WHILE_AWAY = 0.4, 0.02
 _OP_AT, _SIZES_AT = 6, HEADER_BYTES - 16
 _NUMBERS = (0, 1, 2, 0x7F, 0xFF, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 
@@ -48,10 +49,11 @@ class Mutations:
 
     def __init__(self, seed: int, frames: int) -> None:
         self._draw, self.left, self.made = random.Random(seed), frames, Counter[str]()
+        self.share = _SHARE
 
     def of(self, frames: Sequence[bytes]) -> list[bytes] | None:
         """A copy that differs; None: this time there is none."""
-        if not self.left or self._draw.random() > _SHARE:
+        if not self.left or self._draw.random() > self.share:
             return None
         draw, copy = self._draw, [bytearray(frame) for frame in frames]
         how = draw.choice(("bits", "field", "op", "sizes", "cut", "longer", "frames", "payload"))
@@ -84,10 +86,16 @@ class Mutations:
 
 
 class Network:
-    """All messages under way: of each receiver, from whom they are and on which link."""
+    """All messages under way: of each receiver, from whom they are and on which link.
+
+    Attributes:
+        queues: what each rank is still to receive.
+        links: the number of each worker's link to rank 0; nothing passes on an older one.
+    """
 
     def __init__(self, mutations: Mutations) -> None:
         self.queues: dict[int, deque[Any]] = {rank: deque() for rank in (COORDINATOR, *range(RANKS))}
+        self.links = {worker: worker for worker in range(1, RANKS)}
         self._mutations = mutations
 
     def send(self, sender: int, to: int, frames: Sequence[Payload]) -> None:
@@ -95,7 +103,16 @@ class Network:
         honest = [bytes(frame) for frame in frames]
         for copy in (self._mutations.of(honest), honest):
             if copy is not None and to in self.queues:
-                self.queues[to].append(Message(sender, [memoryview(bytearray(frame)) for frame in copy], sender))
+                views = [memoryview(bytearray(frame)) for frame in copy]
+                self.queues[to].append(Message(sender, views, self.links.get(sender, 0)))
+
+    def renew(self, worker: int) -> None:
+        """Give a worker another link to rank 0, which sees the older one end; what was on that is lost."""
+        self.queues[COORDINATOR].append(LinkLost(worker))
+        self.links[worker] += RANKS
+        kept = [message for message in self.queues[worker] if message.worker != COORDINATOR]
+        self.queues[worker].clear()
+        self.queues[worker].extend(kept)
 
 
 class FakeHub:
@@ -104,22 +121,26 @@ class FakeHub:
     def __init__(self, network: Network) -> None:
         self.refused: set[int] = set()
         self.workers: list[TinyWorker] = []
-        self._network, self._since = network, time.monotonic()
+        self._network, self._used = network, dict[int, int]()
 
     def send(self, worker: int, frames: Sequence[Payload]) -> None:
-        """Deliver a message to a worker."""
-        self._network.send(COORDINATOR, worker, frames)
+        """Deliver a message to a worker, where its link stands."""
+        if worker in self._used:
+            self.answer(self._used[worker], frames)
 
     def answer(self, link: int, frames: Sequence[Payload]) -> None:
-        """The same: a worker has one link."""
-        self.send(link, frames)
+        """The same on any link."""
+        worker = link % RANKS
+        if self._network.links.get(worker) == link:
+            self._network.send(COORDINATOR, worker, frames)
 
     def uses(self, worker: int, link: int) -> bool:
-        """Whether it is the one."""
-        return worker == link
+        """Whether it is the one that is sent to on."""
+        return self._used.get(worker) == link
 
     def adopt(self, worker: int, link: int) -> None:
-        """It is used already."""
+        """Send to a worker on this link from now on."""
+        self._used[worker] = link
 
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
         """What has come; workers take their turn."""
@@ -130,7 +151,7 @@ class FakeHub:
             idle = False
             yield queue.popleft()
         if idle and timeout_s:
-            time.sleep(0.01)
+            time.sleep(0.001)
 
 
 class FakeLinks:
@@ -163,11 +184,8 @@ class FakeLinks:
         """And stay so."""
 
     def renew(self) -> None:
-        """Forget what is under way from rank 0, which sees the link end."""
-        self._network.queues[COORDINATOR].append(LinkLost(self._worker))
-        kept = [message for message in self._queue if message.worker != COORDINATOR]
-        self._queue.clear()
-        self._queue.extend(kept)
+        """Open another link to rank 0."""
+        self._network.renew(self._worker)
 
 
 class TinyWorker:
@@ -175,17 +193,15 @@ class TinyWorker:
 
     def __init__(self, worker: int, network: Network, returns: Counter[str]) -> None:
         self._links: Any = FakeLinks(worker, network)
-        self._returns, self._again_at = returns, 0.0
+        self._returns, self._again = returns, False
         self._worker = TinyRank(worker, RANKS, self._links.send).worker(self._links, timeout_s=1.0)
         self._worker._ask_in()
 
     def turn(self) -> bool:
         """Take what has come; whether there was anything to do."""
         busy = False
-        if time.monotonic() < self._again_at:
-            return False
-        if self._again_at:
-            self._again_at = 0.0
+        if self._again:
+            self._again = False
             self._worker._forget()
             self._worker._entered = False
             self._worker._ask_in()
@@ -198,7 +214,7 @@ class TinyWorker:
                 return busy
             except (Refused, CoordinatorLost) as reason:
                 self._returns[type(reason).__name__] += 1
-                self._again_at = time.monotonic() + 0.002
+                self._again = True
                 return True
 
 
@@ -213,7 +229,7 @@ def fuzz(frames: int, seed: int, report: Callable[[str], None] = lambda line: No
     hub: Any = FakeHub(network)
     rank = TinyRank(0, RANKS, hub.send)
     coordinator = rank.coordinator(
-        hub, 2, grace_s=0.05, join_s=0.3, min_workers=1, returns=True, timeout_s=_HANG_S,
+        hub, 2, grace_s=_GRACE_S, join_s=_JOIN_S, min_workers=1, returns=True, timeout_s=_HANG_S,
         patience=Patience(_PATIENCE_S, _HANG_S), guard=NormGuard(NormLimit(10.0, of_median=True)),
     )  # fmt: skip
     mutations.left = 0  # until all have met: at the start, one that comes to another fit ends it
@@ -222,6 +238,7 @@ def fuzz(frames: int, seed: int, report: Callable[[str], None] = lambda line: No
     mutations.left = frames
     began, reported = 0, frames
     while mutations.left:
+        mutations.share = _SHARE if len(coordinator._members.live) == RANKS else _SHARE_WHILE_AWAY
         update = rank.update(coordinator)
         happened.update(updates=1, counted=len(update.arrivals), refused=len(update.refused), resyncs=update.resyncs)
         if mutations.left < frames * 0.7:

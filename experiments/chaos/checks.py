@@ -69,7 +69,7 @@ def _hangs(events: Sequence[Event], done: Event) -> list[str]:
     found = []
     if done["code"] != 0:
         found.append("rank 0 did not end in time" if done["code"] is None else f"rank 0 ended with {done['code']}")
-    if done["code"] is not None and done["left"]:
+    if done["code"] == 0 and done["left"]:  # after a failure they wait for a rank 0 that comes back
         found.append(f"processes did not end with rank 0: {done['left']}")
     killed = dict.fromkeys(range(_workers(events)), 0)
     for event in events:

@@ -204,7 +204,8 @@ class Worker:
     def _forget(self) -> None:
         """What was going on when the link ended."""
         self._links.renew()
-        self._withdraw()
+        self._codeword = None
+        self._reduction.abandon()
         self._model.forget()
         self._peers.forget()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, defaultdict
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 
 # Times that a link between two workers may break and come back in one update, before it is taken for cut.
@@ -216,16 +216,25 @@ class Membership:
         return asked
 
     def cut_off(self, now: float) -> dict[int, list[int]]:
-        """The fewest workers without whom all links that count stand, each with those that it is cut off from."""
-        cut = {
-            pair
-            for pair, broken in self._broken.items()
-            if now - broken.since >= self.grace_s and broken.greetings >= _GREETINGS
-        }
-        return {
-            worker: sorted(other for pair in cut if worker in pair for other in pair - {worker})
-            for worker in smallest_cover(cut)
-        }
+        """The fewest workers without whom all links that count stand, each with those that it is cut off from.
+
+        A worker that nobody reaches loses its links one after another, as each is asked: those that hang together are
+        judged together, when the last of them has had its time, or the first has had it twice.
+        """
+        gone = {}
+        for pairs in connected(self._broken):
+            ages = [now - self._broken[pair].since for pair in pairs]
+            if min(ages) < self.grace_s and max(ages) < 2 * self.grace_s:
+                continue
+            late = {
+                pair
+                for pair in pairs
+                if now - self._broken[pair].since >= self.grace_s and self._broken[pair].greetings >= _GREETINGS
+            }
+            for worker in smallest_cover(pairs):
+                if any(worker in pair for pair in late):
+                    gone[worker] = sorted(other for pair in pairs if worker in pair for other in pair - {worker})
+        return gone
 
     def _is_in(self, worker: int) -> bool:
         return worker in self._standing[Standing.LIVE] or worker in self._standing[Standing.JOINING]
@@ -245,6 +254,20 @@ class Membership:
         for worker in promoted:
             self._place(worker, Standing.LIVE)
         return promoted
+
+
+def connected(pairs: Iterable[frozenset[int]]) -> list[set[frozenset[int]]]:
+    """Pairs that hang together by workers that they share.
+
+    >>> [len(group) for group in connected([frozenset((1, 2)), frozenset((3, 4)), frozenset((2, 5))])]
+    [1, 2]
+    """
+    groups: list[set[frozenset[int]]] = []
+    for pair in pairs:
+        touching = [group for group in groups if any(pair & other for other in group)]
+        groups = [group for group in groups if group not in touching]
+        groups.append({pair}.union(*touching))
+    return groups
 
 
 def smallest_cover(pairs: Set[frozenset[int]]) -> set[int]:
