@@ -147,6 +147,17 @@ def test_who_reaches_no_other_worker_is_given_up_however_its_links_end_one_after
     assert cut_for(members, GRACE_S, now) == {3: [1, 2, 4, 5]}
 
 
+def test_of_two_the_one_that_was_lost_before_is_given_up_or_else_the_one_that_says_nothing():
+    members = started()
+    members.unlinked(2, 1, 0.0, stands=False)
+    assert cut_for(members, GRACE_S) == {1: [2]}  # the higher number said so first
+    members.lose(1)
+    members.join(1, 11, "again", 3.0)
+    members.introduce()
+    members.unlinked(1, 2, 3.0, stands=False)
+    assert cut_for(members, GRACE_S, 3.0) == {1: [2]}
+
+
 def test_links_that_go_on_breaking_put_nothing_off_for_ever():
     members = started(8)
     for one in range(1, 7):
