@@ -33,8 +33,9 @@ from .schedule import KINDS, SIGNALS, schedule
 _WORKERS, _WAIT_FOR, _HEARTBEAT_S, _COMPUTE_S = 6, 4, 1.0, 0.03
 _SECONDS = 5.0  # in which the faults of a run begin, where there is a place for them
 _LIMIT_S = 120.0
-# A machine that does not run the command itself for so long may silence a healthy rank: the run is repeated.
-_STALL_S, _TIMES = _HEARTBEAT_S / 4, 3
+# A machine that does not run the command itself for so long, or an update before any fault, may silence a healthy rank:
+# a run with violations is repeated.
+_STALL_S, _TIMES = _HEARTBEAT_S / 3, 3
 
 
 def hosts_possible() -> str | None:
@@ -62,7 +63,7 @@ def one(seed: int, directory: Path, *, hosts: bool, timed: bool) -> tuple[list[s
         f"{seed:6d} {'hosts' if hosts else 'forks'} {time.monotonic() - started:5.1f} s {updates:5d} updates  "
         f"longest {longest:5.2f} s (one update {one_update_s(events):.2f} s)  lost {lost!s:12}  {kinds}"
     )
-    return found, line, stalled_s(events)
+    return found, line, max(stalled_s(events), one_update_s(events))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
