@@ -16,6 +16,8 @@ KINDS = (*SIGNALS, *LINKS)
 _PAIRS = ("cut", "one_way")
 # A lost worker is expected to count again so many seconds after its fault is over; the run waits for what is so.
 _RETURN_S = 4.0
+# And a codeword that is spoilt is refused so soon.
+_REFUSED_S = 0.5
 _DURATIONS_S = {
     "kill": (0.0, 0.0),
     "stop": (0.5, 5.0),  # shorter and longer than a heartbeat
@@ -62,7 +64,7 @@ class Fault:
     @property
     def over_s(self) -> float:
         """When its workers are expected to count again."""
-        return self.at_s + self.lasts_s + (_RETURN_S if self.suspects else 0.0)
+        return self.at_s + self.lasts_s + (_RETURN_S if self.suspects else _REFUSED_S if self.places else 0.0)
 
 
 def schedule(

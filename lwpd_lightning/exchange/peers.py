@@ -27,8 +27,8 @@ class Peers:
     """What a worker knows of the others, and what it tells rank 0 of them.
 
     Rank 0 tells who is in, by (worker, incarnation). Both ends of a link greet; a worker says MET when everybody that
-    it was told of has greeted, and computes nothing before the first time: who comes later may never reach it, and keeps
-    nobody waiting. Links that end are reported: rank 0 gives somebody up.
+    it was told of has greeted, and computes nothing before the first time: who comes later may never reach it, and
+    keeps nobody waiting. Links that end are reported: rank 0 gives somebody up.
 
     Args:
         worker: who knows them.
