@@ -45,6 +45,22 @@ def test_a_worker_computes_on_the_threads_that_were_set_from_its_first_forward_o
     workers.end()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nothing says it")
+def test_that_a_process_has_begun_to_end_is_known_and_a_stopped_one_has_not():
+    workers = fork_workers([1], lambda rank: time.sleep(600))
+    (process,) = workers.processes
+    os.kill(process.pid, signal.SIGSTOP)
+    assert not workers.ending(1)
+    assert not workers.ending(2)
+    os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while not workers.ending(1):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert workers.exited(1, wait_s=20) == "was killed by SIGKILL"
+    workers.end()
+
+
 def test_a_daemonic_process_forks_workers_which_end_with_it():
     """As a pool's processes are, in which a search over hyperparameters trains."""
     context = multiprocessing.get_context("fork")

@@ -81,6 +81,11 @@ class Reduction:
         """The codeword that was offered last has been counted, or will never be."""
         self._offered = None
 
+    def abandon(self) -> None:
+        """This rank was given up: of what was decided until then it adds nothing up, whatever still comes of it."""
+        self._offered = None
+        self._received.forget(self._received.newest)
+
     @property
     def shares_memory(self) -> bool:
         """Whether codewords and sums lie in memory that all ranks share."""
@@ -126,6 +131,11 @@ class Reduction:
         newest = self._received.newest
         owes = self._share_of(newest) is not None and self.ranks.me not in self._received.sums(newest)
         return newest - owes
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether this rank adds up a share in the newest decision."""
+        return self._share_of(self._received.newest) is not None
 
     def depends_on(self, worker: int) -> bool:
         """Whether this rank's codeword counts in the newest decision, and the worker is still to add up its share."""

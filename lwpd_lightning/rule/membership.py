@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, defaultdict
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 # Times that a link between two workers may break and come back in one update, before it is taken for cut.
@@ -18,6 +18,8 @@ RETRIES = 3
 _GREETINGS = 2
 # The fewest workers that have a share in all broken links are found exactly up to this many.
 _MOST_EXACT = 8
+# As many workers are named one by one.
+_MOST_LISTED = 16
 
 
 class Standing(enum.Enum):
@@ -56,7 +58,7 @@ class _Member:
     address: str = ""
     since: float = 0.0  # when it began to join
     introduced: int = 0  # the number of the introduction that told of it; 0: none has
-    met: int = 0  # the newest introduction of which it has met all
+    met: int = 0  # the newest introduction of which it has met its neighbours
 
 
 @dataclass
@@ -64,6 +66,7 @@ class _Broken:
     """A link between two workers that ended: when that was told, and how often they were asked to greet since."""
 
     since: float
+    reporter: int  # who said so first
     greetings: int = 0
 
 
@@ -87,6 +90,7 @@ class Membership:
     _standing: dict[Standing, set[int]] = field(init=False)
     _introductions: int = field(init=False, default=0)
     _broken: dict[frozenset[int], _Broken] = field(init=False, default_factory=dict)
+    _losses: Counter[int] = field(init=False, default_factory=Counter)
     _flaps: Counter[frozenset[int]] = field(init=False, default_factory=Counter)  # in the open update
 
     def __post_init__(self) -> None:
@@ -160,13 +164,14 @@ class Membership:
         return Introduction(self._introductions, newcomers, elders, addresses)
 
     def meets(self, worker: int, number: int) -> set[int]:
-        """A worker has a link from everybody that introductions up to ``number`` told it of; gives who is live now."""
+        """A worker has met its neighbours among those of introductions up to ``number``; gives who is live now."""
         self._members[worker].met = max(number, self._members[worker].met)
         return self._promote()
 
     def lose(self, worker: int) -> set[int]:
         """A worker is an erasure from now on; gives who is live now, since nobody waits to meet it any more."""
         self._place(worker, Standing.LOST)
+        self._losses[worker] += 1
         self._broken = {pair: broken for pair, broken in self._broken.items() if worker not in pair}
         return self._promote()
 
@@ -191,9 +196,9 @@ class Membership:
         pair = frozenset((reporter, worker))
         self._flaps[pair] += 1
         if self._flaps[pair] > RETRIES:
-            self._broken[pair] = _Broken(now - self.grace_s, _GREETINGS)
+            self._broken[pair] = _Broken(now - self.grace_s, reporter, _GREETINGS)
         elif not stands:
-            self._broken.setdefault(pair, _Broken(now))
+            self._broken.setdefault(pair, _Broken(now, reporter))
         return True
 
     def linked(self, reporter: int, worker: int) -> None:
@@ -216,16 +221,31 @@ class Membership:
         return asked
 
     def cut_off(self, now: float) -> dict[int, list[int]]:
-        """The fewest workers without whom all links that count stand, each with those that it is cut off from."""
-        cut = {
-            pair
-            for pair, broken in self._broken.items()
-            if now - broken.since >= self.grace_s and broken.greetings >= _GREETINGS
-        }
-        return {
-            worker: sorted(other for pair in cut if worker in pair for other in pair - {worker})
-            for worker in smallest_cover(cut)
-        }
+        """The fewest workers without whom all links that count stand, each with those that it is cut off from.
+
+        A worker that nobody reaches loses its links one after another, as each is asked: those that hang together are
+        judged together, when the last of them has had its time, or the first has had it twice. Of two that may be
+        meant, one was lost more often, or was slower to say what both must notice.
+        """
+        gone = {}
+        for pairs in connected(self._broken):
+            ages = [now - self._broken[pair].since for pair in pairs]
+            if min(ages) < self.grace_s and max(ages) < 2 * self.grace_s:
+                continue
+            late = {
+                pair
+                for pair in pairs
+                if now - self._broken[pair].since >= self.grace_s and self._broken[pair].greetings >= _GREETINGS
+            }
+            for worker in smallest_cover(pairs, self._doubts(pairs)):
+                if any(worker in pair for pair in late):
+                    gone[worker] = sorted(other for pair in pairs if worker in pair for other in pair - {worker})
+        return gone
+
+    def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, int]]:
+        """How little is to be said for each worker that has a link that ended."""
+        quiet = Counter(worker for pair in pairs for worker in pair - {self._broken[pair].reporter})
+        return {worker: (self._losses[worker], quiet[worker]) for pair in pairs for worker in pair}
 
     def _is_in(self, worker: int) -> bool:
         return worker in self._standing[Standing.LIVE] or worker in self._standing[Standing.JOINING]
@@ -247,8 +267,36 @@ class Membership:
         return promoted
 
 
-def smallest_cover(pairs: Set[frozenset[int]]) -> set[int]:
-    """The fewest workers of whom every pair has at least one; of equals, those with the higher numbers.
+def listed(workers: Collection[int]) -> str:
+    """Workers as messages name them: all of a few, the first and the last of many.
+
+    >>> listed({3, 1})
+    '[1, 3]'
+    >>> listed(range(1, 512))
+    '[1, 2, 3, 4, 5, 6, 7, 8, ... 511] (511 of them)'
+    """
+    numbers = sorted(workers)
+    if len(numbers) <= _MOST_LISTED:
+        return str(numbers)
+    return f"[{', '.join(map(str, numbers[: _MOST_LISTED // 2]))}, ... {numbers[-1]}] ({len(numbers)} of them)"
+
+
+def connected(pairs: Iterable[frozenset[int]]) -> list[set[frozenset[int]]]:
+    """Pairs that hang together by workers that they share.
+
+    >>> [len(group) for group in connected([frozenset((1, 2)), frozenset((3, 4)), frozenset((2, 5))])]
+    [1, 2]
+    """
+    groups: list[set[frozenset[int]]] = []
+    for pair in pairs:
+        touching = [group for group in groups if any(pair & other for other in group)]
+        groups = [group for group in groups if group not in touching]
+        groups.append({pair}.union(*touching))
+    return groups
+
+
+def smallest_cover(pairs: Set[frozenset[int]], doubts: Mapping[int, tuple[int, int]] | None = None) -> set[int]:
+    """The fewest workers of whom every pair has at least one; of equals, those with more doubts or higher numbers.
 
     A minimum vertex cover, exact up to 8 workers; where more are needed, who is in most pairs is taken first.
 
@@ -257,6 +305,11 @@ def smallest_cover(pairs: Set[frozenset[int]]) -> set[int]:
     >>> smallest_cover({frozenset((2, 5))})
     {5}
     """
+    if doubts is not None:
+        known = sorted(doubts, key=lambda worker: (doubts[worker], worker))
+        places = {worker: place for place, worker in enumerate(known)}
+        placed = {frozenset(places[worker] for worker in pair) for pair in pairs}
+        return {known[place] for place in smallest_cover(placed)}
     for size in range(_MOST_EXACT + 1):
         if (cover := _cover_of(pairs, size)) is not None:
             return cover
