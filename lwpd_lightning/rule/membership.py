@@ -224,13 +224,15 @@ class Membership:
         """The fewest workers without whom all links that count stand, each with those that it is cut off from.
 
         A worker that nobody reaches loses its links one after another, as each is asked: those that hang together are
-        judged together, when the last of them has had its time, or the first has had it twice. Of two that may be
-        meant, one was lost more often, or was slower to say what both must notice.
+        judged together, when the first of them has had its time, where it is plain whom they have in common, or else
+        when the last has had it, or the first has had it twice. Of two that may be meant, one was lost more often, or
+        was slower to say what both must notice.
         """
         gone = {}
         for pairs in connected(self._broken):
             ages = [now - self._broken[pair].since for pair in pairs]
-            if min(ages) < self.grace_s and max(ages) < 2 * self.grace_s:
+            plain = len(pairs) > 1 and frozenset.intersection(*pairs)
+            if min(ages) < self.grace_s and not plain and max(ages) < 2 * self.grace_s:
                 continue
             late = {
                 pair
