@@ -196,6 +196,7 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     failed: list[BaseException] = []
 
     def body() -> None:
+        torch.get_num_threads()  # a thread takes over what torch was told only here, and computes on all cores before
         try:
             work(rank)
         except BaseException as error:

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -82,6 +83,8 @@ def main():
     parser.add_argument("--die-when-asked", choices=["before", "after"])
     parser.add_argument("--breaks-in", choices=["script", "setup", "configure_optimizers"])
     options = parser.parse_args()
+    if "RANK" in os.environ:
+        Path("/proc/self/comm").write_text(f"job-rank-{os.environ['RANK']}")  # for who is to kill it
     if options.host:
         Host(options.host, address="").enter()
     if options.breaks_in == "script" and "LWPD_FIT" in os.environ:
