@@ -49,7 +49,7 @@ from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher
 class LWPDStrategy(SeparateRanks):
     """Replaces DDP's all-reduce with coded exchange: stragglers and dead workers are erasures, not stalls.
 
-    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers computes one linear
+    The gradient is cut into k tasks (data part x block of output nodes). Each of n workers computes one linear
     combination of t of them, P/B values short; the first K that are ready add theirs up among themselves, and every
     rank makes rank 0's step with the sum (Soto et al., "Lightweight Projective Derivative Codes for Compressed
     Asynchronous Gradient Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and
