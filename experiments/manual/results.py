@@ -69,7 +69,7 @@ def _raced(row: dict[str, str]) -> Raced:
 
 def draw_times(raced: dict[str, list[Raced]], path: Path) -> None:
     """Seconds to the target: a panel for each kind of links."""
-    with svg(path, 10.5, 3.3) as figure:
+    with svg(path, 9.6, 3.3) as figure:
         panels = figure.subplots(1, len(raced))
         for axes, (title, rows) in zip(panels, raced.items(), strict=True):
             _rows(axes, title, rows, lambda one: one.time_s)

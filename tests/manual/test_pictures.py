@@ -22,7 +22,8 @@ def test_one_command_draws_every_picture_that_a_page_shows(tmp_path):
 
 
 def test_a_row_of_a_race_is_read():
-    page = "### Links of 100 Mbit/s, no stragglers\n\ntext\n\n| scheme | time to target | updates | KB/rank |\n|---|---|---|---|\n"
+    page = "### Links of 100 Mbit/s, no stragglers\n\ntext\n\n"
+    page += "| scheme | time to target | updates | KB/rank |\n|---|---|---|---|\n"
     page += "| sketch | 5.1 (4.6..13.6) s | 35 | 141 |\n| sync | 12.7 s | 55 |  |\n\n### Next\n"
 
     rows = results.table(page, "Links of 100 Mbit/s, no stragglers")
