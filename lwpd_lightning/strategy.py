@@ -102,9 +102,11 @@ class LWPDStrategy(SeparateRanks):
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
 
-    Example::
-
-        Trainer(accelerator="cpu", devices=8, strategy=LWPDStrategy(code=lwpd_code(n=8, k=4, t=2), wait_for=6))
+    Examples:
+        >>> from lwpd_lightning import lwpd_code
+        >>> strategy = LWPDStrategy(code=lwpd_code(n=8, k=4, t=2), wait_for=6)
+        >>> pl.Trainer(accelerator="cpu", devices=8, strategy=strategy).strategy.code.n
+        8
     """
 
     strategy_name = "lwpd"

@@ -18,7 +18,7 @@ from .page import INK, MUTED, svg
 REGIMES = {  # heading in docs/results.md -> title of the panel
     "Links of 100 Mbit/s, no stragglers": "100 Mbit/s, nobody is late",
     "Links of 100 Mbit/s, a tenth of all steps a second late": "100 Mbit/s, a tenth of steps 1 s late",
-    "Unshaped loopback, no stragglers": "links cost nothing, nobody is late",
+    "Unshaped loopback, no stragglers": "links cost nothing",
 }
 
 
