@@ -13,7 +13,7 @@ import random
 import resource
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lwpd_lightning.links.header import COORDINATOR, HEADER_BYTES, Op
@@ -156,8 +156,11 @@ class FakeLinks:
         """Whether there is one."""
         return bool(self._queue)
 
-    def connect(self, addresses: Mapping[int, str]) -> None:
+    def introduce(self, addresses: Mapping[int, str]) -> None:
         """All are connected."""
+
+    def expect(self, workers: Iterable[int]) -> None:
+        """The same."""
 
     def disconnect(self, worker: int) -> None:
         """And stay so."""

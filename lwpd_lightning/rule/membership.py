@@ -18,6 +18,8 @@ RETRIES = 3
 _GREETINGS = 2
 # The fewest workers that have a share in all broken links are found exactly up to this many.
 _MOST_EXACT = 8
+# As many workers are named one by one.
+_MOST_LISTED = 16
 
 
 class Standing(enum.Enum):
@@ -56,7 +58,7 @@ class _Member:
     address: str = ""
     since: float = 0.0  # when it began to join
     introduced: int = 0  # the number of the introduction that told of it; 0: none has
-    met: int = 0  # the newest introduction of which it has met all
+    met: int = 0  # the newest introduction of which it has met its neighbours
 
 
 @dataclass
@@ -160,7 +162,7 @@ class Membership:
         return Introduction(self._introductions, newcomers, elders, addresses)
 
     def meets(self, worker: int, number: int) -> set[int]:
-        """A worker has a link from everybody that introductions up to ``number`` told it of; gives who is live now."""
+        """A worker has met its neighbours among those of introductions up to ``number``; gives who is live now."""
         self._members[worker].met = max(number, self._members[worker].met)
         return self._promote()
 
@@ -245,6 +247,20 @@ class Membership:
         for worker in promoted:
             self._place(worker, Standing.LIVE)
         return promoted
+
+
+def listed(workers: Collection[int]) -> str:
+    """Workers as messages name them: all of a few, the first and the last of many.
+
+    >>> listed({3, 1})
+    '[1, 3]'
+    >>> listed(range(1, 512))
+    '[1, 2, 3, 4, 5, 6, 7, 8, ... 511] (511 of them)'
+    """
+    numbers = sorted(workers)
+    if len(numbers) <= _MOST_LISTED:
+        return str(numbers)
+    return f"[{', '.join(map(str, numbers[: _MOST_LISTED // 2]))}, ... {numbers[-1]}] ({len(numbers)} of them)"
 
 
 def smallest_cover(pairs: Set[frozenset[int]]) -> set[int]:
