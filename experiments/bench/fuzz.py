@@ -329,7 +329,7 @@ def fuzz(frames: int, seed: int, report: Callable[[str], None] = lambda line: No
 
 
 def outcast(frames: int, seed: int) -> tuple[Counter[str], bool]:
-    """Deliver ``frames`` mutated messages of a worker that was given up; what happened, whether any had an effect."""
+    """Deliver ``frames`` mutated messages of a worker that was given up; what happened, and whether a bit changed."""
     mutations, happened = Mutations(seed, frames), Counter[str]()
     mutations.spared = Op.JOIN  # with the right words any process of the run may ask to be let in
     fit = Fit(mutations, happened, outcast=RANKS - 1)

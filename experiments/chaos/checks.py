@@ -8,8 +8,8 @@ from typing import Any
 
 from .log import Event
 
-# A throttled link is slow when its bucket's burst, 131 kB at 1 Mbit/s, has gone over it.
-_LATER_S = {"throttle": 1.05}
+# A throttled link is slow only when its bucket's burst, 131 kB at 1 Mbit/s, has gone over it.
+_BURST_S = 1.05
 
 
 def violations(events: Sequence[Event], *, timed: bool = True) -> list[str]:
@@ -22,11 +22,11 @@ def violations(events: Sequence[Event], *, timed: bool = True) -> list[str]:
     run, done = _only(events, "run"), _only(events, "done")
     found = [*_hangs(events, done), *_lost_updates(events), *_healthy_lost(events), *_spoilt(events)]
     if timed:
-        bound = max(1.0, run["heartbeat_s"]) + one_update_s(events)
+        bound, slow = max(1.0, run["heartbeat_s"]) + one_update_s(events), _beside_throttles(events)
         found += [
             f"fault {fault['number']} ({fault['kind']}): the next update came after {waited:.2f} s, bound {bound:.2f} s"
             for fault, waited in next_updates(events)
-            if waited > bound + _LATER_S.get(fault["kind"], 0.0)
+            if waited > bound + (_BURST_S if fault["number"] in slow else 0.0)
         ]
     return found
 
@@ -62,6 +62,18 @@ def stalled_s(events: Sequence[Event]) -> float:
 def update_times(events: Sequence[Event]) -> list[float]:
     """When rank 0 had made its updates."""
     return [event["t"] for event in events if event["event"] == "update"]
+
+
+def _beside_throttles(events: Sequence[Event]) -> set[int]:
+    """Numbers of the faults that began while a link was throttled or had just been, that one included."""
+    throttled, found = set(), set()
+    for event in events:
+        if event["event"] == "recovered":
+            throttled.discard(event["number"])
+        elif event["event"] == "fault":
+            throttled |= {event["number"]} if event["kind"] == "throttle" else set()
+            found |= {event["number"]} if throttled else set()
+    return found
 
 
 def _only(events: Sequence[Event], name: str) -> dict[str, Any]:

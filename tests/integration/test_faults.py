@@ -245,6 +245,7 @@ def test_rank_0_ends_well_when_a_scheduler_ends_all_processes_of_the_job(start):
         running.wait_for_output("UPDATE 3", PATIENCE_S)
         running.interrupt(signal.SIGTERM)
         result = running.wait(ENDING_S)
+        assert result.exit_code == 128 + signal.SIGTERM
         assert "Received SIGTERM" in result.output
         assert "Traceback" not in result.output
         assert "is lost" not in result.output
