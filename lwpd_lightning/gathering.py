@@ -119,8 +119,12 @@ class Gathering:
         self.announce_again()
 
     def exited(self, worker: int, wait_s: float) -> str | None:
-        """How a worker's process ended, in words; None where it lives or runs on another machine."""
-        return self._workers.exited(worker + self._rank_of, wait_s)
+        """How a worker's process ended, in words; None where it lives or runs on another machine.
+
+        One that has begun to end is waited for; one that is stopped, or does not answer, is not.
+        """
+        rank = worker + self._rank_of
+        return self._workers.exited(rank, wait_s if wait_s and self._workers.ending(rank) else 0.0)
 
     def fence(self, worker: int) -> None:
         """Kill a fork that is given up: it was silent for long, may wake, and shares memory with those who go on."""

@@ -5,6 +5,7 @@ Long because every setting is explained here, once.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.connectors.data_connector import _worker_check
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
@@ -38,8 +40,10 @@ from lwpd_lightning.refusals import (
     refuse_optimizers,
     refuse_precision,
     refuse_process_group,
+    refuse_tasks,
     refuse_trainer,
 )
+from lwpd_lightning.requeue import requeue_between_updates
 from lwpd_lightning.rule.arrivals import Stale
 from lwpd_lightning.separate_ranks import SeparateRanks
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor
@@ -208,6 +212,7 @@ class LWPDStrategy(SeparateRanks):
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
+        refuse_tasks(self.cluster_environment, self.num_nodes * self.num_processes)
         self.settings = self.settings.resolved(self.world_size)
         external = self.cluster_environment.creates_processes_externally
         self.settings = self.settings.started_on(self.root_device, self.num_nodes, external)
@@ -241,6 +246,8 @@ class LWPDStrategy(SeparateRanks):
         """Refuse what would synchronise behind the strategy's back; a worker waits until rank 0 is ready to train."""
         refuse_process_group()
         if self._trainer.state.fn is TrainerFn.FITTING:
+            assert self.cluster_environment is not None
+            requeue_between_updates(self._trainer, self.cluster_environment)
             self._generation = entries().fits - 1
             if self.is_global_zero:
                 self._seed = seed_of_the_run()
@@ -351,7 +358,9 @@ class LWPDStrategy(SeparateRanks):
             self._fit = self._suspended.pop()
 
     def on_exception(self, exception: BaseException) -> None:
-        """The fit broke: end the workers."""
+        """The fit broke: end the workers. One that SIGTERM ended gives the process the exit code that says so."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM  # Lightning leaves 0, as if the fit had been completed
         self._end_fit()
         super().on_exception(exception)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -34,7 +35,7 @@ from lwpd_lightning.reduction.sums import SharedMemory
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import steer
-from lwpd_lightning.step_log import StepLog, to_json
+from lwpd_lightning.step_log import StepLog
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -96,7 +97,7 @@ class TrainedReplica:
         if not samples:
             return None
         self._step_s = 0.0
-        return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+        return self._codewords.finish(samples, touched, self._step_log.take())
 
     def _read(self, epoch: int, index: int) -> CodedBatch:
         try:
@@ -259,7 +260,12 @@ class WorkerRankLauncher(_Launcher):
             function(*args, **kwargs)
         elif fit and entries().fits - 1 == int(os.environ[ENV_FIT]):
             self._end_with(function, *args, **kwargs)
-        returned = adopt(trainer, self._outcome(entry))
+        try:
+            returned = adopt(trainer, self._outcome(entry))
+        except ConnectionError:
+            if trainer.received_sigterm:  # a scheduler has told the whole job to end, and rank 0 has
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
         return None if fit else returned
 
     def _end_with(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

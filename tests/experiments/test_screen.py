@@ -61,6 +61,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_path):
     written = on_a_terminal(tmp_path)
 
@@ -80,6 +81,7 @@ def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_p
     assert "what the code bought" in shown
 
 
+@pytest.mark.slow
 def test_continuous_integration_gets_lines(tmp_path):
     written = on_a_terminal(tmp_path, CI="true")
 
@@ -87,6 +89,7 @@ def test_continuous_integration_gets_lines(tmp_path):
     assert "update 6/6, " in plain(written)
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_lines_without_control_codes(tmp_path):
     with popen(RUN, cwd=tmp_path, env=environment(), stdin=DEVNULL, stdout=PIPE, stderr=PIPE) as process:
         pieces = process.communicate(timeout=PATIENCE_S)
