@@ -20,7 +20,7 @@ WHOLE = ["schemes", "callbacks", "worker_callback", "injection.stragglers", "cod
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -86,4 +86,5 @@ def test_every_public_name_is_in_the_reference(site):
     documented = {id(resolve_name(one)) for one in ids if not one.startswith("lwpd_lightning.exchange")}
 
     assert len(public) > 30
+    assert "<blockquote" not in (site / "api.html").read_text()  # what Markdown makes of an example without a fence
     assert [name for name, made in public.items() if id(made) not in documented] == []
