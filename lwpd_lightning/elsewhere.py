@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lwpd_lightning.data import CodedLoader
-from lwpd_lightning.launcher import Workers, rerun_workers, suggested_threads
+from lwpd_lightning.launcher import suggested_threads
 from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.meeting import Meeting, run_key_for
 from lwpd_lightning.settings import ExchangeSettings
+from lwpd_lightning.siblings import Siblings
+from lwpd_lightning.worker_callback import WorkerCallback
 from lwpd_lightning.worker_rank import serve
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Elsewhere:
         """Be worker ``worker`` of the fit until it ends; raises what its training_step raised."""
         threads, meeting = torch.get_num_threads(), self._meeting()
         torch.set_num_threads(suggested_threads(self._local_ranks))
-        siblings = self._start_siblings(meeting)
+        siblings = self._start_siblings(meeting, trainer, worker)
         self._trainer, self._callbacks = trainer, trainer.callbacks  # type: ignore[attr-defined]
         try:
             serve(trainer, self._settings, meeting, worker, loader)
@@ -83,9 +85,15 @@ class Elsewhere:
         key = run_key_for(environment, self._num_nodes)
         return Meeting(key, environment.main_address, environment.main_port, self._generation)
 
-    def _start_siblings(self, meeting: Meeting) -> Workers:
+    def _start_siblings(self, meeting: Meeting, trainer: pl.Trainer, worker: int) -> Siblings:
         environment = self._environment
+        node, others = environment.node_rank(), range(1, self._local_ranks)
         if environment.local_rank() or environment.creates_processes_externally:
-            return Workers({})
-        node = environment.node_rank()
-        return rerun_workers(range(1, self._local_ranks), lambda rank: meeting.environment(node, rank))
+            others = range(0)
+
+        def again(rank: int) -> bool:
+            callbacks = trainer.callbacks  # type: ignore[attr-defined]
+            dead = any(isinstance(made, WorkerCallback) and made.stays_dead(worker + rank) for made in callbacks)
+            return self._settings.restart_workers and not dead
+
+        return Siblings(others, lambda rank: meeting.environment(node, rank), again)

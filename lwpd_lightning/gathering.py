@@ -98,9 +98,9 @@ class Gathering:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
             self.memory = shared_memory(self._settings, self._trainer.lightning_module)
             work = self._forked_work(self._meeting, self.memory, self._listener, loader, at)
+            self._workers = fork_workers(local, work)
             if self._settings.restart_workers and len(local):
                 self._nursery = Nursery(work, self._listener)
-            self._workers = fork_workers(local, work)
         return self._meeting
 
     def announce(self, port: int, seed: int) -> None:
@@ -132,15 +132,16 @@ class Gathering:
             self._workers.kill(worker + self._rank_of)
 
     def start_again(self, worker: int) -> bool:
-        """Start another process for a worker of this machine whose process has ended.
+        """Start another process for a lost worker of this machine; kill the one that it had, if that lives.
 
-        Returns whether there is one; on other machines whoever started the first is to start another.
+        Returns whether there is one; on other machines their first process does it (`siblings`).
         """
         rank, callbacks = worker + self._rank_of, self._trainer.callbacks  # type: ignore[attr-defined]
         if not 0 < rank < self.local_ranks or self._environment.creates_processes_externally:
             return False
         if any(isinstance(callback, WorkerCallback) and callback.stays_dead(worker) for callback in callbacks):
             return False
+        self._workers.kill(rank)
         if self._settings.start_method == "rerun":
             assert self._meeting is not None
             (process,) = self._rerun(self._meeting, range(rank, rank + 1)).processes

@@ -104,6 +104,10 @@ class Workers:
             return True
         return stat[0] in "ZX" or bool(int(stat[6]) & _PF_EXITING)
 
+    def failed(self, rank: int) -> bool:
+        """Whether the process of ``rank`` has ended, and not because its work was done."""
+        return self._processes[rank].exit_code(0.0) not in (None, 0)
+
     def kill(self, rank: int) -> None:
         """Kill the process of ``rank`` at once, and wait until it is gone; none that runs on another machine."""
         process = self._processes.get(rank)

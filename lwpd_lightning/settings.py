@@ -55,6 +55,7 @@ class ExchangeSettings:
     batch_size_means: BatchSizeMeans = "global"
     compressor: str | None = None
     restart_workers: bool = True
+    tolerate_exceptions: bool = False
     max_codeword_norm: float | str | None = None
 
     def __post_init__(self) -> None:
@@ -118,14 +119,11 @@ class ExchangeSettings:
         read["min_workers"] = whole("min_workers", self.min_workers, "number of workers", "an integer")
         read["max_staleness"] = whole("max_staleness", self.max_staleness, "number of versions", "an integer >= 0")
         read["wait_for_bounds"] = bounds(self.wait_for_bounds)
-        for name, given, limits in (
-            ("heartbeat_s", self.heartbeat_s, _HEARTBEATS),
-            ("timeout_s", self.timeout_s, _TIMEOUTS),
-        ):
-            read[name] = seconds(name, given, *limits)
+        for name, limits in (("heartbeat_s", _HEARTBEATS), ("timeout_s", _TIMEOUTS)):
+            read[name] = seconds(name, getattr(self, name), *limits)
         if self.update_timeout_s is not None:
             read["update_timeout_s"] = seconds("update_timeout_s", self.update_timeout_s, *_TIMEOUTS)
-        for name in ("error_feedback", "restart_workers", "dedicated_coordinator"):
+        for name in ("error_feedback", "restart_workers", "tolerate_exceptions", "dedicated_coordinator"):
             if not isinstance(value := getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name}={shown(value)} is neither true nor false: use True or False.")
             read[name] = bool(value)

@@ -83,9 +83,12 @@ class LWPDStrategy(SeparateRanks):
         timeout_s: longest wait for one update, or for all workers to join, before the run fails.
         update_timeout_s: a worker that holds an update up for longer, as one whose training_step hangs, is an erasure;
             None: 20 times the longest wait of the last 256 updates and a minute at least, from the 20th update on.
-        restart_workers: a worker of rank 0's machine whose process has ended is started again: at once, then after 1,
-            2, 4 ... 60 s, six times in a row. It takes over rank 0's state and counts again. A Python exception of a
-            worker still ends the run.
+        restart_workers: a worker whose process has ended is started again by the one that started it, rank 0 or its
+            machine's first rank: at once, then after 1, 2, 4 ... 60 s, six times in a row. It takes over rank 0's state
+            and counts again. On rank 0's machine one that has not come back 12 ``heartbeat_s`` after it was lost is
+            killed, and started again too. What a launcher started (torchrun, Slurm) the launcher starts again.
+        tolerate_exceptions: a worker whose code raises an exception is an erasure, with its traceback logged, and is
+            started again; False: the run ends, with that traceback. On rank 0 an exception always ends the run.
         max_codeword_norm: a codeword whose Euclidean norm, divided by that of its worker's row of the generator, is
             larger counts no more than one that is not finite: a number, or "10x" for ten times the median of the last
             256 that counted (no bound before the eighth). With error_feedback its worker's memory begins anew.
@@ -129,6 +132,7 @@ class LWPDStrategy(SeparateRanks):
         batch_size_means: BatchSizeMeans = "global",
         compressor: str | None = None,
         restart_workers: bool = True,
+        tolerate_exceptions: bool = False,
         max_codeword_norm: float | str | None = None,
         *,
         accelerator: Accelerator | None = None,
@@ -153,6 +157,7 @@ class LWPDStrategy(SeparateRanks):
             timeout_s=timeout_s,
             update_timeout_s=update_timeout_s,
             restart_workers=restart_workers,
+            tolerate_exceptions=tolerate_exceptions,
             max_codeword_norm=max_codeword_norm,
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,

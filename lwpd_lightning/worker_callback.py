@@ -15,5 +15,5 @@ class WorkerCallback(pl.Callback):
         """Called when the codeword is computed, ``compute_s`` seconds after its start, before it is sent."""
 
     def stays_dead(self, worker: int) -> bool:
-        """Asked on rank 0: whether nothing is to be started in the place of ``worker`` when it is lost."""
+        """Asked by who started ``worker``: whether nothing is to be started in its place when it is lost."""
         return False

@@ -189,6 +189,7 @@ def _serve(
             messages=seat.messages,
             fingerprint=seat.fingerprint,
             timeout_s=settings.timeout_s,
+            dispensable=settings.tolerate_exceptions,
         ).run()
     finally:
         replica.close()

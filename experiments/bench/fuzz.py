@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,8 +211,11 @@ class FakeLinks:
         """Whether there is one."""
         return bool(self._queue)
 
-    def connect(self, addresses: Mapping[int, str]) -> None:
+    def introduce(self, addresses: Mapping[int, str]) -> None:
         """All are connected."""
+
+    def expect(self, workers: Iterable[int]) -> None:
+        """The same."""
 
     def disconnect(self, worker: int) -> None:
         """And stay so."""

@@ -32,7 +32,7 @@ _MAX_BYTES, _QUEUED = 1 << 20, 4096
 
 
 class Figures(NamedTuple):
-    """Seconds until all have met, of the median update, and until all have ended; files of links; bytes of memory."""
+    """Seconds until all have met, of the median update, until all have ended; most files of links; bytes of memory."""
 
     start_s: float
     update_s: float
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = measured(options.ranks, options.updates)
     print(f"{options.ranks} ranks, {options.updates} updates, {os.cpu_count()} cores")
     print(f"start {figures.start_s:.1f} s, update {1e3 * figures.update_s:.0f} ms, close {figures.close_s:.1f} s")
-    print(f"files of links: rank 0 {figures.files_of_rank_0}, a worker {figures.files_of_a_worker}")
+    print(f"files of links: rank 0 {figures.files_of_rank_0}, the worker that adds up {figures.files_of_a_worker}")
     print(f"memory {figures.memory / 2**30:.1f} GiB, {figures.memory / 2**20 / options.ranks:.0f} MiB a rank")
 
 

@@ -18,7 +18,7 @@ from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import Message
 from lwpd_lightning.reduction.sums import Ranks
 from lwpd_lightning.rule.arrivals import ArrivalRule
-from lwpd_lightning.rule.membership import Introduction, Membership, Refused
+from lwpd_lightning.rule.membership import Introduction, Membership, Refused, listed
 from lwpd_lightning.rule.restarts import Restarts
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Admission:
         self._first_state: tuple[int, Tensor, bytes] | None = None  # that workers begin with: version, bytes, digest
         self._too_few_since: float | None = None
         self._greeted_at = 0.0
-        self._start_again, self._restarts, self._looked_at = start_again, Restarts(), 0.0
+        self._start_again, self._restarts, self._looked_at = start_again, Restarts(members.join_s), 0.0
 
     @property
     def present(self) -> list[int]:
@@ -112,9 +112,9 @@ class Admission:
     @property
     def awaited(self) -> str:
         """Who is still to do what before all can start, in words."""
-        if vacant := sorted(self.members.vacant):
-            return f"workers {vacant} to join"
-        return f"workers {sorted(self.members.expected)} to reach each other"
+        if vacant := self.members.vacant:
+            return f"workers {listed(vacant)} to join"
+        return f"workers {listed(self.members.expected)} to reach each other"
 
     def join(self, event: Message, header: Header, payload: Tensor, rest: Tensor) -> bool:
         """A process proves that it belongs to this fit.
@@ -206,12 +206,12 @@ class Admission:
         return True
 
     def restart(self, now: float) -> None:
-        """Start another process for each lost worker whose own has ended, as soon and as often as may be."""
+        """Start another process for each lost worker whose own has ended, or hangs, as soon and as often as may be."""
         if self._start_again is None or not self.members.lost or now - self._looked_at < _RESTART_LOOK_S:
             return
         self._looked_at = now
         for worker in sorted(self.members.lost):
-            if self._restarts.may(worker, now) and self._exited(worker, 0.0) is not None:
+            if self._restarts.may(worker, now, ended=self._exited(worker, 0.0) is not None):
                 self._restarts.started(worker, now)
                 if self._start_again(worker):
                     log.warning("Worker %d is started again", worker)
@@ -229,7 +229,8 @@ class Admission:
         may_return = any(self._may_return(worker) for worker in away)
         if not may_return or now - self._too_few_since > _RETURN_S:
             raise TooFewWorkers(
-                f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; lost: {away}."
+                f"{len(self._rule.live)} live workers are fewer than min_workers={self._min_workers}; lost: "
+                f"{listed(away)}."
             )
         return False
 
@@ -270,5 +271,6 @@ class Admission:
                 self._publication.send([one], self._publication.header(Op.GREET, other))
         gone = dict.fromkeys(self.members.late(now), "it came back and did not reach the others")
         for worker, others in self.members.cut_off(now).items():
-            gone[worker] = f"its link to {f'worker {others[0]}' if len(others) == 1 else f'workers {others}'} ended"
+            named = f"worker {others[0]}" if len(others) == 1 else f"workers {listed(others)}"
+            gone[worker] = f"its link to {named} ended"
         return gone

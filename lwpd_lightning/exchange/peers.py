@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection, Set
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +12,10 @@ from lwpd_lightning.links.mesh import WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages
 from lwpd_lightning.links.transport import LinkLost
 from lwpd_lightning.reduction.reduction import Reduction
+
+# Whom a worker meets before it counts: so many on either side by number, the last next to the first. A worker that no
+# other reaches is found out so, at a cost that does not grow with the square of their number.
+_NEIGHBOURS = 16
 
 
 class Post(Protocol):
@@ -26,9 +30,10 @@ class Post(Protocol):
 class Peers:
     """What a worker knows of the others, and what it tells rank 0 of them.
 
-    Rank 0 tells who is in, by (worker, incarnation). Both ends of a link greet; a worker says MET when everybody that
-    it was told of has greeted, and computes nothing before the first time: who comes later may never reach it, and
-    keeps nobody waiting. Links that end are reported: rank 0 gives somebody up.
+    Rank 0 tells who is in, by (worker, incarnation). Neighbours by number greet each other, which are all where ranks
+    are few; a worker says MET when those that it was told of have greeted, and computes nothing before the first time:
+    who comes later may never reach it, and keeps nobody waiting. Links that end, or never stand when something is to
+    come on them, are reported: rank 0 gives somebody up.
 
     Args:
         worker: who knows them.
@@ -41,6 +46,10 @@ class Peers:
     def __init__(self, worker: int, links: WorkerLinks, reduction: Reduction, messages: Messages, post: Post) -> None:
         self._worker, self._links, self._reduction, self._messages = worker, links, reduction, messages
         self._post = post
+        ring = sorted({worker, *links.peers})
+        here = ring.index(worker)
+        near = {ring[(here + step) % len(ring)] for step in range(-_NEIGHBOURS, _NEIGHBOURS + 1)}
+        self._neighbours = near - {worker}
         self._greeted: dict[int, int] = {}  # incarnation that has greeted last
         self.forget()
 
@@ -54,7 +63,7 @@ class Peers:
 
     @property
     def met(self) -> bool:
-        """Whether all have greeted that were in when this worker came."""
+        """Whether all neighbours have greeted that were in when this worker came."""
         return self._met
 
     def is_in(self, header: Header) -> bool:
@@ -80,12 +89,17 @@ class Peers:
         if not self._introduction:
             ranks.workers &= told.keys() | {self._worker} | ({ranks.coordinator} - {None})  # others are lost by now
         ranks.workers |= told.keys()
-        newcomers = told.keys() & set(self._links.peers)
+        newcomers = told.keys() & self._neighbours
         self._introduction, self._unmet = introduction, newcomers | (self._unmet or set())
-        self._links.connect({worker: told[worker] for worker in newcomers})
+        self._links.introduce({worker: told[worker] for worker in told.keys() & set(self._links.peers)})
         for worker in newcomers:
             self.greet(worker)
         self._meet(set(self._greeted))
+
+    def counted(self, workers: Collection[int]) -> None:
+        """These count in a decision: where this one adds up, something comes from each."""
+        if self._reduction.adds_up:
+            self._links.expect(set(workers) - {self._worker})
 
     def greet(self, worker: int) -> None:
         """Say that the link to a worker stands."""
@@ -126,7 +140,7 @@ class Peers:
             self._post(Op.UNLINKED, version=worker, elements=1)
 
     def _meet(self, greeted: Set[int]) -> None:
-        """These have greeted; tell rank 0, once, when everybody that it told of has."""
+        """These have greeted; tell rank 0, once, when all neighbours that it told of have."""
         if self._unmet is None:
             return
         self._unmet -= {w for w in greeted & self._unmet if self._greeted[w] == self._incarnations[w]}

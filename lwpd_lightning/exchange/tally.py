@@ -22,6 +22,7 @@ from lwpd_lightning.reduction.decision import Decision
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.rule.arrivals import Arrival, ArrivalRule
 from lwpd_lightning.rule.delays import Delays
+from lwpd_lightning.rule.membership import listed
 from lwpd_lightning.rule.norms import NormGuard
 
 log = logging.getLogger(__name__)
@@ -272,7 +273,8 @@ class Tally:
     def awaited(self) -> str:
         """The same, in words."""
         number, workers = self.holding_up
-        return f"codewords of workers {workers}" if number is None else f"workers {workers} to add codewords up"
+        named = listed(workers)
+        return f"codewords of workers {named}" if number is None else f"workers {named} to add codewords up"
 
     def close(self, *, wait_s: float, others: int, bytes_down: int) -> Update:
         """End the open update, whose gradient has been decoded; its record.
@@ -320,7 +322,7 @@ class Tally:
         if update.refused and len(rule.counted) < (least or 1):
             how = f"not finite or larger than {self._guard.bound:.4g}" if update.too_large else "not finite"
             raise NotFinite(
-                f"update {update.version} cannot be made: the codewords of workers {sorted(set(update.refused))} are "
+                f"update {update.version} cannot be made: the codewords of workers {listed(set(update.refused))} are "
                 f"{how}, and {len(rule.counted)} are left; lower the learning rate, clip gradients, or look for "
                 "what divides by zero."
             )

@@ -61,6 +61,7 @@ class Worker:
         messages: packs and reads this fit's messages.
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         timeout_s: longest wait for the coordinator's answer when joining; later only the link's heartbeat ends it.
+        dispensable: whether the others are to go on without it where its code raises an exception.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Worker:
         messages: Messages,
         fingerprint: bytes,
         timeout_s: float,
+        dispensable: bool = False,
     ) -> None:
         self._links, self._reduction, self._replica = links, reduction, replica
         self._messages, self._fingerprint, self._timeout_s = messages, fingerprint, timeout_s
@@ -93,7 +95,7 @@ class Worker:
         self._end: Assignment | None = None
         self._proof: Tensor | None = None  # that it belongs to this fit, and of the state that it came with
         self._entered = False  # whether rank 0 has given its state to this incarnation
-        self._pause_s = _AGAIN_S
+        self._pause_s, self._dispensable = _AGAIN_S, dispensable
 
     def run(self) -> Assignment:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
@@ -115,11 +117,13 @@ class Worker:
         except (CoordinatorLost, Refused):
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
-            if (outage := outage_of(error)) is not None:
+            outage = outage_of(error)
+            if outage is None and self._dispensable and isinstance(error, Exception):
+                outage = f"its code raised {type(error).__name__}"
+            if outage is not None:
                 reason = f"{outage}: {error}".strip().removesuffix(":")
-                self._post(
-                    Op.LEAVING, text(reason), text(traceback.format_exc())
-                )  # rank 0 may end this process at once
+                # Upon which rank 0 may end this process at once.
+                self._post(Op.LEAVING, text(reason), text(traceback.format_exc()))
                 raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
@@ -294,6 +298,7 @@ class Worker:
                     raise ProtocolError("a decision on a codeword that there is none of")
                 self._codeword.counted = True
             self._reduction.begin(decision)
+            self._peers.counted(decision.workers)
         elif header.op is Op.VOID:
             self._refused(header.version)
         elif header.op is Op.LOST:

@@ -132,6 +132,10 @@ class Hub:
         """Whether this is the link on which the worker is sent to."""
         return link in self._owner and self._identity.get(worker) == self._owner[link][1]
 
+    def has_link(self, worker: int) -> bool:
+        """Whether something has come from a worker on a link that has not ended."""
+        return worker in self._identity
+
     def adopt(self, worker: int, link: int) -> None:
         """Use this link for a worker from now on, and count anew what it has not read; nothing if that ended."""
         if link in self._owner and not self.uses(worker, link):

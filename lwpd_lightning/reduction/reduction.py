@@ -132,6 +132,11 @@ class Reduction:
         owes = self._share_of(newest) is not None and self.ranks.me not in self._received.sums(newest)
         return newest - owes
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether this rank adds up a share in the newest decision."""
+        return self._share_of(self._received.newest) is not None
+
     def depends_on(self, worker: int) -> bool:
         """Whether this rank's codeword counts in the newest decision, and the worker is still to add up its share."""
         newest = self._received.newest

@@ -18,6 +18,8 @@ RETRIES = 3
 _GREETINGS = 2
 # The fewest workers that have a share in all broken links are found exactly up to this many.
 _MOST_EXACT = 8
+# As many workers are named one by one.
+_MOST_LISTED = 16
 
 
 class Standing(enum.Enum):
@@ -56,7 +58,7 @@ class _Member:
     address: str = ""
     since: float = 0.0  # when it began to join
     introduced: int = 0  # the number of the introduction that told of it; 0: none has
-    met: int = 0  # the newest introduction of which it has met all
+    met: int = 0  # the newest introduction of which it has met its neighbours
 
 
 @dataclass
@@ -162,7 +164,7 @@ class Membership:
         return Introduction(self._introductions, newcomers, elders, addresses)
 
     def meets(self, worker: int, number: int) -> set[int]:
-        """A worker has a link from everybody that introductions up to ``number`` told it of; gives who is live now."""
+        """A worker has met its neighbours among those of introductions up to ``number``; gives who is live now."""
         self._members[worker].met = max(number, self._members[worker].met)
         return self._promote()
 
@@ -221,10 +223,9 @@ class Membership:
     def cut_off(self, now: float) -> dict[int, list[int]]:
         """The fewest workers without whom all links that count stand, each with those that it is cut off from.
 
-        A worker that nobody reaches loses its links one after another, as each is asked: those that hang together are
-        judged together, when the first of them has had its time, where it is plain whom they have in common, or else
-        when the last has had it, or the first has had it twice. Of two that may be meant, one was lost more often, or
-        was slower to say what both must notice.
+        A worker that nobody reaches loses its links one after another: those that hang together are judged together,
+        when the first has had its time, where they have one worker in common, or else when the last has had it, or the
+        first has had it twice. Of two that may be meant, one was lost more often, or was slower to speak.
         """
         gone = {}
         for pairs in connected(self._broken):
@@ -267,18 +268,32 @@ class Membership:
         return promoted
 
 
+def listed(workers: Collection[int]) -> str:
+    """Workers as messages name them: all of a few, the first and the last of many.
+
+    >>> listed({3, 1})
+    '[1, 3]'
+    >>> listed(range(1, 512))
+    '[1, 2, 3, 4, 5, 6, 7, 8, ... 511] (511 of them)'
+    """
+    numbers = sorted(workers)
+    if len(numbers) <= _MOST_LISTED:
+        return str(numbers)
+    return f"[{', '.join(map(str, numbers[: _MOST_LISTED // 2]))}, ... {numbers[-1]}] ({len(numbers)} of them)"
+
+
 def connected(pairs: Iterable[frozenset[int]]) -> list[set[frozenset[int]]]:
     """Pairs that hang together by workers that they share.
 
     >>> [len(group) for group in connected([frozenset((1, 2)), frozenset((3, 4)), frozenset((2, 5))])]
-    [1, 2]
+    [2, 1]
     """
-    groups: list[set[frozenset[int]]] = []
+    group_of: dict[int, set[frozenset[int]]] = {}
     for pair in pairs:
-        touching = [group for group in groups if any(pair & other for other in group)]
-        groups = [group for group in groups if group not in touching]
-        groups.append({pair}.union(*touching))
-    return groups
+        smaller, larger = sorted((group_of.get(worker, set()) for worker in pair), key=len)
+        larger |= smaller | {pair}
+        group_of.update(dict.fromkeys(pair.union(*smaller), larger))
+    return list({id(group): group for group in group_of.values()}.values())
 
 
 def smallest_cover(pairs: Set[frozenset[int]], doubts: Mapping[int, tuple[int, int]] | None = None) -> set[int]:

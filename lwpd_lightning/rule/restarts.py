@@ -23,15 +23,23 @@ class Restarts:
     """When the process of a lost worker may be started again: at once, then after 1, 2, 4 ... 60 s; six times in a row.
 
     Whoever has lived for five minutes since begins anew.
+
+    Args:
+        patience_s: seconds in which a process that was given up, and lives, may come back by itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
         self._starts: dict[int, _Starts] = {}
+        self._lost: dict[int, float] = {}  # when it was, last
 
-    def may(self, worker: int, now: float) -> bool:
-        """Whether a worker whose process has ended is to be started again at ``now`` (seconds)."""
+    def may(self, worker: int, now: float, *, ended: bool) -> bool:
+        """Whether a lost worker is to be started again at ``now`` (seconds).
+
+        ``ended``: its process has; one that lives on, as it hangs, is waited for.
+        """
         starts = self._starts.get(worker, _Starts())
-        if starts.count >= LIMIT:
+        if starts.count >= LIMIT or not (ended or now - self._lost.get(worker, now) >= self._patience_s):
             return False
         return not starts.count or now - starts.last >= min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** (starts.count - 1))
 
@@ -50,6 +58,7 @@ class Restarts:
 
     def lost(self, worker: int, now: float) -> None:
         """It is lost, perhaps again."""
+        self._lost[worker] = now
         starts = self._starts.get(worker)
         if starts is not None and now - starts.last >= _STEADY_S:
             del self._starts[worker]

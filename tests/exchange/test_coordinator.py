@@ -128,7 +128,7 @@ def closed():
             coordinator = rank_zero.coordinator(hub, publication, rule, own, model=trained, messages=MESSAGES)
             ends = {w: stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2)}
             for worker, end in ends.items():
-                end.connect({3 - worker: ends[3 - worker].address})
+                end.introduce({3 - worker: ends[3 - worker].address})
             threads = [FarWorker(ends[1], ACCUSED, **(accused or {})), FarWorker(ends[2], REPORTER, **(reporter or {}))]
             for thread in threads:
                 thread.start()

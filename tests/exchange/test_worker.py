@@ -1,6 +1,7 @@
 """Rank 0 and workers of one fit over real links, each worker in a thread: what is lost on the way stalls nobody."""
 
 import math
+import socket
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from lwpd_lightning.coding import uncoded
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.receiver import LinearReceiver
 from lwpd_lightning.coding.wire import wire_format
+from lwpd_lightning.exchange import peers
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import Checksums
 from lwpd_lightning.exchange.update import Contribution, How, Step
@@ -25,7 +27,7 @@ from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.mesh import CoordinatorLost, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text
-from lwpd_lightning.links.rendezvous import LOOPBACK
+from lwpd_lightning.links.rendezvous import LOOPBACK, endpoint
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.reduction.sums import MessageSums, Ranks
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
@@ -128,12 +130,13 @@ class Fit:
 
     def __init__(
         self, stack, n, *, before=lambda worker, version: None, width=20, timeout_s=DEADLINE_S, peers=True,
-        queued=QUEUED, **rule,
+        queued=QUEUED, heartbeat_s=5.0, **rule,
     ):  # fmt: skip
         self.run_key, code, others = RunKey.generate(), uncoded(n), range(1, n)
         self.hub = Hub(
-            self.run_key, list(others), host=LOOPBACK, heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=queued
-        )
+            self.run_key, list(others), host=LOOPBACK, heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES,
+            queued=queued,
+        )  # fmt: skip
         self.seat = Seat(0, code, self.hub.send, width)
         publication = Publication(
             self.hub, MESSAGES, self.seat.model, torch.device("cpu"), self.seat.optimizer, self.seat.precision
@@ -145,7 +148,7 @@ class Fit:
         self.workers = {}
         for worker in others:
             end = links(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
-                        queued=queued, made=SlowReader)  # fmt: skip
+                        queued=queued, heartbeat_s=heartbeat_s, made=SlowReader)  # fmt: skip
             self.workers[worker] = FarWorker(end, worker, code, before, width)
         self.checksums = Checksums(self.seat.model, self.seat.blocks.parameters)
         self._step, self._stopped = None, False
@@ -215,6 +218,34 @@ def test_workers_and_rank_0_train_as_one_process(stack):
     updates = fit.updates(5)
     fit.assert_trained_as_one(updates)
     assert [update.resyncs for update in updates] == [0] * 5
+
+
+def test_among_many_workers_links_stand_between_neighbours_and_to_those_who_add_up(stack, monkeypatch):
+    """Worker 1 alone adds up so small a model: 5 x 4 links between workers would be 12 too many."""
+    monkeypatch.setattr(peers, "_NEIGHBOURS", 1)
+    fit = Fit(stack, 6)
+    fit.start()
+    fit.assert_trained_as_one(fit.updates(5))
+    linked = {worker: set(thread.links._spokes) for worker, thread in fit.workers.items()}
+    assert linked == {1: {2, 3, 4, 5}, 2: {1, 3}, 3: {1, 2, 4}, 4: {1, 3, 5}, 5: {1, 4}}
+
+
+def test_a_link_that_never_stands_costs_one_of_its_two_workers(stack, monkeypatch):
+    """Workers 1 and 3 are no neighbours, and meet when 1 is to add up what 3 has: nothing of it ever comes."""
+    monkeypatch.setattr(peers, "_NEIGHBOURS", 1)
+    fit = Fit(stack, 6, wait_for=5, heartbeat_s=2.0, stale="drop")
+    ends = fit.workers[3].links
+    introduce = ends.introduce
+    with socket.socket() as nowhere:
+        nowhere.bind((LOOPBACK, 0))  # and does not listen
+        address = endpoint(LOOPBACK, nowhere.getsockname()[1])
+        ends.introduce = lambda told: introduce({worker: address if worker == 1 else told[worker] for worker in told})
+        fit.start()
+        while not fit.coordinator.failures:
+            fit.updates(1)
+    fit.updates(2)
+    assert {failure.worker for failure in fit.coordinator.failures} == {3}
+    assert "its link to worker 1 ended" in fit.coordinator.failures[0].reason
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["linked", "sharing memory"])

@@ -48,7 +48,7 @@ def test_a_size_is_refused_exactly_where_there_is_no_code(scheme):
     [
         (
             ["code.n=4"],
-            "wait_for=6 is more than the n=4 workers of the code: add code.wait_for=3 (at most 4), "
+            "code.wait_for=6 is more than the n=4 workers of the code: add code.wait_for=3 (at most 4), "
             "or choose a size whole, code=lwpd_8_4_2 for example.",
         ),
         (

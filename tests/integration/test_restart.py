@@ -13,6 +13,7 @@ import torch
 
 from lwpd_lightning import LWPDStrategy, gradient_code, schemes, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor
+from lwpd_lightning.exchange.update import WorkerFailed
 from lwpd_lightning.testing import Job
 from lwpd_lightning.worker_callback import WorkerCallback
 from tests.commands import PATIENCE_S, ForkedJob
@@ -150,6 +151,25 @@ def test_a_worker_whose_data_cannot_be_read_is_an_erasure_and_comes_back(caplog)
     assert "in __getitem__" in caplog.text
 
 
+def raise_an_error():
+    raise ValueError("a mistake of the user's")
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_an_exception_is_an_erasure_where_that_is_asked_for(restart, caplog):
+    strategy = LWPDStrategy(code=uncoded(4), tolerate_exceptions=True, restart_workers=restart)
+    until = until_back() if restart else Until(lost(1))
+    _, summary = fit(strategy, Once(raise_an_error), until)
+    (failure,) = summary["failures"]
+    assert failure["reason"] == "its code raised ValueError: a mistake of the user's"
+    assert "in raise_an_error" in caplog.text
+
+
+def test_an_exception_ends_the_run_where_it_is_not():
+    with pytest.raises(WorkerFailed, match="in raise_an_error"):
+        fit(LWPDStrategy(code=uncoded(4)), Once(raise_an_error))
+
+
 class KillEachLife(WorkerCallback):
     def on_codeword_start(self, trainer, worker, version):
         if worker == 1 and version >= 2:
@@ -179,11 +199,14 @@ def test_no_process_of_a_run_is_left(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rerun_rank_is_started_again():
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent for good"])
+def test_a_rerun_rank_is_started_again(signum):
     command = [*JOB, "--updates=100000", "--start=rerun", "--uncoded", "--workers=3"]
+    if signum == signal.SIGSTOP:
+        command.append("--heartbeat=1")  # of which it is given 12 to come back
     with ForkedJob(command, env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}) as job:
         job.wait_for_output("UPDATE 20\n", PATIENCE_S)
         children = [pid for pid, name in job.processes().items() if pid != job.pid and name != "fork-server"]
-        os.kill(children[-1], signal.SIGKILL)
+        os.kill(children[-1], signum)
         job.wait_for_output(" is started again", PATIENCE_S)
         job.wait_for_output(" is back after update ", PATIENCE_S)

@@ -46,6 +46,23 @@ def test_two_nodes_with_two_ranks_each():
             node.wait_until_nothing_is_left(ENDING_S)
 
 
+def test_a_lost_rank_of_another_machine_is_started_again_by_its_first():
+    environment = common(free_port())
+    command = [*JOB, "--nodes", "2", "--uncoded", "--wait-for", "3", "--heartbeat", "1"]
+    with ExitStack() as stack:
+        nodes = [
+            stack.enter_context(ForkedJob(command, env={**environment, "NODE_RANK": str(rank)})) for rank in range(2)
+        ]
+        nodes[0].wait_for_output("UPDATE 10\n", PATIENCE_S)
+        for times in (1, 2):
+            (sibling,) = [
+                pid for pid, name in nodes[1].processes().items() if pid != nodes[1].pid and name != "fork-server"
+            ]
+            os.kill(sibling, signal.SIGKILL)
+            nodes[0]._until(lambda times=times: nodes[0].output.count("Worker 3 is back") == times, PATIENCE_S)
+        assert nodes[0].output.count("is lost") == 2
+
+
 def test_ranks_that_a_launcher_started():
     environment = common(free_port(), NODE_RANK="0")
     command = [*JOB, "--updates", "5"]

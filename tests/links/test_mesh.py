@@ -31,8 +31,8 @@ def pair(run_key, hub):
     """Workers 1 and 2, which know each other and the coordinator."""
     with ExitStack() as stack:
         one, two = (stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w]))) for w in (1, 2))
-        one.connect({2: two.address})
-        two.connect({1: one.address})
+        one.introduce({2: two.address})
+        two.introduce({1: one.address})
         yield one, two
 
 
@@ -95,10 +95,51 @@ def test_messages_queue_until_the_link_stands(run_key, hub):
     """One worker may be told of the others, and send, before the other has looked at its inbox at all."""
     with closing(links(run_key, 1, hub, peers=[2])) as one, closing(links(run_key, 2, hub, peers=[1])) as two:
         one.send(2, [b"too early"])  # has no link: lost
-        one.connect({2: two.address})
+        one.introduce({2: two.address})
         one.send(2, [b"early"])
         assert received(two) == (1, [b"early"])
         assert not two.waiting
+
+
+def test_a_link_opens_with_the_first_message_for_it(pair):
+    """Ranks that have nothing for each other need no link: there would be n x n of them."""
+    one, two = pair
+    assert not one._spokes
+    one.send(2, [b"hello"])
+    assert received(two) == (1, [b"hello"])
+    assert not two._spokes
+
+
+def test_a_link_that_something_is_to_come_on_and_never_stands_has_ended(run_key, hub):
+    with ExitStack() as stack:
+        one, two = (
+            stack.enter_context(closing(links(run_key, w, hub, peers=[3 - w], heartbeat_s=0.3))) for w in (1, 2)
+        )
+        one.introduce({2: two.address})
+        two.introduce({1: one.address})
+        two.expect([1])
+        assert received(two) == LinkLost(1)  # nothing came: it is not known whether the worker lives
+        one.send(2, [b"late"])
+        assert received(two) == (1, [b"late"])
+        two.expect([1])  # something has come, and its end would be seen
+        assert not two._awaited
+
+
+def test_a_link_that_stands_in_time_has_not_ended(pair):
+    one, two = pair
+    two.expect([1])
+    one.send(2, [b"in time"])
+    assert received(two) == (1, [b"in time"])
+    assert not two._awaited
+    assert not two.waiting
+
+
+def test_nobody_waits_for_who_is_an_erasure(pair):
+    _, two = pair
+    two.expect([1])
+    two.disconnect(1)
+    two.expect([1])
+    assert not two._awaited
 
 
 def test_who_missed_something_is_reported_once_when_it_reads_again(pair):
@@ -123,7 +164,7 @@ def test_who_missed_something_is_reported_once_when_it_reads_again(pair):
 def test_the_end_of_a_worker_is_reported_to_the_other(run_key, hub):
     with closing(links(run_key, 2, hub, peers=[1])) as two:
         with closing(links(run_key, 1, hub, peers=[2])) as one:
-            one.connect({2: two.address})
+            one.introduce({2: two.address})
             one.send(2, [b"hello"])
             assert received(two) == (1, [b"hello"])
         assert received(two) == LinkLost(1)
@@ -140,9 +181,9 @@ def test_an_inbox_opens_for_the_named_peers_of_this_run_only(run_key, hub):
         stack.enter_context(closing(stranger))
         uninvited = stack.enter_context(closing(links(run_key, 3, hub, peers=[1])))
         for liar in (stranger, uninvited):
-            liar.connect({1: ends[1].address})
+            liar.introduce({1: ends[1].address})
             liar.send(1, [b"lie"])
-        ends[2].connect({1: ends[1].address})
+        ends[2].introduce({1: ends[1].address})
         ends[2].send(1, [b"true"])
         assert received(ends[1]) == (2, [b"true"])
         # Refused handshakes make the inbox's monitor speak; that is nothing to receive.
@@ -165,7 +206,7 @@ def test_a_strangers_knock_is_not_taken_for_a_message(run_key, hub):
 def test_an_inbox_is_not_taken_for_the_coordinator(run_key, hub):
     """Whoever listens must hold the key of whom the link is meant for."""
     with closing(links(run_key, 1, hub, peers=[2])) as one, closing(links(run_key, 2, hub, peers=[1])) as two:
-        two.connect({1: one.address})
+        two.introduce({1: one.address})
         with closing(
             WorkerLinks(run_key, 2, one.address, peers=(), heartbeat_s=5.0, max_message_bytes=MAX_BYTES, queued=QUEUED)
         ) as misled:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lwpd_lightning.rule.membership import RETRIES, Membership, Refused, smallest_cover
+from lwpd_lightning.rule.membership import RETRIES, Membership, Refused, connected, smallest_cover
 
 GRACE_S, JOIN_S = 1.0, 5.0
 WORKERS = range(1, 6)
@@ -325,3 +325,17 @@ class Story(RuleBasedStateMachine):
 
 Story.TestCase.settings = settings(deadline=None, max_examples=80, stateful_step_count=40)
 TestStory = Story.TestCase
+
+
+@given(pairs)
+def test_links_hang_together_where_a_worker_leads_from_one_to_the_other(pairs):
+    groups = connected(pairs)
+    assert set().union(*groups) == pairs
+    assert sum(map(len, groups)) == len(pairs)
+    workers = [set().union(*group) for group in groups]
+    assert not any(one & other for one, other in itertools.combinations(workers, 2))
+    for group in groups:
+        reached = {min(group, key=sorted)}
+        while more := {pair for pair in group - reached if any(pair & other for other in reached)}:
+            reached |= more
+        assert reached == group
