@@ -225,7 +225,7 @@ class Membership:
 
         A worker that nobody reaches loses its links one after another: those that hang together are judged together,
         when the first has had its time, where they have one worker in common, or else when the last has had it, or the
-        first has had it twice. Of two that may be meant, one was lost more often, or was slower to speak.
+        first has had it twice. Of two, it is one that does not count yet, was lost more often, or was slower to speak.
         """
         gone = {}
         for pairs in connected(self._broken):
@@ -233,20 +233,18 @@ class Membership:
             plain = len(pairs) > 1 and frozenset.intersection(*pairs)
             if min(ages) < self.grace_s and not plain and max(ages) < 2 * self.grace_s:
                 continue
-            late = {
-                pair
-                for pair in pairs
-                if now - self._broken[pair].since >= self.grace_s and self._broken[pair].greetings >= _GREETINGS
-            }
+            late = {pair for pair, age in zip(pairs, ages, strict=True) if age >= self.grace_s}
+            late = {pair for pair in late if self._broken[pair].greetings >= _GREETINGS}
             for worker in smallest_cover(pairs, self._doubts(pairs)):
                 if any(worker in pair for pair in late):
                     gone[worker] = sorted(other for pair in pairs if worker in pair for other in pair - {worker})
         return gone
 
-    def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, int]]:
+    def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, ...]]:
         """How little is to be said for each worker that has a link that ended."""
         quiet = Counter(worker for pair in pairs for worker in pair - {self._broken[pair].reporter})
-        return {worker: (self._losses[worker], quiet[worker]) for pair in pairs for worker in pair}
+        live, lost = self.live, self._losses
+        return {worker: (worker not in live, lost[worker], quiet[worker]) for pair in pairs for worker in pair}
 
     def _is_in(self, worker: int) -> bool:
         return worker in self._standing[Standing.LIVE] or worker in self._standing[Standing.JOINING]
@@ -296,7 +294,7 @@ def connected(pairs: Iterable[frozenset[int]]) -> list[set[frozenset[int]]]:
     return list({id(group): group for group in group_of.values()}.values())
 
 
-def smallest_cover(pairs: Set[frozenset[int]], doubts: Mapping[int, tuple[int, int]] | None = None) -> set[int]:
+def smallest_cover(pairs: Set[frozenset[int]], doubts: Mapping[int, tuple[int, ...]] | None = None) -> set[int]:
     """The fewest workers of whom every pair has at least one; of equals, those with more doubts or higher numbers.
 
     A minimum vertex cover, exact up to 8 workers; where more are needed, who is in most pairs is taken first.

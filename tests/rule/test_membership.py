@@ -152,9 +152,16 @@ def test_of_two_the_one_that_was_lost_before_is_given_up_or_else_the_one_that_sa
     assert cut_for(members, GRACE_S) == {1: [2]}  # the higher number said so first
     members.lose(1)
     members.join(1, 11, "again", 3.0)
-    members.introduce()
+    number = members.introduce().number
+    for worker in (1, 2, 3):
+        members.meets(worker, number)
     members.unlinked(1, 2, 3.0, stands=False)
     assert cut_for(members, GRACE_S, 3.0) == {1: [2]}
+    members.lose(2)
+    members.join(2, 21, "again", 5.0)
+    members.introduce()
+    members.unlinked(2, 1, 5.0, stands=False)
+    assert cut_for(members, GRACE_S, 5.0) == {2: [1]}  # which does not count yet
 
 
 def test_links_that_go_on_breaking_put_nothing_off_for_ever():
