@@ -100,7 +100,7 @@ def record_configuration(cfg: DictConfig, job: Job) -> None:
         resolved["choices"] = {group: word for group, word in choices if not group.startswith("hydra/")}
     for logger in job.trainer.loggers:
         logger.log_hyperparams(resolved)
-    wandb_run.begin(job.trainer.loggers)
+    wandb_run.begin(job.trainer.loggers, cfg.target)
 
 
 def _loggers(cfg: DictConfig, strategy: Any) -> list[Any]:

@@ -44,10 +44,11 @@ def restarts_of(cfg: DictConfig) -> int:
     if processes.is_attempt():
         return 0
     found = [name for name in _OUTSIDE if name in os.environ]
-    if wanted and found and "SLURM_NTASKS" not in os.environ:
+    if wanted and found and os.environ.get("SLURM_NTASKS") != "1":  # one task of Slurm's starts its ranks itself
         raise CompactHydraException(
             f"restarts={wanted} starts all ranks of one machine again, and {found[0]} says that something else starts "
-            "them: leave restarts out, use resume=auto, and let that restart them (torchrun --max-restarts)."
+            "them: leave restarts out, use resume=auto, and let that restart them (torchrun --max-restarts, scontrol "
+            "requeue)."
         )
     return wanted
 

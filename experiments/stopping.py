@@ -78,7 +78,8 @@ def telling() -> Iterator[Stop]:
 
 def speaks_for_the_run() -> bool:
     """Whether this process is rank 0, as far as its environment tells."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def _is_users_process() -> bool:

@@ -93,6 +93,10 @@ class Workers:
             return None
         return f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
+    def failed(self, rank: int) -> bool:
+        """Whether the process of ``rank`` has ended, and not because its work was done."""
+        return self._processes[rank].exit_code(0.0) not in (None, 0)
+
     def ending(self, rank: int) -> bool:
         """Whether the process of ``rank`` has begun to end, and it can soon be told how; True where nobody says."""
         process = self._processes.get(rank)
@@ -103,10 +107,6 @@ class Workers:
         except OSError:
             return True
         return stat[0] in "ZX" or bool(int(stat[6]) & _PF_EXITING)
-
-    def failed(self, rank: int) -> bool:
-        """Whether the process of ``rank`` has ended, and not because its work was done."""
-        return self._processes[rank].exit_code(0.0) not in (None, 0)
 
     def kill(self, rank: int) -> None:
         """Kill the process of ``rank`` at once, and wait until it is gone; none that runs on another machine."""
@@ -196,6 +196,7 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     failed: list[BaseException] = []
 
     def body() -> None:
+        torch.get_num_threads()  # a thread takes over what torch was told only here, and computes on all cores before
         try:
             work(rank)
         except BaseException as error:

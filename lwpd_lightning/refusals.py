@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.fabric.plugins import ClusterEnvironment
 
 SEVERAL_OPTIMIZERS = (
     "configure_optimizers returned several optimizers: coded exchange decodes one gradient for one optimizer, so "
@@ -29,6 +31,20 @@ def refuse_process_group() -> None:
         raise MisconfigurationException(
             "A default torch.distributed process group exists, over which Lightning would exchange batches and metrics "
             "beside the code: call torch.distributed.destroy_process_group() before fit."
+        )
+
+
+def refuse_tasks(environment: ClusterEnvironment, ranks: int) -> None:
+    """Under Slurm every rank is a task: of others nobody would start the process.
+
+    Raises:
+        MisconfigurationException: where there are not as many tasks as ranks.
+    """
+    if isinstance(environment, SLURMEnvironment) and environment.world_size() != ranks:
+        raise MisconfigurationException(
+            f"Slurm started {environment.world_size()} tasks (SLURM_NTASKS) and the Trainer has {ranks} ranks (devices "
+            "times num_nodes): start one task a rank (srun --ntasks-per-node=<devices>), or set "
+            "SLURM_JOB_NAME=interactive, and a node's first process starts the others."
         )
 
 

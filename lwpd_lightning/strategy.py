@@ -5,6 +5,7 @@ Long because every setting is explained here, once.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.connectors.data_connector import _worker_check
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
@@ -38,8 +40,10 @@ from lwpd_lightning.refusals import (
     refuse_optimizers,
     refuse_precision,
     refuse_process_group,
+    refuse_tasks,
     refuse_trainer,
 )
+from lwpd_lightning.requeue import requeue_between_updates
 from lwpd_lightning.rule.arrivals import Stale
 from lwpd_lightning.separate_ranks import SeparateRanks
 from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor
@@ -49,7 +53,7 @@ from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher
 class LWPDStrategy(SeparateRanks):
     """Replaces DDP's all-reduce with coded exchange: stragglers and dead workers are erasures, not stalls.
 
-    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers computes one linear
+    The gradient is cut into k tasks (data part x block of output nodes). Each of n workers computes one linear
     combination of t of them, P/B values short; the first K that are ready add theirs up among themselves, and every
     rank makes rank 0's step with the sum (Soto et al., "Lightweight Projective Derivative Codes for Compressed
     Asynchronous Gradient Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and
@@ -105,9 +109,11 @@ class LWPDStrategy(SeparateRanks):
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
 
-    Example::
-
-        Trainer(accelerator="cpu", devices=8, strategy=LWPDStrategy(code=lwpd_code(n=8, k=4, t=2), wait_for=6))
+    Examples:
+        >>> from lwpd_lightning import lwpd_code
+        >>> strategy = LWPDStrategy(code=lwpd_code(n=8, k=4, t=2), wait_for=6)
+        >>> pl.Trainer(accelerator="cpu", devices=8, strategy=strategy).strategy.code.n
+        8
     """
 
     strategy_name = "lwpd"
@@ -206,6 +212,7 @@ class LWPDStrategy(SeparateRanks):
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
+        refuse_tasks(self.cluster_environment, self.num_nodes * self.num_processes)
         self.settings = self.settings.resolved(self.world_size)
         external = self.cluster_environment.creates_processes_externally
         self.settings = self.settings.started_on(self.root_device, self.num_nodes, external)
@@ -239,6 +246,8 @@ class LWPDStrategy(SeparateRanks):
         """Refuse what would synchronise behind the strategy's back; a worker waits until rank 0 is ready to train."""
         refuse_process_group()
         if self._trainer.state.fn is TrainerFn.FITTING:
+            assert self.cluster_environment is not None
+            requeue_between_updates(self._trainer, self.cluster_environment)
             self._generation = entries().fits - 1
             if self.is_global_zero:
                 self._seed = seed_of_the_run()
@@ -349,7 +358,9 @@ class LWPDStrategy(SeparateRanks):
             self._fit = self._suspended.pop()
 
     def on_exception(self, exception: BaseException) -> None:
-        """The fit broke: end the workers."""
+        """The fit broke: end the workers. One that SIGTERM ended gives the process the exit code that says so."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM  # Lightning leaves 0, as if the fit had been completed
         self._end_fit()
         super().on_exception(exception)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -259,7 +260,12 @@ class WorkerRankLauncher(_Launcher):
             function(*args, **kwargs)
         elif fit and entries().fits - 1 == int(os.environ[ENV_FIT]):
             self._end_with(function, *args, **kwargs)
-        returned = adopt(trainer, self._outcome(entry))
+        try:
+            returned = adopt(trainer, self._outcome(entry))
+        except ConnectionError:
+            if trainer.received_sigterm:  # a scheduler has told the whole job to end, and rank 0 has
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
         return None if fit else returned
 
     def _end_with(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -117,13 +117,9 @@ class Worker:
         except (CoordinatorLost, Refused):
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
-            outage = outage_of(error)
-            if outage is None and self._dispensable and isinstance(error, Exception):
-                outage = f"its code raised {type(error).__name__}"
-            if outage is not None:
+            if (outage := outage_of(error, dispensable=self._dispensable)) is not None:
                 reason = f"{outage}: {error}".strip().removesuffix(":")
-                # Upon which rank 0 may end this process at once.
-                self._post(Op.LEAVING, text(reason), text(traceback.format_exc()))
+                self._post(Op.LEAVING, text(reason), text(traceback.format_exc()))  # upon which it may be ended
                 raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise

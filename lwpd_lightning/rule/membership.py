@@ -8,16 +8,16 @@ happened is told, with the time, and what follows from it is read.
 from __future__ import annotations
 
 import enum
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections import Counter
+from collections.abc import Collection, Set
 from dataclasses import dataclass, field
+
+from lwpd_lightning.rule.cover import connected, smallest_cover
 
 # Times that a link between two workers may break and come back in one update, before it is taken for cut.
 RETRIES = 3
 # Greetings that a broken link is given the time for, however late rank 0 looks.
 _GREETINGS = 2
-# The fewest workers that have a share in all broken links are found exactly up to this many.
-_MOST_EXACT = 8
 # As many workers are named one by one.
 _MOST_LISTED = 16
 
@@ -278,71 +278,3 @@ def listed(workers: Collection[int]) -> str:
     if len(numbers) <= _MOST_LISTED:
         return str(numbers)
     return f"[{', '.join(map(str, numbers[: _MOST_LISTED // 2]))}, ... {numbers[-1]}] ({len(numbers)} of them)"
-
-
-def connected(pairs: Iterable[frozenset[int]]) -> list[set[frozenset[int]]]:
-    """Pairs that hang together by workers that they share.
-
-    >>> [len(group) for group in connected([frozenset((1, 2)), frozenset((3, 4)), frozenset((2, 5))])]
-    [2, 1]
-    """
-    group_of: dict[int, set[frozenset[int]]] = {}
-    for pair in pairs:
-        smaller, larger = sorted((group_of.get(worker, set()) for worker in pair), key=len)
-        larger |= smaller | {pair}
-        group_of.update(dict.fromkeys(pair.union(*smaller), larger))
-    return list({id(group): group for group in group_of.values()}.values())
-
-
-def smallest_cover(pairs: Set[frozenset[int]], doubts: Mapping[int, tuple[int, ...]] | None = None) -> set[int]:
-    """The fewest workers of whom every pair has at least one; of equals, those with more doubts or higher numbers.
-
-    A minimum vertex cover, exact up to 8 workers; where more are needed, who is in most pairs is taken first.
-
-    >>> smallest_cover({frozenset((0, 1)), frozenset((1, 2)), frozenset((1, 3))})
-    {1}
-    >>> smallest_cover({frozenset((2, 5))})
-    {5}
-    """
-    if doubts is not None:
-        known = sorted(doubts, key=lambda worker: (doubts[worker], worker))
-        places = {worker: place for place, worker in enumerate(known)}
-        placed = {frozenset(places[worker] for worker in pair) for pair in pairs}
-        return {known[place] for place in smallest_cover(placed)}
-    for size in range(_MOST_EXACT + 1):
-        if (cover := _cover_of(pairs, size)) is not None:
-            return cover
-    others = defaultdict[int, set[int]](set)
-    for one, other in pairs:
-        others[one].add(other)
-        others[other].add(one)
-    cover = set[int]()
-    while any(others.values()):
-        worker = max(others, key=lambda worker: (len(others[worker]), worker))
-        cover.add(worker)
-        for other in others.pop(worker):
-            others[other].discard(worker)
-    return cover
-
-
-def _cover_of(pairs: Set[frozenset[int]], size: int) -> set[int] | None:
-    """A cover of at most ``size`` workers: it holds the one in most pairs, or all that this one is paired with."""
-    if not pairs:
-        return set()
-    if not size:
-        return None
-    worker = _busiest(pairs)
-    others = {other for pair in pairs if worker in pair for other in pair - {worker}}
-    if len(pairs) > size * len(others):  # nobody is in more pairs than it
-        return None
-    for chosen in ({worker}, others):
-        if len(chosen) <= size:
-            rest = _cover_of({pair for pair in pairs if not pair & chosen}, size - len(chosen))
-            if rest is not None:
-                return chosen | rest
-    return None
-
-
-def _busiest(pairs: Set[frozenset[int]]) -> int:
-    counts = Counter(worker for pair in pairs for worker in pair)
-    return max(counts, key=lambda worker: (counts[worker], worker))

@@ -25,6 +25,7 @@ def refused(cfg) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["lwpd", "local"])
 def test_a_size_is_refused_exactly_where_there_is_no_code(scheme):
     construct = getattr(schemes, scheme)

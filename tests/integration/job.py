@@ -3,7 +3,9 @@
 import argparse
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -20,6 +22,23 @@ class Narrator(pl.Callback):
     def on_train_batch_end(self, trainer, *args):
         print(f"ARRIVED {len(trainer.strategy.last_update.arrivals)}", flush=True)
         print(f"UPDATE {trainer.global_step}", flush=True)
+
+
+class Told(pl.Callback):
+    """Rank 0 runs a command between an optimizer's step and its being counted."""
+
+    on_workers = False
+
+    def __init__(self, update, command):
+        self.update, self.command = update, command
+
+    def on_train_start(self, trainer, pl_module):
+        def told(*args):
+            if trainer.global_step == self.update - 1:
+                subprocess.run(self.command, shell=True, check=True)
+
+        if trainer.is_global_zero:
+            trainer.optimizers[0].register_step_post_hook(told)
 
 
 class Breaking(Classifier):
@@ -81,7 +100,11 @@ def main():
     parser.add_argument("--wide", action="store_true")
     parser.add_argument("--die-when-asked", choices=["before", "after"])
     parser.add_argument("--breaks-in", choices=["script", "setup", "configure_optimizers"])
+    parser.add_argument("--tell-at", type=int, default=-1, help="update")
+    parser.add_argument("--tell", help="command that rank 0 runs there")
     options = parser.parse_args()
+    if "RANK" in os.environ:
+        Path("/proc/self/comm").write_text(f"job-rank-{os.environ['RANK']}")  # for who is to kill it
     if options.host:
         Host(options.host, address="").enter()
     if options.breaks_in == "script" and "LWPD_FIT" in os.environ:
@@ -116,7 +139,7 @@ def main():
             strategy=strategy,
             max_steps=options.updates,
             max_epochs=-1,
-            callbacks=[Narrator()],
+            callbacks=[Narrator(), Told(options.tell_at, options.tell)],
             **devices,
         )
         trainer.fit(model, loader(shuffle=True, num_workers=options.loader_workers))

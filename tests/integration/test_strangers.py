@@ -13,6 +13,8 @@ from lwpd_lightning import LWPDStrategy, uncoded
 from lwpd_lightning.links.room import free_files
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
+pytestmark = pytest.mark.slow
+
 STRANGERS, CONNECTS, MANY = 1024, 2500, 10_000
 # Holds connections that say `word`, or connects and leaves.
 STRANGER = """

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lwpd_lightning.rule.membership import RETRIES, Membership, Refused, connected, smallest_cover
+from lwpd_lightning.rule.cover import connected, smallest_cover
+from lwpd_lightning.rule.membership import RETRIES, Membership, Refused
 
 GRACE_S, JOIN_S = 1.0, 5.0
 WORKERS = range(1, 6)
