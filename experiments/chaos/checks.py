@@ -40,15 +40,19 @@ def one_update_s(events: Sequence[Event]) -> float:
 
 
 def next_updates(events: Sequence[Event]) -> list[tuple[Event, float]]:
-    """Each fault, with the longest time without an update that began before it was known and ended after it began.
+    """Each fault, with the longest that one of the three updates after it took.
 
-    A fault may show one update late: codewords that were there before it make the one that was under way.
+    A fault may show one update late: codewords that were there before it make the one that was under way. Where another
+    fault comes before an update, that one waits for the other, too: it is counted from there.
     """
     times = update_times(events)
-    found = []
-    for fault in (event for event in events if event["event"] == "fault"):
+    found, faults = [], [event for event in events if event["event"] == "fault"]
+    for fault in faults:
         after = [time for time in times if time > fault["t"]][:3]
-        waits = [later - earlier for earlier, later in pairwise([fault["t"], *after])]
+        waits = [
+            later - max(earlier, *(other["t"] for other in faults if other["t"] < later))
+            for earlier, later in pairwise([fault["t"], *after])
+        ]
         if waits:
             found.append((fault, max(waits)))
     return found

@@ -13,17 +13,17 @@ def connected(pairs: Iterable[frozenset[int]]) -> list[set[frozenset[int]]]:
     """Pairs that hang together by workers that they share.
 
     >>> [len(group) for group in connected([frozenset((1, 2)), frozenset((3, 4)), frozenset((2, 5))])]
-    [1, 2]
+    [2, 1]
     """
-    groups: list[set[frozenset[int]]] = []
+    group_of: dict[int, set[frozenset[int]]] = {}
     for pair in pairs:
-        touching = [group for group in groups if any(pair & other for other in group)]
-        groups = [group for group in groups if group not in touching]
-        groups.append({pair}.union(*touching))
-    return groups
+        smaller, larger = sorted((group_of.get(worker, set()) for worker in pair), key=len)
+        larger |= smaller | {pair}
+        group_of.update(dict.fromkeys(pair.union(*smaller), larger))
+    return list({id(group): group for group in group_of.values()}.values())
 
 
-def smallest_cover(pairs: Set[frozenset[int]], doubts: Mapping[int, tuple[int, int]] | None = None) -> set[int]:
+def smallest_cover(pairs: Set[frozenset[int]], doubts: Mapping[int, tuple[int, ...]] | None = None) -> set[int]:
     """The fewest workers of whom every pair has at least one; of equals, those with more doubts or higher numbers.
 
     A minimum vertex cover, exact up to 8 workers; where more are needed, who is in most pairs is taken first.

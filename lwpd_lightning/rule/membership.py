@@ -223,10 +223,9 @@ class Membership:
     def cut_off(self, now: float) -> dict[int, list[int]]:
         """The fewest workers without whom all links that count stand, each with those that it is cut off from.
 
-        A worker that nobody reaches loses its links one after another, as each is asked: those that hang together are
-        judged together, when the first of them has had its time, where it is plain whom they have in common, or else
-        when the last has had it, or the first has had it twice. Of two that may be meant, one was lost more often, or
-        was slower to say what both must notice.
+        A worker that nobody reaches loses its links one after another: those that hang together are judged together,
+        when the first has had its time, where they have one worker in common, or else when the last has had it, or the
+        first has had it twice. Of two, it is one that does not count yet, was lost more often, or was slower to speak.
         """
         gone = {}
         for pairs in connected(self._broken):
@@ -234,20 +233,18 @@ class Membership:
             plain = len(pairs) > 1 and frozenset.intersection(*pairs)
             if min(ages) < self.grace_s and not plain and max(ages) < 2 * self.grace_s:
                 continue
-            late = {
-                pair
-                for pair in pairs
-                if now - self._broken[pair].since >= self.grace_s and self._broken[pair].greetings >= _GREETINGS
-            }
+            late = {pair for pair, age in zip(pairs, ages, strict=True) if age >= self.grace_s}
+            late = {pair for pair in late if self._broken[pair].greetings >= _GREETINGS}
             for worker in smallest_cover(pairs, self._doubts(pairs)):
                 if any(worker in pair for pair in late):
                     gone[worker] = sorted(other for pair in pairs if worker in pair for other in pair - {worker})
         return gone
 
-    def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, int]]:
+    def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, ...]]:
         """How little is to be said for each worker that has a link that ended."""
         quiet = Counter(worker for pair in pairs for worker in pair - {self._broken[pair].reporter})
-        return {worker: (self._losses[worker], quiet[worker]) for pair in pairs for worker in pair}
+        live, lost = self.live, self._losses
+        return {worker: (worker not in live, lost[worker], quiet[worker]) for pair in pairs for worker in pair}
 
     def _is_in(self, worker: int) -> bool:
         return worker in self._standing[Standing.LIVE] or worker in self._standing[Standing.JOINING]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lwpd_lightning.rule.cover import smallest_cover
+from lwpd_lightning.rule.cover import connected, smallest_cover
 from lwpd_lightning.rule.membership import RETRIES, Membership, Refused
 
 GRACE_S, JOIN_S = 1.0, 5.0
@@ -153,9 +153,16 @@ def test_of_two_the_one_that_was_lost_before_is_given_up_or_else_the_one_that_sa
     assert cut_for(members, GRACE_S) == {1: [2]}  # the higher number said so first
     members.lose(1)
     members.join(1, 11, "again", 3.0)
-    members.introduce()
+    number = members.introduce().number
+    for worker in (1, 2, 3):
+        members.meets(worker, number)
     members.unlinked(1, 2, 3.0, stands=False)
     assert cut_for(members, GRACE_S, 3.0) == {1: [2]}
+    members.lose(2)
+    members.join(2, 21, "again", 5.0)
+    members.introduce()
+    members.unlinked(2, 1, 5.0, stands=False)
+    assert cut_for(members, GRACE_S, 5.0) == {2: [1]}  # which does not count yet
 
 
 def test_links_that_go_on_breaking_put_nothing_off_for_ever():
@@ -326,3 +333,17 @@ class Story(RuleBasedStateMachine):
 
 Story.TestCase.settings = settings(deadline=None, max_examples=80, stateful_step_count=40)
 TestStory = Story.TestCase
+
+
+@given(pairs)
+def test_links_hang_together_where_a_worker_leads_from_one_to_the_other(pairs):
+    groups = connected(pairs)
+    assert set().union(*groups) == pairs
+    assert sum(map(len, groups)) == len(pairs)
+    workers = [set().union(*group) for group in groups]
+    assert not any(one & other for one, other in itertools.combinations(workers, 2))
+    for group in groups:
+        reached = {min(group, key=sorted)}
+        while more := {pair for pair in group - reached if any(pair & other for other in reached)}:
+            reached |= more
+        assert reached == group
