@@ -10,7 +10,7 @@ _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 # Starts in a row that may come to nothing.
 LIMIT = 6
 # A worker that has stayed for so long since its last start was lost for another reason than before.
-_STEADY_S = 300.0
+_STEADY_S = 60.0
 
 
 @dataclass
@@ -22,7 +22,7 @@ class _Starts:
 class Restarts:
     """When the process of a lost worker may be started again: at once, then after 1, 2, 4 ... 60 s; six times in a row.
 
-    Whoever has lived for five minutes since begins anew.
+    Whoever has lived for a minute since begins anew.
 
     Args:
         patience_s: seconds in which a process that was given up, and lives, may come back by itself.

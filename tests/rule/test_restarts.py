@@ -22,10 +22,10 @@ def test_who_has_lived_for_long_begins_anew():
     restarts = Restarts(60.0)
     for _ in range(LIMIT):
         restarts.started(1, 0.0)
-    restarts.lost(1, 299.0)
+    restarts.lost(1, 59.0)
     assert restarts.hopeless(1)
-    restarts.lost(1, 300.0)
-    assert restarts.may(1, 300.0, ended=True)
+    restarts.lost(1, 60.0)
+    assert restarts.may(1, 60.0, ended=True)
 
 
 def test_who_cannot_be_started_is_given_up():
