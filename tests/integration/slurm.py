@@ -136,7 +136,7 @@ class Slurm:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                )  # fmt: skip
+                )
             )
 
     def _until_up(self, up: object) -> None:
