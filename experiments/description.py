@@ -197,7 +197,7 @@ def _recovery(worth: Sequence[Arrivals], wait_for: int) -> Table:
     for at in notable(worth, wait_for):
         share = {0.0: "none", 1.0: "all"}.get(at.share, f"{at.share:.2%}")
         of = f"{at.sets:,}" if at.sets < 10**6 else f"{float(at.sets):.2g}"
-        tried = f"all {of}" if at.all_tried else f"{at.tried} of {of}"
+        tried = f"all {of}" if at.all_tried else f"{at.tried:,} of {of}"
         error = [] if at.error is None else [f"{at.error:.3g}"]
         table.add_row(f"{at.count}", share, tried, *error, style="bold" if at.count == wait_for else "")
     return table

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -21,7 +22,6 @@ from .peers import AllReduceMonitor, DDPPeer
 from .provenance import git_revision, versions
 from .resuming import SettingsInCheckpoints
 from .schemes import strategy_of
-from .sizes import refuse_sizes
 from .targets import TargetTimer
 from .wandb_online import refuse_unreachable
 
@@ -51,9 +51,9 @@ def assemble(cfg: DictConfig) -> Job:
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
     refuse_unreachable(cfg.logger.get("mode", "offline"))
-    refuse_sizes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = strategy_of(cfg.scheme)
+    _refuse_optimizer(cfg.model.get("optimizer"))
     data = _build(cfg.data)
     model = _build(cfg.model)
     if model.learns != data.learns:
@@ -100,7 +100,7 @@ def record_configuration(cfg: DictConfig, job: Job) -> None:
         resolved["choices"] = {group: word for group, word in choices if not group.startswith("hydra/")}
     for logger in job.trainer.loggers:
         logger.log_hyperparams(resolved)
-    wandb_run.begin(job.trainer.loggers)
+    wandb_run.begin(job.trainer.loggers, cfg.target)
 
 
 def _loggers(cfg: DictConfig, strategy: Any) -> list[Any]:
@@ -108,6 +108,17 @@ def _loggers(cfg: DictConfig, strategy: Any) -> list[Any]:
     name = f"n={cfg.code.n}" if code is None else f"{code.family}({code.n},{code.k},{code.t})"
     described = {"lightning.pytorch.loggers.WandbLogger": wandb_run.identity(cfg, name)}
     return [_build(node, **described.get(node._target_, {})) for node in _objects(cfg.logger)]
+
+
+def _refuse_optimizer(node: DictConfig | None) -> None:
+    """Raise ValueError for what an optimizer does not take: it is not made before the fit."""
+    if node is None:
+        return
+    try:
+        _build(node)([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        named = [f"model.optimizer.{name}={value}" for name, value in node.items() if str(value) in str(error)]
+        raise ValueError(f"{', '.join(named) or 'model.optimizer'}: {error}") from None
 
 
 def _build(node: DictConfig, **arguments: Any) -> Any:

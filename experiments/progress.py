@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 _RECENT = 50  # updates over which arrivals and staleness are averaged
 
 
+def _epochs(trainer: pl.Trainer) -> int | None:
+    """How many epochs the fit has, those that are begun counted, whichever of max_epochs and max_steps ends it."""
+    limits = [trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs > 0 else []
+    updates = trainer.num_training_batches / trainer.accumulate_grad_batches  # of an epoch
+    if trainer.max_steps > 0 and 0 < updates < math.inf:
+        limits.append(math.ceil(trainer.max_steps / updates))
+    return min(limits, default=None)
+
+
 def is_interactive(console: Console) -> bool:
     """Whether lines can be redrawn: a terminal that understands it, and not under continuous integration."""
     return console.file.isatty() and not console.is_dumb_terminal and not os.environ.get("CI")
@@ -59,6 +68,7 @@ class ExchangeProgressBar(ProgressBar):
         self._uploads = self._bytes_up = self._gradient_bytes = 0
         self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._shown_at = time.monotonic()
+        self._epoch = 1  # that is under way; Lightning counts on before a fit's last state is shown
 
     def enable(self) -> None:
         """Show progress."""
@@ -102,6 +112,7 @@ class ExchangeProgressBar(ProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Name the epoch."""
+        self._epoch = trainer.current_epoch + 1
         self._name(trainer, "")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,6 +135,7 @@ class ExchangeProgressBar(ProgressBar):
 
     def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._forget()
+        self._epoch = trainer.current_epoch + 1
         total = trainer.estimated_stepping_batches
         self._gradient_bytes = sum(p.nbytes for p in pl_module.parameters() if p.requires_grad)
         self._progress = Progress(
@@ -166,10 +178,9 @@ class ExchangeProgressBar(ProgressBar):
     def _name(self, trainer: pl.Trainer, doing: str) -> None:
         if self._progress is None:
             return
-        epochs = trainer.max_epochs
-        of = f"/{epochs}" if epochs is not None and epochs > 0 else ""
-        epoch = min(trainer.current_epoch + 1, epochs) if of else trainer.current_epoch + 1
-        self._progress.update(self._task, description=f"epoch {epoch}{of}{doing}")
+        epochs = _epochs(trainer)
+        of = "" if epochs is None else f"/{epochs}"
+        self._progress.update(self._task, description=f"epoch {self._epoch}{of}{doing}")
         if self._live is not None:
             self._show(trainer)
 

@@ -43,7 +43,7 @@ def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
             lines += [
                 ("staleness", _staleness(summary)),
                 ("inclusion rate", _inclusion(summary["inclusion_rate"])),
-                ("lost workers", _failures(summary["failures"])),
+                ("lost workers", _failures(summary["failures"], summary.get("kills_to_come") or [])),
             ]
     if code is not None:
         lines.append(("cost", compute_cost(code)))
@@ -112,10 +112,12 @@ def _inclusion(rates: list[float]) -> str:
     return f"lowest {lowest:.2f} (worker {rates.index(lowest)}), highest {highest:.2f} (worker {rates.index(highest)})"
 
 
-def _failures(failures: list[dict[str, Any]]) -> str:
-    if not failures:
-        return "none"
-    return "; ".join(f"worker {lost['worker']} after update {lost['update']} ({lost['reason']})" for lost in failures)
+def _failures(failures: list[dict[str, Any]], to_come: list[dict[str, Any]]) -> str:
+    lost = [f"worker {lost['worker']} after update {lost['update']} ({lost['reason']})" for lost in failures] or [
+        "none"
+    ]
+    spared = [f"worker {one['worker']} was to be killed at update {one['update']}, which never came" for one in to_come]
+    return "; ".join(lost + spared)
 
 
 def compute_cost(code: Code) -> str:

@@ -21,8 +21,8 @@ def refuse_sizes(cfg: DictConfig) -> None:
     wait_for, n = cfg.scheme.strategy.get("wait_for"), cfg.code.n
     if isinstance(wait_for, int) and wait_for > n:
         raise ValueError(
-            f"wait_for={wait_for} is more than the n={n} workers of the code: add code.wait_for={max(n - n // 4, 1)} "
-            f"(at most {n}), or choose a size whole, code=lwpd_8_4_2 for example."
+            f"code.wait_for={wait_for} is more than the n={n} workers of the code: add "
+            f"code.wait_for={max(n - n // 4, 1)} (at most {n}), or choose a size whole, code=lwpd_8_4_2 for example."
         )
 
 

@@ -73,10 +73,25 @@ def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: floa
         "time_to_target_s": job.timer.reached_s if job.timer else None,
         **dict.fromkeys(EXCHANGE),
         **(job.monitor.summary() if job.monitor else {}),
+        "kills_to_come": kills_to_come(cfg, updates),
         "git_revision": git_revision(),
         "versions": versions(),
     }
     return job.earlier.whole(figures, cfg.ckpt_path)
+
+
+def kills_to_come(cfg: DictConfig, updates: int) -> list[dict[str, int]]:
+    """Whom a FaultInjector of the configuration was to kill after the last of so many updates: worker and update.
+
+    >>> from omegaconf import OmegaConf
+    >>> faults = {"_target_": "lwpd_lightning.injection.FaultInjector", "kills": {2: 100, 5: 200}}
+    >>> kills_to_come(OmegaConf.create({"callbacks": {"faults": faults, "progress": None}}), updates=150)
+    [{'worker': 5, 'update': 200}]
+    """
+    kills = [one.kills for one in (cfg.get("callbacks") or {}).values() if one is not None and one.get("kills")]
+    return [
+        {"worker": w, "update": at} for one in kills for w, at in one.items() if isinstance(at, int) and at >= updates
+    ]
 
 
 def _sizes(job: Job) -> dict[str, Any] | None:

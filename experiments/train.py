@@ -21,11 +21,13 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(refusal(error)) from error
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from . import processes, restarting, stopping, sweep
 from .names import CONFIG_PATH
+from .typed import as_typed, refuse_numbers, refuse_plugins
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStack) -> dict[str, Any]:
     started = time.perf_counter()
     try:
+        refuse_numbers(cfg)
         # Lightning takes seconds to import, and `--help` needs none of it.
         from lwpd_lightning.launcher import watch_parent
 
@@ -102,7 +105,8 @@ def _refuse(error: Exception) -> NoReturn:
     sentence = refusal(error)
     if sentence is None:
         raise error
-    raise CompactHydraException(sentence) from error
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    raise CompactHydraException(as_typed(sentence, typed)) from error
 
 
 def _finish_wandb(exit_code: int) -> None:
@@ -127,6 +131,8 @@ def main() -> None:
 
     A run that is stopped ends with 143 (SIGTERM) or 130 (Ctrl-C).
     """
+    if (sentence := refuse_plugins(sys.argv[1:])) is not None:
+        raise SystemExit(sentence)
     processes.own_group()
     try:
         _command()

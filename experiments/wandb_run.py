@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .comparison.groups import group
 from .comparison.wandb_runs import RESULT
 
 _STEP = "trainer/global_step"
-_BEST = {"val_acc": "max", "val_loss": "min", "val_bpc": "min", "train_loss": "min"}
+_LOSSES = {"val_loss": "min", "train_loss": "min"}
 
 
 def identity(cfg: DictConfig, code: str) -> dict[str, Any]:
@@ -32,11 +32,16 @@ def identity(cfg: DictConfig, code: str) -> dict[str, Any]:
     }
 
 
-def begin(loggers: Iterable[Logger]) -> None:
-    """Say which way each metric is better, and that all are drawn against the update."""
+def begin(loggers: Iterable[Logger], target: Mapping[str, Any]) -> None:
+    """Say which way each metric is better, and that all are drawn against the update.
+
+    Args:
+        loggers: the run's.
+        target: `target` of its configuration: the metric that is to be reached, and its mode, "max" or "min".
+    """
     for logger in _of_wandb(loggers):
         logger.experiment.define_metric("exchange/*", step_metric=_STEP, step_sync=True)
-        for metric, best in _BEST.items():
+        for metric, best in {**_LOSSES, target["metric"]: target["mode"]}.items():
             logger.experiment.define_metric(metric, step_metric=_STEP, step_sync=True, summary=best)
 
 

@@ -21,7 +21,7 @@ from lwpd_lightning.coding.sender import Sender
 from lwpd_lightning.coding.wire import WireFormat
 from lwpd_lightning.data import CodedBatch, derive_seed, drawing_from
 from lwpd_lightning.exchange.state import StateLayout
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Contribution, Logged
 from lwpd_lightning.links.staging import Staging
 from lwpd_lightning.loss_scale import loss_scale, scales_loss
 from lwpd_lightning.reduction.reduction import Codeword
@@ -162,7 +162,7 @@ class CodewordComputation:
             data = module._on_before_batch_transfer(data, dataloader_idx=0)
             return module._apply_batch_transfer_handler(data, device=self.blocks.device, dataloader_idx=0)
 
-    def finish(self, samples: int, touched: set[int], logged: str) -> tuple[Codeword, Contribution]:
+    def finish(self, samples: int, touched: set[int], logged: Mapping[str, Logged]) -> tuple[Codeword, Contribution]:
         """The finished codeword, as it is until the next `begin` or until it is settled, and what is told of it."""
         codeword, touched = self._sender.codeword(), self._sender.held(touched)
         # 16-mixed leaves a step with infinities out itself, and learns its scale by them.

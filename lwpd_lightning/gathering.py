@@ -98,9 +98,9 @@ class Gathering:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
             self.memory = shared_memory(self._settings, self._trainer.lightning_module)
             work = self._forked_work(self._meeting, self.memory, self._listener, loader, at)
+            self._workers = fork_workers(local, work)
             if self._settings.restart_workers and len(local):
                 self._nursery = Nursery(work, self._listener)
-            self._workers = fork_workers(local, work)
         return self._meeting
 
     def announce(self, port: int, seed: int) -> None:
@@ -119,8 +119,12 @@ class Gathering:
         self.announce_again()
 
     def exited(self, worker: int, wait_s: float) -> str | None:
-        """How a worker's process ended, in words; None where it lives or runs on another machine."""
-        return self._workers.exited(worker + self._rank_of, wait_s)
+        """How a worker's process ended, in words; None where it lives or runs on another machine.
+
+        One that has begun to end is waited for; one that is stopped, or does not answer, is not.
+        """
+        rank = worker + self._rank_of
+        return self._workers.exited(rank, wait_s if wait_s and self._workers.ending(rank) else 0.0)
 
     def fence(self, worker: int) -> None:
         """Kill a fork that is given up: it was silent for long, may wake, and shares memory with those who go on."""

@@ -22,6 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -35,6 +36,8 @@ _STOP_GRACE_S = 1.0
 _TERMINATE_GRACE_S = 5.0
 # What ends a worker: nobody else sends it, least of all to a whole job.
 _END = getattr(signal, "SIGRTMIN", signal.SIGKILL)
+# Linux: of a process that closes its files, after which how it ended is told.
+_PF_EXITING = 0x4
 
 
 class WorkerProcess(Protocol):
@@ -93,6 +96,17 @@ class Workers:
     def failed(self, rank: int) -> bool:
         """Whether the process of ``rank`` has ended, and not because its work was done."""
         return self._processes[rank].exit_code(0.0) not in (None, 0)
+
+    def ending(self, rank: int) -> bool:
+        """Whether the process of ``rank`` has begun to end, and it can soon be told how; True where nobody says."""
+        process = self._processes.get(rank)
+        if process is None:
+            return False
+        try:
+            stat = Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        except OSError:
+            return True
+        return stat[0] in "ZX" or bool(int(stat[6]) & _PF_EXITING)
 
     def kill(self, rank: int) -> None:
         """Kill the process of ``rank`` at once, and wait until it is gone; none that runs on another machine."""
@@ -182,6 +196,7 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
     failed: list[BaseException] = []
 
     def body() -> None:
+        torch.get_num_threads()  # a thread takes over what torch was told only here, and computes on all cores before
         try:
             work(rank)
         except BaseException as error:

@@ -27,7 +27,7 @@ from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
-from lwpd_lightning.step_log import StepLog, combined, from_json, relog, to_json
+from lwpd_lightning.step_log import StepLog
 from lwpd_lightning.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -221,8 +221,7 @@ class CodedFit:
         if self._timeline.accumulating:
             return
         if computation is not None:
-            logged = to_json(self._step_log.take())
-            coordinator.contribute(*computation.finish(self._samples, self._touched, logged))
+            coordinator.contribute(*computation.finish(self._samples, self._touched, self._step_log.take()))
             self._collect()
         self._publish_ahead(batch.index)
         coordinator.deliver()
@@ -233,7 +232,7 @@ class CodedFit:
         assert self._coordinator is not None
         self.last_update = self._coordinator.collect()
         if any(self.last_update.logged):
-            relog(self._trainer.lightning_module, combined([from_json(told) for told in self.last_update.logged]))
+            self._step_log.relog(self.last_update.logged)
 
     def stepped(self) -> None:
         """Note that the optimizer has stepped."""

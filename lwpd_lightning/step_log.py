@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lwpd_lightning.exchange.update import LOG_OPTIONS, Logged
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -28,22 +28,7 @@ _TORCH = {
     torch.amin: "min",
     torch.amax: "max",
 }
-_OPTIONS = ("prog_bar", "logger", "on_step", "on_epoch", "batch_size")
-
-
-@dataclass(frozen=True)
-class Logged:
-    """One value that a training_step logged, and how.
-
-    Attributes:
-        value: the number.
-        reduce_fx: "mean", "sum", "min" or "max", over workers and over steps.
-        options: what else `LightningModule.log` was told.
-    """
-
-    value: float
-    reduce_fx: str
-    options: dict[str, Any]
+_VARIES = ("batch_size",)  # from step to step
 
 
 class StepLog:
@@ -63,6 +48,7 @@ class StepLog:
         self._logged: list[dict[str, Logged]] = []
         self._metrics: list[Any] = []
         self._explained: set[str] = set()
+        self._how: dict[str, Logged] = {}  # each name was logged first
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -83,6 +69,19 @@ class StepLog:
         logged, self._logged = self._logged, []
         return combined(logged)
 
+    def relog(self, contributions: Sequence[Mapping[str, Logged]]) -> None:
+        """Log what contributors' steps logged, combined, as training_step would have.
+
+        Lightning refuses a name that is logged in another way than before: the first way is that of all.
+        """
+        module = self._module
+        hook, module._current_fx_name = module._current_fx_name, "training_step"
+        for name, entry in combined(contributions).items():
+            first = self._how.setdefault(name, entry)
+            options = {**first.options, **{key: entry.options[key] for key in _VARIES if key in entry.options}}
+            module.log(name, torch.tensor(entry.value, dtype=_dtype(module)), reduce_fx=first.reduce_fx, **options)
+        module._current_fx_name = hook
+
     def end_epoch(self) -> None:
         """Reset the metrics, as Lightning does on a rank that logs; otherwise their states would grow for ever."""
         for metric in self._metrics:
@@ -99,7 +98,7 @@ class StepLog:
             if self._keep and in_step:
                 self._explain(type(value).__name__)
         elif in_step and reduce_fx in _REDUCTIONS and (self._everything or options.get("sync_dist")):
-            told = {option: options[option] for option in _OPTIONS if option in options}
+            told = {option: options[option] for option in LOG_OPTIONS if option in options}
             self._logged.append({name: Logged(float(value), reduce_fx, told)})
             return
         if own is not None and self._keep:
@@ -114,7 +113,7 @@ class StepLog:
             )
 
 
-def combined(contributions: Sequence[dict[str, Logged]]) -> dict[str, Logged]:
+def combined(contributions: Sequence[Mapping[str, Logged]]) -> dict[str, Logged]:
     """Each value over those who logged it, as its ``reduce_fx`` says."""
     names = {name: None for logged in contributions for name in logged}
     result = {}
@@ -125,23 +124,5 @@ def combined(contributions: Sequence[dict[str, Logged]]) -> dict[str, Logged]:
     return result
 
 
-def relog(module: pl.LightningModule, logged: dict[str, Logged]) -> None:
-    """Log combined values as training_step would have."""
-    hook, module._current_fx_name = module._current_fx_name, "training_step"
-    for name, entry in logged.items():
-        module.log(name, torch.tensor(entry.value, dtype=_dtype(module)), reduce_fx=entry.reduce_fx, **entry.options)
-    module._current_fx_name = hook
-
-
 def _dtype(module: pl.LightningModule) -> torch.dtype:
     return next(parameter.dtype for parameter in module.parameters())
-
-
-def to_json(logged: dict[str, Logged]) -> str:
-    """As it travels."""
-    return json.dumps({name: asdict(entry) for name, entry in logged.items()}) if logged else ""
-
-
-def from_json(told: str) -> dict[str, Logged]:
-    """What `to_json` made."""
-    return {name: Logged(**entry) for name, entry in json.loads(told).items()} if told else {}

@@ -53,7 +53,7 @@ from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher
 class LWPDStrategy(SeparateRanks):
     """Replaces DDP's all-reduce with coded exchange: stragglers and dead workers are erasures, not stalls.
 
-    The gradient is cut into k blocks (data part x group of output nodes). Each of n workers computes one linear
+    The gradient is cut into k tasks (data part x block of output nodes). Each of n workers computes one linear
     combination of t of them, P/B values short; the first K that are ready add theirs up among themselves, and every
     rank makes rank 0's step with the sum (Soto et al., "Lightweight Projective Derivative Codes for Compressed
     Asynchronous Gradient Descent", ICML 2022). ``batch_size`` is the whole update's batch. Metrics, checkpoints and
@@ -109,9 +109,11 @@ class LWPDStrategy(SeparateRanks):
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
 
-    Example::
-
-        Trainer(accelerator="cpu", devices=8, strategy=LWPDStrategy(code=lwpd_code(n=8, k=4, t=2), wait_for=6))
+    Examples:
+        >>> from lwpd_lightning import lwpd_code
+        >>> strategy = LWPDStrategy(code=lwpd_code(n=8, k=4, t=2), wait_for=6)
+        >>> pl.Trainer(accelerator="cpu", devices=8, strategy=strategy).strategy.code.n
+        8
     """
 
     strategy_name = "lwpd"

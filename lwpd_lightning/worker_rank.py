@@ -35,7 +35,7 @@ from lwpd_lightning.reduction.sums import SharedMemory
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import steer
-from lwpd_lightning.step_log import StepLog, to_json
+from lwpd_lightning.step_log import StepLog
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -97,7 +97,7 @@ class TrainedReplica:
         if not samples:
             return None
         self._step_s = 0.0
-        return self._codewords.finish(samples, touched, to_json(self._step_log.take()))
+        return self._codewords.finish(samples, touched, self._step_log.take())
 
     def _read(self, epoch: int, index: int) -> CodedBatch:
         try:

@@ -1,3 +1,4 @@
+import gc
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ def pytest_configure(config):
     Models here have a few parameters: a second thread only waits, busily, for up to twenty times the CPU time.
     """
     torch.set_num_threads(1)
+    config.option.loadscopereorder = False  # of pytest-xdist, which would begin with the files of many, short, tests
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if hasattr(config, "workerinput"):  # a process of pytest-xdist, which is started by -c: no script to run once more
@@ -32,6 +34,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("real_start"):
             item.add_marker(pytest.mark.slow)
+    # Files with slow tests first: of two processes neither ends long after the other.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """What has been imported lives for ever: neither this process nor the ranks it forks look for garbage there."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

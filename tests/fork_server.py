@@ -109,7 +109,7 @@ def server() -> Server:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, *_OPTIONS, "-m", "tests.fork_server", str(theirs.fileno())]
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
+    process = _START(
         command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
     )
     theirs.close()
@@ -222,6 +222,7 @@ def _prepared(request: _Request, streams: list[int]) -> _Request:
 
 def _become(request: _Request, plain: list[str]) -> None:
     import numpy as np
+    import torch
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
     from lwpd_lightning import command
@@ -229,6 +230,7 @@ def _become(request: _Request, plain: list[str]) -> None:
     Path("/proc/self/comm").write_text("python")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     np.random.seed()
+    torch.set_num_threads(1)  # as in all tests: models here have a few parameters
     rank_zero_only.rank = _get_rank() or 0  # read where Lightning is imported
     command._STARTED_IN = os.getcwd()
     arguments = _without_options(request.arguments)

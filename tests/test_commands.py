@@ -12,6 +12,7 @@ import pytest
 from lwpd_lightning.testing import Job
 from tests.commands import PATIENCE_S, ForkedJob, popen, run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import json, os, random, signal, subprocess, sys, threading

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lwpd_lightning.launcher import fork_workers
 
@@ -24,6 +25,39 @@ def test_how_a_worker_ended_is_told(end, said):
     workers = fork_workers([1], lambda rank: end())
     assert workers.exited(1, wait_s=20) == said
     assert workers.exited(2, wait_s=20) is None
+    workers.end()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nothing says it")
+def test_that_a_process_has_begun_to_end_is_known_and_a_stopped_one_has_not():
+    workers = fork_workers([1], lambda rank: time.sleep(600))
+    (process,) = workers.processes
+    os.kill(process.pid, signal.SIGSTOP)
+    assert not workers.ending(1)
+    assert not workers.ending(2)
+    os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while not workers.ending(1):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert workers.exited(1, wait_s=20) == "was killed by SIGKILL"
+    workers.end()
+
+
+def test_a_worker_computes_on_the_threads_that_were_set_from_its_first_forward_on():
+    """Not on one for each core, of which all but one wait, busily."""
+    layer, batch = torch.nn.Linear(64, 64), torch.randn(64, 64)
+    threads = torch.get_num_threads()
+
+    def computes(rank):
+        before = len(os.listdir("/proc/self/task"))
+        layer(batch)
+        os._exit(len(os.listdir("/proc/self/task")) - before)
+
+    torch.set_num_threads(1)
+    workers = fork_workers([1], computes)
+    torch.set_num_threads(threads)
+    assert workers.exited(1, wait_s=20) == "exited with code 0"
     workers.end()
 
 

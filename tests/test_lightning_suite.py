@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from tests.commands import popen
 from tests.lightning_suite import report, run
 
 SUITE = """
@@ -73,7 +74,6 @@ EXPECTED = """
 """
 
 
-@pytest.mark.timeout(600)  # five starts of pytest
 @pytest.mark.slow
 def test_a_suite_is_run_to_its_end_and_compared_with_what_is_expected(tmp_path, monkeypatch, capsys):
     few, expected, out = tmp_path / "suite/tests/tests_pytorch/few", tmp_path / "expected.toml", tmp_path / "out"
@@ -82,6 +82,7 @@ def test_a_suite_is_run_to_its_end_and_compared_with_what_is_expected(tmp_path, 
     (few / "test_few.py").write_text(textwrap.dedent(SUITE))
     expected.write_text(textwrap.dedent(EXPECTED))
     monkeypatch.setattr(report, "EXPECTED", expected)
+    monkeypatch.setattr("subprocess.Popen", popen)  # five of pytest
 
     run.main(["--suite", str(tmp_path / "suite"), "--out", str(out), "--only", "few"])
     assert report.main([str(out)]) == 1

@@ -38,9 +38,9 @@ def test_every_scheme_of_the_package_is_called_by_the_file_of_its_name_and_no_ot
     assert len(OFFERED) == 9
 
 
-def test_the_readme_lists_every_scheme():
-    readme = (CONF.parents[1] / "README.md").read_text()
-    listed = readme[readme.index("## Schemes") : readme.index("## How it works")]
+def test_the_manual_lists_every_scheme():
+    page = (CONF.parents[1] / "docs/schemes.md").read_text()
+    listed = page[page.index("## What is each scheme?") : page.index("## What should wait_for be?")]
 
     assert [path.stem for path in CONF.glob("*.yaml") if f"`{path.stem}`" not in listed and path.stem != "alone"] == []
 

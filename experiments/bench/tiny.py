@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.coordinator import Coordinator
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import Checksums
-from lwpd_lightning.exchange.update import Contribution, How, Step, Update
+from lwpd_lightning.exchange.update import Contribution, How, Logged, Step, Update
 from lwpd_lightning.exchange.worker import Assignment, Worker
 from lwpd_lightning.links.message import EMPTY, Messages
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
@@ -38,6 +38,7 @@ class TinyRank:
     """
 
     changed = False
+    logged: Mapping[str, Logged] = {}  # that each codeword brings with it
 
     def __init__(self, worker: int, ranks: int, send: Callable[..., None]) -> None:
         torch.manual_seed(0)
@@ -111,7 +112,7 @@ class TinyRank:
         return update
 
     def _computed(self, version: int) -> tuple[Codeword, Contribution]:
-        return self._codeword, Contribution(version, [True, True], 0.0, 1, 0.0, EMPTY, norm=self._norm)
+        return self._codeword, Contribution(version, [True, True], 0.0, 1, 0.0, EMPTY, self.logged, norm=self._norm)
 
     # A replica, which has no hooks and no attributes.
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .groups import Group
 from .run import Run
 from .series import Column
-from .style import COLUMN, drawing, legend, legend_height, log_where_asked, looks
+from .style import COLUMN, Look, drawing, legend, legend_height, log_where_asked, looks
 from .table import bytes_unit
 
+TOGETHER = 5  # more lines than that cross in one picture: each has a panel of its own then
+_ACROSS = 4  # panels
 _LABELS = {
     "wall": "wall time since the start of fit (s)",
     "bytes": "bytes over all links ({unit})",
@@ -57,26 +61,51 @@ def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
     low, high = focus(medians, targets, first.minimised)
     visible = np.concatenate([found[0][(found[2] <= high) & (found[3] >= low)] for _, _, found in drawn])
     scale, unit = bytes_unit(float(visible.max())) if axis == "bytes" else (1.0, "")
-    with drawing(path, COLUMN, 2.2 + legend_height([one.label for one, _, _ in drawn])) as figure:
-        axes = figure.subplots()
+    apart = len(drawn) > TOGETHER
+    rows = -(-len(drawn) // _ACROSS)
+    width, height = (2 * COLUMN, 0.5 + 1.3 * rows) if apart else (COLUMN, 2.2)
+    with drawing(path, width, height + (0 if apart else legend_height([one.label for one, _, _ in drawn]))) as figure:
+        panels = figure.subplots(rows, _ACROSS, sharex=True, sharey=True).flat if apart else [figure.subplots()]
         lines = []
-        for one, look, (spent, median, lower, upper) in drawn:
-            axes.fill_between(spent / scale, lower, upper, color=look.colour, alpha=0.15, linewidth=0)
-            lines += axes.plot(
-                spent / scale, median, label=one.label, color=look.colour, linestyle=look.dashes,
-                marker=look.marker, fillstyle=look.fill, markevery=max(1, len(spent) // 10),
-            )  # fmt: skip
-        for value in sorted(targets):
-            axes.axhline(value, color="0.55", linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
-            _say_target(axes, value)
-        axes.set_ylim(low, high)
-        log_where_asked(axes, float(visible.min()) / scale, float(visible.max()) / scale)
-        _reach(axes, visible / scale)
-        axes.set_xlabel(_LABELS[axis].format(unit=unit) + (", logarithmic" if axes.get_xscale() == "log" else ""))
-        axes.set_ylabel(_NAMES.get(first.metric, first.metric))
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        legend(figure, lines, statistic([one for one, _, _ in drawn]))
+        for place, axes in enumerate(panels):
+            for one, look, found in drawn[place : place + 1] if apart else drawn:
+                lines.append(_line(axes, one, look, found, scale))
+            for _, _, (spent, median, _, _) in drawn if apart else []:  # whom it is to be told from
+                axes.plot(spent / scale, median, color="0.85", linewidth=0.6, zorder=0)
+            for value in sorted(targets):
+                axes.axhline(value, color="0.55", linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
+                if place == 0:
+                    _say_target(axes, value)
+            axes.set_ylim(low, high)
+            log_where_asked(axes, float(visible.min()) / scale, float(visible.max()) / scale)
+            _reach(axes, visible / scale)
+            axes.yaxis.set_major_locator(MaxNLocator(4 if apart else 6, steps=[1, 2, 2.5, 5, 10]))
+            if apart and place < len(drawn):
+                one, look, _ = drawn[place]
+                axes.set_title(textwrap.fill(one.label, 30), loc="left", color=look.colour, fontsize=7)
+            axes.set_visible(not apart or place < len(drawn))
+            axes.tick_params(labelbottom=not apart or place + _ACROSS >= len(drawn))
+        logarithmic = ", logarithmic" if axes.get_xscale() == "log" else ""
+        along, up = _LABELS[axis].format(unit=unit) + logarithmic, _NAMES.get(first.metric, first.metric)
+        shown = statistic([one for one, _, _ in drawn])
+        if apart:
+            figure.supxlabel(f"{along}; {shown}, the others grey", fontsize=8)
+            figure.supylabel(up, fontsize=8)
+        else:
+            axes.set_xlabel(along)
+            axes.set_ylabel(up)
+            legend(figure, lines, shown)
     return left_out
+
+
+def _line(axes: Axes, one: Group, look: Look, found: tuple[Column, Column, Column, Column], scale: float) -> Line2D:
+    spent, median, lower, upper = found
+    axes.fill_between(spent / scale, lower, upper, color=look.colour, alpha=0.15, linewidth=0)
+    (line,) = axes.plot(
+        spent / scale, median, label=one.label, color=look.colour, linestyle=look.dashes,
+        marker=look.marker, fillstyle=look.fill, markevery=max(1, len(spent) // 10),
+    )  # fmt: skip
+    return line
 
 
 def statistic(groups: Sequence[Group]) -> str:

@@ -26,7 +26,8 @@ p, figcaption, .quiet { color: var(--quiet); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; cursor: pointer; } th[aria-sort=ascending]::after { content: " \\2191"; }
+th[aria-sort=descending]::after { content: " \\2193"; } th:first-child, td:first-child { text-align: left; }
 td small { display: block; color: var(--quiet); white-space: nowrap; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 figure { box-sizing: content-box; max-width: calc(100% - 2rem); margin: 0; padding: 0.8rem;
@@ -35,6 +36,28 @@ figure img { display: block; width: 100%; background: #ffffff; border-radius: 3p
 figcaption { font-size: 0.85rem; margin-top: 0.5rem; }
 details { border-bottom: 1px solid var(--line); padding: 0.3rem 0; }
 pre { background: var(--raised); padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
+"""
+# A click on a heading sorts by that column, numbers by their size and unit, what is none last; another turns it round.
+_SORTING = """
+const units = { kB: 1e3, MB: 1e6, GB: 1e9 };
+const heads = [...document.querySelectorAll("thead th")];
+heads.forEach((head, column) => head.addEventListener("click", () => {
+  const turn = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+  heads.forEach(one => one.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", turn === 1 ? "ascending" : "descending");
+  const number = row => {
+    const found = /^(-?[\\d.,]+)\\s*(kB|MB|GB)?/.exec(row.cells[column].innerText);
+    return found ? parseFloat(found[1].replaceAll(",", "")) * (units[found[2]] ?? 1) : NaN;
+  };
+  const text = row => row.cells[column].innerText;
+  const order = (one, other) => {
+    const [a, b] = [number(one), number(other)];
+    if (isNaN(a) !== isNaN(b)) return isNaN(a) ? 1 : -1;
+    return turn * (isNaN(a) ? text(one).localeCompare(text(other)) : a - b);
+  };
+  const body = head.closest("table").tBodies[0];
+  body.append(...[...body.rows].sort(order));
+}));
 """
 
 
@@ -72,7 +95,9 @@ def write(
     path.write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{heading}</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n",
+        f"<title>{heading}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + f"\n<script>{_SORTING}</script>\n</body></html>\n",
         encoding="utf-8",
     )
 

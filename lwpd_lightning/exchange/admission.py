@@ -48,7 +48,8 @@ class Admission:
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         min_workers: fewer live workers than this, rank 0's own included, end the run.
         returns: whether a worker that was given up may come back by itself.
-        exited: how a worker's process ended, None where it lives or is not known; waits up to the given seconds.
+        exited: how a worker's process ended, None where it lives or is not known; waits up to the given seconds
+            for one that has begun to end.
         fence: keeps a lost worker's process from touching memory that it shares with others.
         start_again: starts another process of a lost worker, and tells whether it did; None: none is to be started.
 

@@ -10,10 +10,11 @@ from lwpd_lightning.exchange.update import DataSourceFailed
 _SHARED_TENSORS = os.path.join("torch", "multiprocessing", "reductions.py")
 
 
-def outage_of(error: BaseException) -> str | None:
+def outage_of(error: BaseException, *, dispensable: bool = False) -> str | None:
     """What of a worker's surroundings has failed, in words; None where it is an error of the program.
 
-    Others, which have memory and data of their own, go on without it.
+    Others, which have memory and data of their own, go on without it; ``dispensable``: where it is an error of the
+    program too.
     """
     if isinstance(error, MemoryError):
         return "it ran out of memory"
@@ -27,4 +28,6 @@ def outage_of(error: BaseException) -> str | None:
     shared = any(frame.filename.endswith(_SHARED_TENSORS) for frame in traceback.extract_tb(found.__traceback__))
     if shared and isinstance(found, ConnectionError | EOFError | FileNotFoundError):
         return killed
-    return "its data could not be read" if unread else None
+    if unread:
+        return "its data could not be read"
+    return f"its code raised {type(error).__name__}" if dispensable and isinstance(error, Exception) else None

@@ -31,8 +31,9 @@ class Peers:
     """What a worker knows of the others, and what it tells rank 0 of them.
 
     Rank 0 tells who is in, by (worker, incarnation). Neighbours by number greet each other, which are all where ranks
-    are few; a worker says MET when those that it was told of have greeted, and computes nothing before. Links that end,
-    or never stand when something is to come on them, are reported: rank 0 gives somebody up.
+    are few; a worker says MET when those that it was told of have greeted, and computes nothing before the first time:
+    who comes later may never reach it, and keeps nobody waiting. Links that end, or never stand when something is to
+    come on them, are reported: rank 0 gives somebody up.
 
     Args:
         worker: who knows them.
@@ -57,12 +58,13 @@ class Peers:
         self._introduction = 0
         self._incarnations: dict[int, int] = {}
         self._unmet: set[int] | None = None  # who is yet to greet; None: rank 0 knows that all have
+        self._met = False
         self._unlinked: set[int] = set()  # workers whose link to this one ended
 
     @property
     def met(self) -> bool:
-        """Whether rank 0 has told who is in, and all neighbours of them have greeted."""
-        return bool(self._introduction) and self._unmet is None
+        """Whether all neighbours have greeted that were in when this worker came."""
+        return self._met
 
     def is_in(self, header: Header) -> bool:
         """Whether a message comes from the process that rank 0 told of."""
@@ -87,9 +89,10 @@ class Peers:
         if not self._introduction:
             ranks.workers &= told.keys() | {self._worker} | ({ranks.coordinator} - {None})  # others are lost by now
         ranks.workers |= told.keys()
-        self._introduction, self._unmet = introduction, told.keys() & self._neighbours
+        newcomers = told.keys() & self._neighbours
+        self._introduction, self._unmet = introduction, newcomers | (self._unmet or set())
         self._links.introduce({worker: told[worker] for worker in told.keys() & set(self._links.peers)})
-        for worker in self._unmet:
+        for worker in newcomers:
             self.greet(worker)
         self._meet(set(self._greeted))
 
@@ -142,5 +145,5 @@ class Peers:
             return
         self._unmet -= {w for w in greeted & self._unmet if self._greeted[w] == self._incarnations[w]}
         if not self._unmet:
-            self._unmet = None
+            self._unmet, self._met = None, True
             self._post(Op.MET, version=self._introduction)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.state import Checksum, StateLayout
-from lwpd_lightning.exchange.update import Contribution, NotFinite, Update
+from lwpd_lightning.exchange.update import Contribution, Logged, NotFinite, Update, from_json
 from lwpd_lightning.links.header import HEADER_BYTES, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.message import words
 from lwpd_lightning.reduction.decision import Decision
@@ -211,7 +211,7 @@ class Tally:
             samples=header.samples,
             compute_s=header.compute_s,
             statistics=payload,
-            logged=words(rest[self._tensors :]),
+            logged=_logged(rest[self._tensors :]),
             norm=None if header.norm == UNMEASURED else header.norm,
         )
 
@@ -326,3 +326,11 @@ class Tally:
                 f"{how}, and {len(rule.counted)} are left; lower the learning rate, clip gradients, or look for "
                 "what divides by zero."
             )
+
+
+def _logged(rest: Tensor) -> dict[str, Logged]:
+    """The values that a worker's training step logged; here, where it can still be said whose they are."""
+    try:
+        return from_json(words(rest))
+    except ValueError as error:
+        raise ProtocolError(f"{Op.READY.name} with {error}") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from typing import Any
 
 from torch import Tensor
 
@@ -38,6 +40,54 @@ class Failure:
     reason: str
 
 
+REDUCTIONS = ("mean", "sum", "min", "max")
+LOG_OPTIONS = ("prog_bar", "logger", "on_step", "on_epoch", "batch_size")
+_LARGEST = 1 << 53
+# Lightning's own, for one of several loaders.
+_RESERVED = "/dataloader_idx_"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One value that a training_step logged, and how.
+
+    Attributes:
+        value: the number.
+        reduce_fx: of `REDUCTIONS`, over workers and over steps.
+        options: what else `LightningModule.log` was told, of `LOG_OPTIONS`.
+    """
+
+    value: float
+    reduce_fx: str
+    options: dict[str, Any]
+
+
+def to_json(logged: Mapping[str, Logged]) -> str:
+    """Logged values as they travel; nothing where there are none."""
+    return json.dumps({name: asdict(entry) for name, entry in logged.items()}) if logged else ""
+
+
+def from_json(told: str) -> dict[str, Logged]:
+    """What `to_json` made; raises ValueError for anything else, such as what rank 0 could not log."""
+    try:
+        entries = json.loads(told) if told else {}
+        return {name: _entry(name, **entry) for name, entry in entries.items()}
+    except (AttributeError, json.JSONDecodeError, OverflowError, RecursionError, TypeError) as error:
+        raise ValueError(f"no logged values: {error}") from error
+
+
+def _entry(name: str, value: object, reduce_fx: object, options: object) -> Logged:
+    said = bool(name) and name.isprintable() and _RESERVED not in name  # so that a logger can write it
+    if not said or not isinstance(value, int | float) or reduce_fx not in REDUCTIONS:
+        raise ValueError(f"no logged value: {name[:60]!r}")
+    if not isinstance(options, dict) or not all(option in LOG_OPTIONS for option in options):
+        raise ValueError(f"no way to log {name[:60]!r}")
+    for chosen in options.values():
+        if not (chosen is None or (isinstance(chosen, int) and 0 <= chosen < _LARGEST)):
+            raise ValueError(f"no way to log {name[:60]!r}")
+    return Logged(float(value), str(reduce_fx), options)
+
+
 @dataclass(frozen=True)
 class Contribution:
     """What rank 0 hears of a codeword before it decides whether it counts.
@@ -49,7 +99,7 @@ class Contribution:
         samples: samples in one data part.
         compute_s: seconds from receiving the version to the finished codeword.
         statistics: packed normalisation statistics (`StateLayout.statistics`).
-        logged: what the training step logged for all, in words (`step_log.to_json`).
+        logged: what the training step logged for all.
         finite: whether the codeword holds nothing but numbers, or may hold infinities (16-mixed).
         norm: the codeword's Euclidean norm; None: nobody asked for it, or it holds infinities that it may hold.
     """
@@ -60,7 +110,7 @@ class Contribution:
     samples: int
     compute_s: float
     statistics: Tensor
-    logged: str = ""
+    logged: Mapping[str, Logged] = field(default_factory=dict)
     finite: bool = True
     norm: float | None = None
 
@@ -115,7 +165,7 @@ class Update:
         resyncs: workers that took over rank 0's state because they could not step as it did.
         live: workers that live.
         inclusion: for each worker, the share of updates so far in which it counted.
-        logged: what the contributors' training steps logged for all, in words (`step_log.to_json`).
+        logged: what each contributor's training step logged for all.
     """
 
     version: int
@@ -135,7 +185,7 @@ class Update:
     resyncs: int
     live: int
     inclusion: list[float]
-    logged: list[str] = field(default_factory=list)
+    logged: list[Mapping[str, Logged]] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
 
     @property

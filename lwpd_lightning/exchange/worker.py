@@ -20,7 +20,7 @@ from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
 from lwpd_lightning.exchange.outage import outage_of
 from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
-from lwpd_lightning.exchange.update import Contribution
+from lwpd_lightning.exchange.update import Contribution, to_json
 from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
@@ -117,14 +117,9 @@ class Worker:
         except (CoordinatorLost, Refused):
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
-            outage = outage_of(error)
-            if outage is None and self._dispensable and isinstance(error, Exception):
-                outage = f"its code raised {type(error).__name__}"
-            if outage is not None:
+            if (outage := outage_of(error, dispensable=self._dispensable)) is not None:
                 reason = f"{outage}: {error}".strip().removesuffix(":")
-                self._post(
-                    Op.LEAVING, text(reason), text(traceback.format_exc())
-                )  # rank 0 may end this process at once
+                self._post(Op.LEAVING, text(reason), text(traceback.format_exc()))  # upon which it may be ended
                 raise
             self._post(Op.FAILURE, text(f"worker {self._worker} failed:\n{traceback.format_exc()}"))
             raise
@@ -209,7 +204,8 @@ class Worker:
     def _forget(self) -> None:
         """What was going on when the link ended."""
         self._links.renew()
-        self._withdraw()
+        self._codeword = None
+        self._reduction.abandon()
         self._model.forget()
         self._peers.forget()
 
@@ -336,7 +332,7 @@ class Worker:
             norm=UNMEASURED if contribution.norm is None else contribution.norm,
         )  # fmt: skip
         touched = torch.tensor(contribution.touched, dtype=torch.uint8)
-        told = torch.cat([touched, text(contribution.logged)]) if contribution.logged else touched
+        told = torch.cat([touched, text(to_json(contribution.logged))]) if contribution.logged else touched
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, told))
 
     def _post(

@@ -81,6 +81,11 @@ class Reduction:
         """The codeword that was offered last has been counted, or will never be."""
         self._offered = None
 
+    def abandon(self) -> None:
+        """This rank was given up: of what was decided until then it adds nothing up, whatever still comes of it."""
+        self._offered = None
+        self._received.forget(self._received.newest)
+
     @property
     def shares_memory(self) -> bool:
         """Whether codewords and sums lie in memory that all ranks share."""

@@ -8,16 +8,16 @@ happened is told, with the time, and what follows from it is read.
 from __future__ import annotations
 
 import enum
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Set
 from dataclasses import dataclass, field
+
+from lwpd_lightning.rule.cover import connected, smallest_cover
 
 # Times that a link between two workers may break and come back in one update, before it is taken for cut.
 RETRIES = 3
 # Greetings that a broken link is given the time for, however late rank 0 looks.
 _GREETINGS = 2
-# The fewest workers that have a share in all broken links are found exactly up to this many.
-_MOST_EXACT = 8
 # As many workers are named one by one.
 _MOST_LISTED = 16
 
@@ -66,6 +66,7 @@ class _Broken:
     """A link between two workers that ended: when that was told, and how often they were asked to greet since."""
 
     since: float
+    reporter: int  # who said so first
     greetings: int = 0
 
 
@@ -89,6 +90,7 @@ class Membership:
     _standing: dict[Standing, set[int]] = field(init=False)
     _introductions: int = field(init=False, default=0)
     _broken: dict[frozenset[int], _Broken] = field(init=False, default_factory=dict)
+    _losses: Counter[int] = field(init=False, default_factory=Counter)
     _flaps: Counter[frozenset[int]] = field(init=False, default_factory=Counter)  # in the open update
 
     def __post_init__(self) -> None:
@@ -169,6 +171,7 @@ class Membership:
     def lose(self, worker: int) -> set[int]:
         """A worker is an erasure from now on; gives who is live now, since nobody waits to meet it any more."""
         self._place(worker, Standing.LOST)
+        self._losses[worker] += 1
         self._broken = {pair: broken for pair, broken in self._broken.items() if worker not in pair}
         return self._promote()
 
@@ -193,9 +196,9 @@ class Membership:
         pair = frozenset((reporter, worker))
         self._flaps[pair] += 1
         if self._flaps[pair] > RETRIES:
-            self._broken[pair] = _Broken(now - self.grace_s, _GREETINGS)
+            self._broken[pair] = _Broken(now - self.grace_s, reporter, _GREETINGS)
         elif not stands:
-            self._broken.setdefault(pair, _Broken(now))
+            self._broken.setdefault(pair, _Broken(now, reporter))
         return True
 
     def linked(self, reporter: int, worker: int) -> None:
@@ -218,16 +221,33 @@ class Membership:
         return asked
 
     def cut_off(self, now: float) -> dict[int, list[int]]:
-        """The fewest workers without whom all links that count stand, each with those that it is cut off from."""
-        cut = {
-            pair
-            for pair, broken in self._broken.items()
-            if now - broken.since >= self.grace_s and broken.greetings >= _GREETINGS
-        }
-        return {
-            worker: sorted(other for pair in cut if worker in pair for other in pair - {worker})
-            for worker in smallest_cover(cut)
-        }
+        """The fewest workers without whom all links that count stand, each with those that it is cut off from.
+
+        A worker that nobody reaches loses its links one after another, as each is asked: those that hang together are
+        judged together, when the first of them has had its time, where it is plain whom they have in common, or else
+        when the last has had it, or the first has had it twice. Of two that may be meant, one was lost more often, or
+        was slower to say what both must notice.
+        """
+        gone = {}
+        for pairs in connected(self._broken):
+            ages = [now - self._broken[pair].since for pair in pairs]
+            plain = len(pairs) > 1 and frozenset.intersection(*pairs)
+            if min(ages) < self.grace_s and not plain and max(ages) < 2 * self.grace_s:
+                continue
+            late = {
+                pair
+                for pair in pairs
+                if now - self._broken[pair].since >= self.grace_s and self._broken[pair].greetings >= _GREETINGS
+            }
+            for worker in smallest_cover(pairs, self._doubts(pairs)):
+                if any(worker in pair for pair in late):
+                    gone[worker] = sorted(other for pair in pairs if worker in pair for other in pair - {worker})
+        return gone
+
+    def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, int]]:
+        """How little is to be said for each worker that has a link that ended."""
+        quiet = Counter(worker for pair in pairs for worker in pair - {self._broken[pair].reporter})
+        return {worker: (self._losses[worker], quiet[worker]) for pair in pairs for worker in pair}
 
     def _is_in(self, worker: int) -> bool:
         return worker in self._standing[Standing.LIVE] or worker in self._standing[Standing.JOINING]
@@ -261,52 +281,3 @@ def listed(workers: Collection[int]) -> str:
     if len(numbers) <= _MOST_LISTED:
         return str(numbers)
     return f"[{', '.join(map(str, numbers[: _MOST_LISTED // 2]))}, ... {numbers[-1]}] ({len(numbers)} of them)"
-
-
-def smallest_cover(pairs: Set[frozenset[int]]) -> set[int]:
-    """The fewest workers of whom every pair has at least one; of equals, those with the higher numbers.
-
-    A minimum vertex cover, exact up to 8 workers; where more are needed, who is in most pairs is taken first.
-
-    >>> smallest_cover({frozenset((0, 1)), frozenset((1, 2)), frozenset((1, 3))})
-    {1}
-    >>> smallest_cover({frozenset((2, 5))})
-    {5}
-    """
-    for size in range(_MOST_EXACT + 1):
-        if (cover := _cover_of(pairs, size)) is not None:
-            return cover
-    others = defaultdict[int, set[int]](set)
-    for one, other in pairs:
-        others[one].add(other)
-        others[other].add(one)
-    cover = set[int]()
-    while any(others.values()):
-        worker = max(others, key=lambda worker: (len(others[worker]), worker))
-        cover.add(worker)
-        for other in others.pop(worker):
-            others[other].discard(worker)
-    return cover
-
-
-def _cover_of(pairs: Set[frozenset[int]], size: int) -> set[int] | None:
-    """A cover of at most ``size`` workers: it holds the one in most pairs, or all that this one is paired with."""
-    if not pairs:
-        return set()
-    if not size:
-        return None
-    worker = _busiest(pairs)
-    others = {other for pair in pairs if worker in pair for other in pair - {worker}}
-    if len(pairs) > size * len(others):  # nobody is in more pairs than it
-        return None
-    for chosen in ({worker}, others):
-        if len(chosen) <= size:
-            rest = _cover_of({pair for pair in pairs if not pair & chosen}, size - len(chosen))
-            if rest is not None:
-                return chosen | rest
-    return None
-
-
-def _busiest(pairs: Set[frozenset[int]]) -> int:
-    counts = Counter(worker for pair in pairs for worker in pair)
-    return max(counts, key=lambda worker: (counts[worker], worker))

@@ -74,7 +74,7 @@ class Job:
 
     def processes(self) -> dict[int, str]:
         """The job's live processes: pid -> name."""
-        return {pid: name for pid, name, session in _processes() if session == self._process.pid}
+        return processes_of(self._process.pid)
 
     def rank(self, rank: int) -> int:
         """The pid of a forked worker; raises KeyError while there is none."""
@@ -118,6 +118,11 @@ class Job:
                 time.sleep(1.0)  # for the stacks to be written
                 raise HungJob(f"after {timeout_s:g} s these processes are left: {hung}\n{self.output}")
             time.sleep(_POLL_S)
+
+
+def processes_of(session: int) -> dict[int, str]:
+    """The live processes of a session: pid -> name."""
+    return {pid: name for pid, name, its in _processes() if its == session}
 
 
 def _processes() -> Iterator[tuple[int, str, int]]:

@@ -177,11 +177,11 @@ def test_who_sends_what_does_not_fit_is_given_up(closed):
     ("reports", "back"), [(1, "never"), (RETRIES + 1, "at once")], ids=["never back", "again and again"]
 )
 def test_of_two_whose_link_does_not_hold_one_is_given_up(closed, reports, back):
-    """Both reach rank 0, and who says it first has no more to do with it than the other."""
+    """Both reach rank 0, and the one that has not noticed what both must is more likely to be the cause."""
     update, gradient, failures, _ = closed(reporter={"reports": reports, "back": back})
-    assert failures == [Failure(REPORTER, 0, f"its link to worker {ACCUSED} ended")]
+    assert failures == [Failure(ACCUSED, 0, f"its link to worker {REPORTER} ended")]
     assert update.live == 2
-    torch.testing.assert_close(gradient, mean_of({0: 1, ACCUSED: 2}))
+    torch.testing.assert_close(gradient, mean_of({0: 1, REPORTER: 2}))
 
 
 def test_a_worker_that_accuses_rank_0_is_given_up_itself(closed):

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import pytest
@@ -275,6 +275,31 @@ def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, s
         assert fit.workers[worker].seat.reduction.ranks.workers == {0, 2, 3}
     if not share:
         assert [sorted(a.worker for a in update.arrivals) for update in fit.updates(4)] == [[0, 2, 3]] * 4
+
+
+def test_one_that_joins_and_reaches_nobody_keeps_nobody_waiting(stack):
+    fit = Fit(stack, 4)
+    fit.workers.pop(3).links.close()
+    fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
+
+    @contextmanager
+    def silent(incarnation):
+        with closing(links(fit.run_key, 3, fit.hub, peers=[1, 2])) as ends:
+            messages = Messages(MESSAGES.run_id, arena=None, incarnation=incarnation)
+            ends.send(COORDINATOR, messages.pack(Header(Op.JOIN, MESSAGES.run_id, 3), fingerprint, text(ends.address)))
+            yield
+
+    with silent(7):
+        pass
+    fit.start()
+    fit.updates(2)
+    with silent(8):
+        deadline, updates = time.monotonic() + DEADLINE_S, []
+        while 3 not in fit.coordinator._members.present:
+            updates += fit.updates(1)
+            assert time.monotonic() < deadline
+        updates += fit.updates(20)
+    assert {tuple(sorted(arrival.worker for arrival in update.arrivals)) for update in updates} == {(0, 1, 2)}
 
 
 def test_a_slice_that_a_full_queue_refused_is_decided_again(stack):

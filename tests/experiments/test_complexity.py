@@ -28,6 +28,7 @@ def test_counted_operations_are_the_nonzero_coefficients_times_d(scheme):
         assert cost.upload == 2 * header + wire + 4  # a byte for each of four parameter tensors
 
 
+@pytest.mark.slow
 def test_the_papers_rows_come_out():
     by_name = {scheme.name: scheme for scheme in SCHEMES}
     fits = {}

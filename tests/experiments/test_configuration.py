@@ -64,10 +64,14 @@ def test_every_preset_assembles(tmp_path, experiment):
 
 
 @pytest.mark.parametrize("scheme", sorted({*names("scheme")} - {*PEERS}))
-@pytest.mark.parametrize("size", names("code"))
-def test_every_coded_scheme_has_a_code_of_every_size(tmp_path, scheme, size):
-    cfg = composed(tmp_path, f"scheme={scheme}", f"code={size}")
+def test_every_coded_scheme_has_a_code_of_every_size(tmp_path, scheme):
+    cfg = composed(tmp_path, f"scheme={scheme}")
+    for size in names("code"):
+        cfg.code = OmegaConf.load(CONF / f"code/{size}.yaml")
+        check_code(cfg, scheme)
 
+
+def check_code(cfg, scheme):
     code = strategy_of(cfg.scheme).code
 
     assert code.n == cfg.code.n
@@ -158,7 +162,7 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["data.batch_size=2000"], "data.batch_size=2000 is no batch of 1437 samples"),
         (["data.val_share=1"], "data.val_share=1.* leaves one split empty"),
         (["trainer.max_epochs=-1"], "give model.schedule no end"),
-        (["trainer.devices=9"], "the world size is 9 .* but the code has n=8 workers"),
+        (["trainer.devices=9"], "trainer.devices=9 makes 9 ranks, and the code has n=8 workers"),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt is no file"),
         (["model=gpt"], "model=gpt with data=stdlib_text"),
         (["data=stdlib_text", "model=gpt", "model.heads=3"], "model.heads=3 does not divide model.width=128"),
@@ -176,3 +180,15 @@ def test_what_cannot_run_is_refused_in_a_sentence(tmp_path, overrides, sentence)
 
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.optimizer.lr=-0.1", "model.optimizer.lr=-0.1: Invalid learning rate: -0.1"),
+        ("+model.optimizer.speed=9", "model.optimizer: .*unexpected keyword argument 'speed'"),
+    ],
+)
+def test_what_an_optimizer_does_not_take_is_said_before_anything_else(tmp_path, override, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        assemble(composed(tmp_path, "logger=csv", override))

@@ -40,6 +40,7 @@ def test_a_code_is_printed_and_drawn_in_the_runs_folder(tmp_path):
     assert min(size(picture)) > 500
 
 
+@pytest.mark.slow
 def test_an_impossible_code_is_one_sentence(tmp_path):
     done = forked([*COMMAND, "code.t=3"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
 
@@ -60,6 +61,7 @@ def described(tmp_path, capsys):
     GlobalHydra.instance().clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -12,6 +12,7 @@ from experiments.comparison.style import looks
 from tests.commands import run
 from tests.experiments.test_train_command import ROOT
 
+pytestmark = pytest.mark.slow
 MODULE = '''
 """Every data part is computed by two workers, one of which may be late."""
 import torch

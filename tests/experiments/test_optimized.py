@@ -25,6 +25,7 @@ def test_it_is_the_figure_that_is_asked_for(summary, told):
     assert optimized(OmegaConf.create({"optimized_metric": "val_acc"}), summary) == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["single", "job of a sweep"])
 def test_the_command_returns_the_figure(tmp_path, kind):
     # Hydra's own callback after a job sees what a sweeper sees.

@@ -49,6 +49,14 @@ def test_the_table_is_made_of_measured_figures():
     assert lines["cost"] == "each worker computes 50% to 100% of every batch, all together 6 batches an update"
 
 
+def test_whom_a_shortened_run_spared_is_said():
+    spared = {"failures": [], "kills_to_come": [{"worker": 2, "update": 100}]}
+
+    lines = dict(rows({**MEASURED, **spared}, lwpd_code(8, 4, 2)))
+
+    assert lines["lost workers"] == "none; worker 2 was to be killed at update 100, which never came"
+
+
 def test_any_is_said_only_of_what_was_tried_one_by_one():
     small = dict(rows({**MEASURED, "wait_for": 3}, lwpd_code(8, 4, 2)))["any arrivals"]
     large = dict(rows({**MEASURED, "wait_for": 32}, lwpd_code(32, 16, 4)))["any arrivals"]

@@ -13,7 +13,7 @@ from subprocess import DEVNULL, PIPE
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from experiments.job import assemble
@@ -61,6 +61,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_path):
     written = on_a_terminal(tmp_path)
 
@@ -68,6 +69,8 @@ def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_p
     assert "decodes exactly  from any 3 of 4 codewords" in shown
     assert re.search(r"workers 0-3 +part 0: all blocks", shown)
     assert "6/6 updates" in shown
+    assert "epoch 1/1 " in shown
+    assert "epoch 2" not in shown  # Lightning counts on before the fit's last state is shown
     # 2 updates of 4 codewords and 4 of 3: all but one travel, 605 of 1210 float32 and a READY each; half but for those.
     saved = (2 * 3 + 4 * 2) * (4 * (1210 - 605) - READY_BYTES)
     told = re.escape(readable_bytes(saved))
@@ -78,6 +81,7 @@ def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_p
     assert "what the code bought" in shown
 
 
+@pytest.mark.slow
 def test_continuous_integration_gets_lines(tmp_path):
     written = on_a_terminal(tmp_path, CI="true")
 
@@ -85,6 +89,7 @@ def test_continuous_integration_gets_lines(tmp_path):
     assert "update 6/6, " in plain(written)
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_lines_without_control_codes(tmp_path):
     with popen(RUN, cwd=tmp_path, env=environment(), stdin=DEVNULL, stdout=PIPE, stderr=PIPE) as process:
         pieces = process.communicate(timeout=PATIENCE_S)
@@ -157,6 +162,25 @@ def test_a_scheme_without_an_exchange_has_its_updates_and_metrics(tmp_path, caps
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update ")]
     assert len(lines) == int(end)
     assert re.fullmatch(rf"update {end}/{end}, [\d.e+]+/s, 0:00:00 left, train_loss [\d.]+", lines[-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "last"), [({"max_epochs": 30, "max_steps": 12}, "epoch 3/3"), ({"max_epochs": 2}, "epoch 2/2")]
+)
+def test_the_epochs_are_those_that_the_fit_has(tmp_path, settings, last):
+    class Seen(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            self.description = trainer.progress_bar_callback._progress.tasks[0].description
+
+    seen = Seen()
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        default_root_dir=tmp_path, callbacks=[ExchangeProgressBar(), seen], **settings,
+    )  # fmt: skip
+
+    trainer.fit(Line(), DataLoader(torch.ones(5)))
+
+    assert seen.description == last
 
 
 def test_a_trainer_may_switch_the_bar_off_and_on(tmp_path, capsys):

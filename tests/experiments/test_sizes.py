@@ -25,6 +25,7 @@ def refused(cfg) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["lwpd", "local"])
 def test_a_size_is_refused_exactly_where_there_is_no_code(scheme):
     construct = getattr(schemes, scheme)
@@ -48,7 +49,7 @@ def test_a_size_is_refused_exactly_where_there_is_no_code(scheme):
     [
         (
             ["code.n=4"],
-            "wait_for=6 is more than the n=4 workers of the code: add code.wait_for=3 (at most 4), "
+            "code.wait_for=6 is more than the n=4 workers of the code: add code.wait_for=3 (at most 4), "
             "or choose a size whole, code=lwpd_8_4_2 for example.",
         ),
         (

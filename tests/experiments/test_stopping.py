@@ -11,6 +11,7 @@ from lightning import Callback
 from experiments.stopping import speaks_for_the_run
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob, run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RUN = ("code=lwpd_4_2_2", "model.hidden=[16]", "logger=csv", "trainer.max_epochs=100000", "hydra.run.dir='a=b'")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

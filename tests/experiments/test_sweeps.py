@@ -24,10 +24,10 @@ SLURM = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_
          "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}  # fmt: skip
 
 
-def sweep(directory: Path, *overrides: str, kind: type[Job] = ForkedJob, **environment: str) -> Job:
+def sweep(directory: Path, *overrides: str, **environment: str) -> Job:
     placed = any(word.startswith(("hydra.sweep.dir=", "sweep.resume=")) for word in overrides)
     command = [sys.executable, "-m", "experiments.train", *overrides, *(() if placed else ("hydra.sweep.dir=sweep",))]
-    return kind(command, cwd=directory, env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment})
+    return ForkedJob(command, cwd=directory, env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment})
 
 
 def documents(directory: Path, name: str) -> dict[int, dict[str, Any]]:
@@ -74,11 +74,10 @@ def test_refused_jobs_fail_alone_and_are_told_at_the_end(tmp_path):
     assert failures(tmp_path).keys() == {1, 3}
 
 
-@pytest.mark.real_start
 def test_losing_all_workers_of_a_job_leaves_the_others_right(tmp_path):
     deaths = "+callbacks.faults={_target_: lwpd_lightning.injection.FaultInjector, kills: {1: 3, 2: 3, 3: 3}}"
     with sweep(
-        tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=100", deaths, *JOBLIB, kind=Job
+        tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=100", deaths, *JOBLIB
     ) as running:
         result = running.wait(PATIENCE_S)
         running.wait_until_nothing_is_left(ENDING_S)

@@ -62,6 +62,7 @@ def test_two_updates_end_in_a_summary_without_wandb(tmp_path, without_wandb):
     assert summary["data"]["sha256"] in (tmp_path / "here/csv/hparams.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_the_default_logger_keeps_an_offline_wandb_run(tmp_path):
     pytest.importorskip("wandb")
 

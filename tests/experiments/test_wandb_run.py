@@ -72,7 +72,8 @@ def test_metrics_have_a_goal_and_the_update_as_their_axis(first):
     metrics = {metric.get("name") or metric["glob_name"]: metric for metric in only_record_of(first)["metric"]}
 
     assert metrics["val_acc"]["summary"] == {"max": True}
-    assert metrics["val_loss"]["summary"] == metrics["val_bpc"]["summary"] == {"min": True}
+    assert metrics["val_loss"]["summary"] == metrics["train_loss"]["summary"] == {"min": True}
+    assert "val_bpc" not in metrics  # which digits have not
     assert metrics["exchange/*"]["step_metric"] == metrics["val_acc"]["step_metric"] == "trainer/global_step"
 
 

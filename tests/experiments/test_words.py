@@ -16,6 +16,7 @@ def test_a_directory_that_cannot_be_written_to_is_one_sentence(tmp_path, words):
     assert done.stderr == f"{setting} cannot be written to (Not a directory): use a directory that can.\n"
 
 
+@pytest.mark.slow
 def test_what_schemes_are_made_of_is_no_scheme(tmp_path):
     offered, refused = train(tmp_path, "--help"), train(tmp_path, "scheme=_exchange")
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -105,6 +106,8 @@ def main():
     parser.add_argument("--tell-at", type=int, default=-1, help="update")
     parser.add_argument("--tell", help="command that rank 0 runs there")
     options = parser.parse_args()
+    if "RANK" in os.environ:
+        Path("/proc/self/comm").write_text(f"job-rank-{os.environ['RANK']}")  # for who is to kill it
     if options.host:
         Host(options.host, address="").enter()
     if options.breaks_in == "script" and "LWPD_FIT" in os.environ:

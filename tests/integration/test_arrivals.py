@@ -77,6 +77,7 @@ def fit(code, sets, **settings):
     return comparison, monitor.summary()
 
 
+@pytest.mark.slow
 def test_least_squares_is_exact_for_every_5_of_8():
     sets = list(itertools.combinations(range(8), 5))
     comparison, summary = fit(
@@ -88,6 +89,7 @@ def test_least_squares_is_exact_for_every_5_of_8():
     assert summary["staleness_max"] == 0
 
 
+@pytest.mark.slow
 def test_a_gradient_code_is_exact_for_every_set_of_2_erasures():
     sets = list(itertools.combinations(range(8), 6))
     comparison, summary = fit(

@@ -35,7 +35,7 @@ def fit(strategy, *callbacks, devices=8, updates=30, **loading):
     return trainer, monitor.summary()
 
 
-@pytest.mark.parametrize("stale", ["apply", "drop"])
+@pytest.mark.parametrize("stale", ["apply", pytest.param("drop", marks=pytest.mark.slow)])
 def test_two_killed_workers_are_erasures(stale):
     strategy = LWPDStrategy(code=lwpd_code(8, 4, 2), wait_for=6, stale=stale)
     until = Until(lost(2), further=70)
@@ -185,16 +185,23 @@ def job(*arguments, kind=ForkedJob):
     return kind([*JOB, *arguments], env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
 
 
-@pytest.mark.real_start
-@STARTS
-def test_nothing_is_left_after_success(start):
-    with job(*start, "--updates", "5", "--loader-workers", "1", kind=Job) as running:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        pytest.param(["--start=fork"], ForkedJob, id="fork"),
+        pytest.param(["--start=rerun", "--workers=2"], Job, id="rerun", marks=pytest.mark.real_start),
+    ],
+)
+def test_nothing_is_left_after_success(start, kind):
+    with job(*start, "--updates", "5", "--loader-workers", "1", kind=kind) as running:
         result = running.wait(PATIENCE_S)
         assert result.exit_code == 0, result.output
         assert "DONE" in result.output
         running.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.slow
 @STARTS
 def test_nothing_is_left_after_a_workers_exception(start):
     with job(*start, "--fail-at", "3") as running:
@@ -205,6 +212,7 @@ def test_nothing_is_left_after_a_workers_exception(start):
         running.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["script", "setup", "configure_optimizers"])
 def test_a_rerun_worker_that_does_not_start_says_why_and_fails_the_run_by_its_name(place):
     with job("--start=rerun", "--workers=2", "--breaks-in", place) as running:
@@ -217,6 +225,7 @@ def test_a_rerun_worker_that_does_not_start_says_why_and_fails_the_run_by_its_na
         running.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.slow
 @STARTS
 def test_ctrl_c_leaves_nothing(start):
     with job(*start) as running:
@@ -228,6 +237,7 @@ def test_ctrl_c_leaves_nothing(start):
         running.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.slow
 @STARTS
 def test_rank_0_ends_well_when_a_scheduler_ends_all_processes_of_the_job(start):
     """It runs its hooks, saves what it saves on the way out, and its workers are there meanwhile."""
@@ -242,6 +252,7 @@ def test_rank_0_ends_well_when_a_scheduler_ends_all_processes_of_the_job(start):
         running.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.slow
 @STARTS
 def test_workers_outlive_what_their_whole_job_is_sent(start):
     """Were they to end, rank 0, which has not been sent it, would have lost them."""
@@ -280,6 +291,7 @@ def test_workers_that_hang_are_ended_soon(hangs):
     assert workers.exited(1, 0.0) is None  # it is known no more
 
 
+@pytest.mark.slow
 @STARTS
 def test_workers_end_when_rank_0_is_killed(start):
     with job(*start) as running:
@@ -289,6 +301,7 @@ def test_workers_end_when_rank_0_is_killed(start):
         running.wait_until_nothing_is_left(ENDING_S)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_from_outside_is_named():
     with job("--updates", "100000") as running:
         running.wait_for_output("UPDATE 3", PATIENCE_S)

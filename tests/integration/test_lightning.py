@@ -159,6 +159,7 @@ def test_strategy_by_name_chooses_a_code_for_the_world_size():
     assert (trainer.strategy.code.n, trainer.strategy.code.k, trainer.strategy.code.t) == (4, 4, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [7, 10, 13])
 def test_resuming_a_checkpoint_continues_the_same_trajectory(tmp_path, stop_at, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
@@ -186,6 +187,7 @@ def test_bfloat16_mixed_stays_near_full_precision():
     assert 0 < difference < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire_dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("feedback", [False, True])
 def test_compressed_codewords_stay_near_full_ones(wire_dtype, feedback):

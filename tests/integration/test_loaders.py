@@ -182,6 +182,7 @@ def stream(samples=360, dataset=_Stream, **settings):
     return loader(dataset(samples), batch_size=72, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize(
     ("make_data", "batches"),
@@ -252,6 +253,7 @@ def test_limits_and_validation_within_a_stream(limits):
     torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [_Stream, _Sized, _Reshuffled])
 @pytest.mark.parametrize("stop_at", [3, 5, 7, 10])
 def test_a_stream_goes_on_in_mid_epoch(tmp_path, dataset, stop_at, monkeypatch):

@@ -24,6 +24,7 @@ def strategy(code, **settings):
     return LWPDStrategy(code=code, timeout_s=60, **settings)
 
 
+@pytest.mark.slow
 @codes
 def test_16_mixed_leaves_the_same_steps_out_as_one_process_that_adds_the_parts_up(name):
     code = CODES[name]()
@@ -36,6 +37,7 @@ def test_16_mixed_leaves_the_same_steps_out_as_one_process_that_adds_the_parts_u
     assert 0 < trainer.strategy.last_update.loss < 2  # and what is told of the loss is not scaled
 
 
+@pytest.mark.slow
 @codes
 def test_bf16_true_rounds_the_exact_mean_once(name):
     code = CODES[name]()

@@ -14,10 +14,9 @@ import torch
 from lwpd_lightning import LWPDStrategy, gradient_code, schemes, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.exchange.update import WorkerFailed
-from lwpd_lightning.testing import Job
 from lwpd_lightning.worker_callback import WorkerCallback
 from tests.commands import PATIENCE_S, ForkedJob
-from tests.integration.models import Classifier, Until, adam, loader, lost, quiet_trainer, sgd
+from tests.integration.models import Classifier, Until, adam, classification, loader, lost, quiet_trainer, sgd
 
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
 ROOT = Path(__file__).parents[2]
@@ -51,7 +50,8 @@ def fit(strategy, *callbacks, devices=4, model=None, **loading):
     trainer = quiet_trainer(
         devices=devices, strategy=strategy, max_steps=-1, max_epochs=-1, callbacks=[*callbacks, monitor]
     )
-    trainer.fit(model or Classifier(sgd), loader(shuffle=True, **loading))
+    # Epochs of a hundred updates: processes that load data are started anew in each.
+    trainer.fit(model or Classifier(sgd), loader(classification(7200), shuffle=True, **loading))
     return trainer, monitor.summary()
 
 
@@ -76,7 +76,7 @@ def run_out_of_memory():
     raise MemoryError("no more")
 
 
-@pytest.mark.parametrize("wait_for", [3, 4])
+@pytest.mark.parametrize("wait_for", [pytest.param(3, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     ("happens", "reason"),
     [
@@ -188,8 +188,9 @@ def test_a_run_whose_only_other_worker_dies_goes_on_with_the_next_one():
     assert len(summary["failures"]) == 1
 
 
+@pytest.mark.slow
 def test_no_process_of_a_run_is_left(tmp_path):
-    with Job([*JOB, "--updates=100000", "--uncoded", "--workers=3"], env={"PYTHONPATH": str(ROOT)}) as job:
+    with ForkedJob([*JOB, "--updates=100000", "--uncoded", "--workers=3"], env={"PYTHONPATH": str(ROOT)}) as job:
         job.wait_for_output("UPDATE 20\n", PATIENCE_S)
         ranks = {name: pid for pid, name in job.processes().items() if name.startswith("lwpd-rank-")}
         os.kill(ranks["lwpd-rank-1"], signal.SIGKILL)

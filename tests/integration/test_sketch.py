@@ -47,6 +47,7 @@ def test_over_a_cycle_the_mean_of_decoded_gradients_is_the_gradient(blocks):
         assert (cycle - exact).norm(dim=1).min() > 0.1 * exact.norm()  # none of them is it alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire_dtype", [None, "int8"])
 def test_with_feedback_the_sum_of_decoded_gradients_tracks_the_sum_of_gradients(wire_dtype):
     decoded, exact = standing(

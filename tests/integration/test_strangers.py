@@ -13,7 +13,9 @@ from lwpd_lightning import LWPDStrategy, uncoded
 from lwpd_lightning.links.room import free_files
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
-STRANGERS, CONNECTS = 1024, 2500
+pytestmark = pytest.mark.slow
+
+STRANGERS, CONNECTS, MANY = 1024, 2500, 10_000
 # Holds connections that say `word`, or connects and leaves.
 STRANGER = """
 import resource, socket, sys, time
@@ -59,12 +61,15 @@ def _listening():
 
 
 class Strangers(pl.Callback):
-    """Lets strangers come at step 2, and go at step 8; between, a checkpoint is written and rank 0 validates."""
+    """Lets strangers come at step 2, and go at step 8; between, a checkpoint is written and rank 0 validates.
+
+    Those that do not stay come anew before either.
+    """
 
     on_workers = False
 
-    def __init__(self, path, holds, word):
-        self.path, self.holds, self.word = path, holds, word
+    def __init__(self, path, count, holds, word):
+        self.path, self.count, self.holds, self.word = path, count, holds, word
         self.process, self.free = None, []
 
     def on_train_batch_end(self, trainer, *_):
@@ -73,6 +78,7 @@ class Strangers(pl.Callback):
             self._come()
         if trainer.global_step == 5:
             self.free.append(free_files())
+            self._come_anew()
             trainer.save_checkpoint(self.path)
         if trainer.global_step == 8:
             self._go()
@@ -82,13 +88,15 @@ class Strangers(pl.Callback):
             self.free.append(free_files())
 
     def on_validation_start(self, trainer, *_):
+        self._come_anew()
+
+    def _come_anew(self):
         if self.process is not None and not self.holds:
             self._go()
             self._come()
 
     def _come(self):
-        count = STRANGERS if self.holds else CONNECTS
-        arguments = repr((ports(), count, self.holds, self.word))
+        arguments = repr((ports(), self.count, self.holds, self.word))
         self.process = subprocess.Popen(
             [sys.executable, "-c", STRANGER, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -117,11 +125,18 @@ def fit(path, strangers=None, **strategy):
 
 
 @pytest.mark.parametrize(
-    ("holds", "word"), [(True, b""), (True, b"\xff"), (False, b"")], ids=["silent", "speaking", "coming and going"]
+    ("count", "holds", "word"),
+    [
+        (STRANGERS, True, b""),
+        (STRANGERS, True, b"\xff"),
+        (CONNECTS, False, b""),
+        pytest.param(MANY, False, b"", marks=pytest.mark.slow),
+    ],
+    ids=["silent", "speaking", "coming and going", "ten thousand"],
 )
-def test_strangers_change_nothing(tmp_path, few_files, holds, word):
+def test_strangers_change_nothing(tmp_path, few_files, count, holds, word):
     alone, _ = fit(tmp_path)
-    strangers = Strangers(tmp_path / "made.ckpt", holds, word)
+    strangers = Strangers(tmp_path / "made.ckpt", count, holds, word)
     trained, trainer = fit(tmp_path, strangers, heartbeat_s=2.0)
     assert trainer.strategy.failures == []
     for ours, theirs in zip(trained, alone, strict=True):

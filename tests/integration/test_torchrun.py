@@ -8,35 +8,31 @@ from pathlib import Path
 
 import pytest
 
-from lwpd_lightning.testing import Job
-from tests.commands import ENDING_S, PATIENCE_S
+from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 from tests.integration.test_several_machines import ROOT, common, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.real_start]
+pytestmark = pytest.mark.slow  # test_ways starts torchrun for real
 JOB = str(Path(__file__).parent / "job.py")
 
 
-class Agent(Job):
+class Agent(ForkedJob):
     """torchrun, which starts each rank in a session of its own."""
 
     def __init__(self, *words: str, script: list[str], env: dict[str, str]) -> None:
-        self._key = f"LWPD_RUN_KEY={env['LWPD_RUN_KEY']}".encode()
         super().__init__([sys.executable, "-m", "torch.distributed.run", *words, *script], cwd=ROOT, env=env)
 
     def processes(self) -> dict[int, str]:
-        """Whoever knows the run's key: pid -> rank; "agent" where it has none."""
-        found = {}
+        """Whoever prints to where the agent does: pid -> name."""
+        printed, found = os.fstat(self._output.fileno()), {}
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    words = (entry / "environ").read_bytes().split(b"\0")  # of a zombie there are none
-                    if self._key in words:
-                        ranks = [word.removeprefix(b"RANK=").decode() for word in words if word.startswith(b"RANK=")]
-                        found[int(entry.name)] = ranks[0] if ranks else "agent"
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):  # a zombie has no files
+                    if os.path.samestat(os.stat(entry / "fd/1"), printed):
+                        found[int(entry.name)] = (entry / "comm").read_text().strip()
         return found
 
     def kill_rank(self, rank: int) -> None:
-        (pid,) = (pid for pid, name in self.processes().items() if name == str(rank))
+        (pid,) = (pid for pid, name in self.processes().items() if name == f"job-rank-{rank}")
         os.kill(pid, signal.SIGKILL)
 
 
@@ -69,9 +65,9 @@ def test_with_an_agent_for_each_rank_a_killed_one_is_an_erasure():
     script = [JOB, "--uncoded", "--workers", "3", "--nodes", "3", "--wait-for", "2", "--heartbeat", "1"]
     with contextlib.ExitStack() as stack:
         agents = [Agent(*words, "--node-rank", str(node), script=script, env=environment) for node in range(3)]
-        first, *_ = [stack.enter_context(agent) for agent in agents]
+        first, _, third = [stack.enter_context(agent) for agent in agents]
         first.wait_for_output("UPDATE 10\n", PATIENCE_S)
-        first.kill_rank(2)
+        third.kill_rank(2)
         first.wait_for_output("Worker 2 is lost", PATIENCE_S)
         updates = first.output.count("UPDATE ")
         first._until(lambda: first.output.count("UPDATE ") > updates + 100, PATIENCE_S)

@@ -82,10 +82,9 @@ def test_started_by_a_launcher(alone, tmp_path):
     together(ranks, alone, tmp_path, ALL, free_port())
 
 
-@pytest.mark.real_start
 def test_two_nodes(alone, tmp_path):
     command = [*JOB, "--nodes", "2", "--folder", str(tmp_path), "--cases", *SOME]
-    together([(command, {"NODE_RANK": str(rank)}) for rank in range(2)], alone, tmp_path, SOME, free_port(), Job)
+    together([(command, {"NODE_RANK": str(rank)}) for rank in range(2)], alone, tmp_path, SOME, free_port())
 
 
 @pytest.mark.real_start

@@ -379,6 +379,26 @@ def test_what_comes_when_its_step_has_been_made_is_not_kept():
     assert not late._received.decisions
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["without a codeword", "with the next one"])
+def test_who_was_given_up_adds_nothing_up_of_a_decision_that_was_made_before(again):
+    """Slices that were under way to it, of workers that are still in, come when it is back."""
+    table = Table(uncoded(3), SHAPES[3])
+    table.offer(1)
+    decision, returned = table.decide(1, [0, 1, 2], 1), table.reductions[1]
+    for rank in table.ranks:
+        table.reductions[rank].begin(decision)
+    returned.abandon()
+    if again:
+        table.offer(2)
+    told = len(table.queue)
+    for _, to, frames in list(table.queue):
+        if to == 1:
+            table.take(to, frames)
+    assert len(table.queue) == told
+    assert returned.hopeless(1)
+    assert not returned.complete(1)
+
+
 def test_a_decision_that_one_never_heard_of_is_hopeless():
     table = Table(uncoded(3), SHAPES[0])
     assert table.reductions[2].hopeless(7)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lwpd_lightning.rule.membership import RETRIES, Membership, Refused, smallest_cover
+from lwpd_lightning.rule.cover import smallest_cover
+from lwpd_lightning.rule.membership import RETRIES, Membership, Refused
 
 GRACE_S, JOIN_S = 1.0, 5.0
 WORKERS = range(1, 6)
@@ -131,6 +132,42 @@ def test_who_reaches_no_other_worker_is_given_up_and_nobody_else():
         for _ in range(RETRIES):
             members.unlinked(3, other, 0.0, stands=False)
     assert cut_for(members, GRACE_S) == {3: [1, 2, 4, 5]}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 4, 5))))
+def test_who_reaches_no_other_worker_is_given_up_however_its_links_end_one_after_another(order):
+    members = started(6)
+    gone, now = {}, 0.0
+    for other in order:
+        members.unlinked(other, 3, now, stands=False)
+        for _ in range(3):
+            now += 0.1 * GRACE_S
+            members.greetings()
+            gone = gone or members.cut_off(now)
+    assert gone == {3: [1, 2, 4, 5]}  # soon after the first of them
+
+
+def test_of_two_the_one_that_was_lost_before_is_given_up_or_else_the_one_that_says_nothing():
+    members = started()
+    members.unlinked(2, 1, 0.0, stands=False)
+    assert cut_for(members, GRACE_S) == {1: [2]}  # the higher number said so first
+    members.lose(1)
+    members.join(1, 11, "again", 3.0)
+    members.introduce()
+    members.unlinked(1, 2, 3.0, stands=False)
+    assert cut_for(members, GRACE_S, 3.0) == {1: [2]}
+
+
+def test_links_that_go_on_breaking_put_nothing_off_for_ever():
+    members = started(8)
+    for one in range(1, 7):
+        members.unlinked(one, one + 1, 0.5 * one * GRACE_S, stands=False)
+        members.greetings()
+        members.greetings()
+        if gone := members.cut_off(0.5 * one * GRACE_S):
+            break
+    assert one == 5
+    assert 1 in gone or 2 in gone
 
 
 def test_a_link_is_not_cut_because_rank_0_was_busy_elsewhere():

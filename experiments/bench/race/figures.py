@@ -82,7 +82,8 @@ def _draw(series: list[tuple[float, dict[str, Standing]]], path: Path) -> None:
                 line = [(x, theirs / ours) for x, theirs, ours in at if theirs is not None and ours is not None]
                 if line:
                     look = known()[scheme]
-                    axes.plot(*zip(*line, strict=True), color=look.colour, marker=look.marker, label=scheme)
+                    style = "-" if len(line) > 2 else ""  # between two points nothing was measured
+                    axes.plot(*zip(*line, strict=True), style, color=look.colour, marker=look.marker, label=scheme)
             axes.axhline(1, color="0.6", linewidth=0.6)
             axes.set(xscale="log", yscale="log", title=f"against {peer}", xlabel="upload time / compute time")
             axes.xaxis.set_minor_formatter(PLAIN)

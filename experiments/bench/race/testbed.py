@@ -19,6 +19,7 @@ _LEAST_BURST_BYTES = 2 * 65536
 # How long a packet may queue at a link before it is dropped.
 _QUEUE_MS = 100
 _CLONE_NEWNET = 0x40000000
+_NOBODY = "02:00:00:00:00:01"  # a link-layer address that no host has
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,34 @@ class ShapedHosts:
     ) -> None:
         self._remove()
 
+    # What befalls links while they are used.
+
+    def cut(self, one: int, other: int) -> None:
+        """From now on no packet of host ``one`` reaches host ``other``, as behind a firewall that drops them."""
+        self._neighbour(one, f"replace {self.hosts[other].address} lladdr {_NOBODY} nud permanent")
+
+    def mend(self, one: int, other: int) -> None:
+        """They do again."""
+        self._neighbour(one, f"del {self.hosts[other].address}")
+
+    def throttle(self, number: int, mbit: float) -> None:
+        """From now on a host's link has this rate in both directions."""
+        self._shape(number, mbit)
+
+    def unthrottle(self, number: int) -> None:
+        """It has the rate that it was built with."""
+        self._shape(number, self._rates[number])
+
+    def _neighbour(self, number: int, change: str) -> None:
+        host = self.hosts[number]
+        _inside(host.namespace, f"ip neigh {change} dev {host.interface}")
+
+    def _shape(self, number: int, rate: float | None) -> None:
+        host = self.hosts[number]
+        for namespace, interface in ((host.namespace, host.interface), (self._switch, f"port{number}")):
+            at = f"dev {interface} root"
+            _inside(namespace, f"tc qdisc replace {at} {_bucket(rate)}" if rate is not None else f"tc qdisc del {at}")
+
     def _build(self) -> None:
         # The switch has a namespace of its own, so that the machine's own network is not touched.
         _run(["ip", "netns", "add", self._switch])
@@ -101,8 +130,7 @@ class ShapedHosts:
             _inside(host.namespace, f"ip link set {host.interface} up")
             _inside(host.namespace, "ip link set lo up")
             if rate is not None:
-                _inside(host.namespace, f"tc qdisc add dev {host.interface} root {_bucket(rate)}")
-                _inside(self._switch, f"tc qdisc add dev {port} root {_bucket(rate)}")
+                self._shape(number, rate)
 
     def _remove(self) -> None:
         for namespace in [*(host.namespace for host in self.hosts), self._switch]:

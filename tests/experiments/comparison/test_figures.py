@@ -1,5 +1,6 @@
 """What figures are drawn from; how they look is for eyes."""
 
+import re
 from datetime import date
 
 import numpy as np
@@ -123,6 +124,18 @@ def test_a_logarithmic_axis_says_so(tmp_path, monkeypatch, updates, label):
     assert labels == [label]
 
 
+@pytest.mark.parametrize(("schemes", "titles"), [(curves.TOGETHER, []), (curves.TOGETHER + 1, list(known())[:6])])
+def test_many_groups_have_a_panel_each(tmp_path, monkeypatch, schemes, titles):
+    named = []
+    set_title = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda axes, text, **how: (named.append(text), set_title(axes, text, **how)))
+    runs = [run(scheme, series=curve([0.9, 0.9], [1.0, 3.0])) for scheme in list(known())[:schemes]]
+
+    assert curves.draw(tmp_path / "curve.png", group(runs, ["scheme"]), "wall") == []
+
+    assert named == titles
+
+
 def test_the_page_has_a_heading_and_a_date(tmp_path):
     page.write(tmp_path / "page.html", "2 runs", (["group"], [["lwpd"]]), "note", [], group([run()]), [])
 
@@ -131,6 +144,12 @@ def test_the_page_has_a_heading_and_a_date(tmp_path):
     assert f"<title>{heading}</title>" in text
     assert f"<h1>{heading}</h1>" in text
     assert "<p>2 runs</p>" in text
+
+
+def test_the_page_asks_for_nothing_outside(tmp_path):
+    page.write(tmp_path / "page.html", "2 runs", (["group"], [["lwpd"]]), "note", [], group([run()]), [])
+
+    assert re.findall(r"(?:src|href|url\()\s*=?\s*[\"']?(?!data:)", (tmp_path / "page.html").read_text()) == []
 
 
 @pytest.mark.parametrize("target", [0.01, 0.5, 0.99])

@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 
 from lwpd_lightning.links.rendezvous import LOOPBACK, listen
-from lwpd_lightning.testing import Job
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 
 
-def job(*arguments, kind=ForkedJob, **environment):
+def job(*arguments, **environment):
     command = [sys.executable, "-m", "tests.experiments.peers.job", *arguments]
-    return kind(command, cwd=ROOT, env={"PYTHONUNBUFFERED": "1", **environment})
+    return ForkedJob(command, cwd=ROOT, env={"PYTHONUNBUFFERED": "1", **environment})
 
 
-@pytest.mark.real_start
 def test_ctrl_c_leaves_nothing():
-    with job(kind=Job) as running:
+    with job() as running:
         running.wait_for_output("UPDATE 3", PATIENCE_S)
         running.interrupt()
         assert running.wait(ENDING_S).exit_code != 0

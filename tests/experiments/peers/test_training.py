@@ -20,6 +20,7 @@ from tests.experiments.peers.callbacks import RecordDelays
 from tests.integration.models import Classifier, adam, classification, loader, quiet_trainer, sgd
 from tests.integration.test_oracle import UPDATES, parameters_after, single_process, step_lr
 
+pytestmark = pytest.mark.slow
 RANKS = 4
 PEERS = {
     "ddp": (DDPPeer, 1e-5),

@@ -1,0 +1,1 @@
+"""The manual's pictures: `python -m experiments.manual` draws them all."""
