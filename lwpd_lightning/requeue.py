@@ -50,10 +50,15 @@ class Requeue(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Act between two updates; a run that goes on from an epoch's end here would leave out its validation."""
+        """Act between two updates of an epoch.
+
+        From its end a run would go on without its validation, or, where there is none, with one batch too many of that
+        epoch (Lightning 2.6): the next update is as good.
+        """
         every = trainer.val_check_batch  # None: validation is due by the clock
-        validates = trainer.is_last_batch or (every is not None and (batch_idx + 1) % every == 0)
-        if not validates and not trainer.fit_loop._should_accumulate():
+        ends = trainer.is_last_batch and trainer.num_training_batches > 1
+        validates = trainer.enable_validation and every is not None and (batch_idx + 1) % every == 0
+        if not ends and not validates and not trainer.fit_loop._should_accumulate():
             self._act()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,10 +69,6 @@ class Requeue(pl.Callback):
         """Act where one was when the signal came."""
         self._act()
         self._training = not trainer.sanity_checking
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Act where no validation was due."""
-        self._act()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What is trained to its end is not requeued."""

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import CompactHydraException
 from lightning import Callback
+from omegaconf import OmegaConf
 
 from experiments.checkpoints import BEFORE, LAST, RECENT
 from experiments.comparison.find import local_runs
+from experiments.restarting import restarts_of
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 from tests.experiments.test_train_command import train
 
@@ -190,6 +193,17 @@ def test_words_that_cannot_be_meant_are_refused(tmp_path, words, sentence):
     done = train(tmp_path, *RUN[:-1], *words)
     assert done.returncode == 1
     assert done.stderr.splitlines()[1].startswith(sentence), done.stderr
+
+
+@pytest.mark.parametrize(("tasks", "refused"), [("1", False), ("4", True)])
+def test_restarts_are_refused_where_slurm_starts_the_ranks(monkeypatch, tasks, refused):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", tasks)
+    if refused:
+        with pytest.raises(CompactHydraException, match=r"SLURM_PROCID says that .* scontrol requeue"):
+            restarts_of(OmegaConf.create({"restarts": 3}))
+    else:
+        assert restarts_of(OmegaConf.create({"restarts": 3})) == 3
 
 
 def test_checkpoints_of_another_configuration_are_refused_and_a_broken_one_is_left_out(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from lightning import Callback
 
+from experiments.stopping import speaks_for_the_run
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob, run
 
 pytestmark = pytest.mark.slow
@@ -72,3 +73,12 @@ def test_a_run_without_a_checkpoint_says_how_to_start_again(tmp_path):
     said, again = result.output.splitlines()[-1].split("; to start again: ")
     assert said.endswith("of which no checkpoint was kept")
     assert shlex.split(again)[1:] == ["-m", "experiments.train", *words]
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_one_rank_speaks_for_a_run_whoever_started_it(monkeypatch, name):
+    assert speaks_for_the_run()
+    monkeypatch.setenv(name, "0")
+    assert speaks_for_the_run()
+    monkeypatch.setenv(name, "1")
+    assert not speaks_for_the_run()

@@ -56,6 +56,9 @@ class Breaking(Classifier):
         self.break_in("configure_optimizers")
         return super().configure_optimizers()
 
+    def on_save_checkpoint(self, checkpoint):
+        print("SAVES", flush=True)
+
     def break_in(self, place):
         if self.breaks_in == place and not self.trainer.is_global_zero:
             raise RuntimeError(f"injected failure in {place}")

@@ -26,8 +26,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A job that is requeued waits for as long as its credential lasts: two minutes, were it not said.
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+# As long as its credential lasts a requeued job waits: two minutes, were it not said; 5 s and less are refused.
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid

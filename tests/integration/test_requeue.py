@@ -46,8 +46,9 @@ def ended(ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", [14, 20])  # in mid-epoch, and its last
-def test_a_run_that_is_told_between_a_step_and_its_count_goes_on_with_the_same_bits(tmp_path, scontrol, update):
+# In mid-epoch, and at its end, from which Lightning would go on with one batch too many.
+@pytest.mark.parametrize(("update", "saves"), [(14, 14), (20, 21)])
+def test_a_run_that_is_told_between_a_step_and_its_count_goes_on_with_the_same_bits(tmp_path, scontrol, update, saves):
     with ExitStack() as stack:
         ranks = tasks(stack, tmp_path, "--tell-at", str(update), "--tell", "kill -USR1 $PPID")
         ranks[0].wait_for_output(f"UPDATE {update + 5}\n", PATIENCE_S)
@@ -58,7 +59,7 @@ def test_a_run_that_is_told_between_a_step_and_its_count_goes_on_with_the_same_b
         assert [result.exit_code for result in first] == [143, 143], first
         assert "Traceback" not in first[0].output + first[1].output
     saved = torch.load(tmp_path / "hpc_ckpt_1.ckpt", weights_only=True)
-    assert saved["global_step"] == update
+    assert saved["global_step"] == saves
 
     norms = []
     for directory in (tmp_path, tmp_path / "bin"):  # the second holds no checkpoint
@@ -79,7 +80,7 @@ def test_a_worker_leaves_the_signal_to_rank_0(tmp_path, scontrol):
         ranks[1].kill(signum=signal.SIGTERM)
         at = int(ranks[0].output.rsplit("UPDATE ", 1)[1].split()[0])
         ranks[0].wait_for_output(f"UPDATE {at + 20}\n", PATIENCE_S)
-        assert "Handling auto-requeue signal" not in ranks[1].output
+        assert "SAVES" not in ranks[1].output
         assert not scontrol.exists()
         assert "is lost" not in ranks[0].output
 

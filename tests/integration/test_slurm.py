@@ -23,6 +23,7 @@ from tests.integration.slurm import CannotStart, Slurm, not_here
 pytestmark = [pytest.mark.slow, pytest.mark.real_start, pytest.mark.timeout(4 * PATIENCE_S)]
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(Path(__file__).parent / "job.py")]
+TOLD = {20: "scontrol requeue $SLURM_JOB_ID", 40: "scancel --signal=TERM $SLURM_JOB_ID"}  # by update
 HEADINGS = {"ranks": "One task a rank", "nodes": "One task a node"}
 START_S = 2 * PATIENCE_S
 
@@ -105,30 +106,29 @@ def test_a_job_that_is_told_its_time_is_over_is_requeued_and_goes_on_with_the_sa
     assert len(norms[0]) == 1
 
 
-class Requeues(Callback):
-    """Has the job that this runs in requeued at an update, once, as an operator would, and awaits what Slurm does."""
+class Told(Callback):
+    """Has the job that this runs in requeued, then told that its time is over, and awaits what Slurm does."""
 
     on_workers = False
 
-    def __init__(self, update: int) -> None:
-        self.update = update
-
     def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.update and "SLURM_RESTART_COUNT" not in os.environ:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        command = TOLD.get(trainer.global_step)
+        if command is not None:
+            subprocess.run(command, shell=True, check=True)
             while not trainer.received_sigterm:
                 time.sleep(0.05)
 
 
 def test_a_requeued_run_that_starts_its_own_ranks_goes_on_with_the_same_bits(slurm, tmp_path):
     words = (*RUN, "scheme=lwpd", "callbacks.recent=null")
-    mine = ("resume=auto", "hydra.run.dir=run", "+callbacks.requeues._target_=tests.integration.test_slurm.Requeues",
-            "+callbacks.requeues.update=20")  # fmt: skip
+    mine = ("resume=auto", "hydra.run.dir=run", "+callbacks.told._target_=tests.integration.test_slurm.Told")
     text = script("nodes", shlex.join([sys.executable, "-m", "experiments.train", *words, *mine]))
     job = slurm.submit(text, tmp_path, "--cpus-per-task=4")
     assert job.wait(2 * START_S) == "COMPLETED 0:0"
 
-    assert "SIGTERM after 20 updates; run/checkpoints/last.ckpt holds 20 of them; to continue: " in job.output
+    for update in TOLD:
+        said = f"SIGTERM after {update} updates; run/checkpoints/last.ckpt holds {update} of them; to continue: "
+        assert said in job.output
     assert "is lost" not in job.output
     whole = train(tmp_path, *words, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
