@@ -186,6 +186,7 @@ class CodewordComputation:
         )
 
     def _packed(self, codeword: Tensor) -> Tensor:
+        self._wire.begin(self._version)
         packed = self._wire.pack(codeword)
         if self._slot is None:
             packed = self._staging.to_host(packed)

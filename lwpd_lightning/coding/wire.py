@@ -50,6 +50,12 @@ class WireFormat(ABC):
         """
         return cls()
 
+    def begin(self, version: int) -> None:  # noqa: B027 - few formats draw anything
+        """What is packed next is of a version: what is drawn for it is a function of that, and of the seed.
+
+        A run that goes on from a checkpoint then rounds as if it had never ended.
+        """
+
     def carries(self, dtype: torch.dtype) -> bool:
         """Whether values of ``dtype`` travel as they are: a packed codeword then is a view of it, and the reverse."""
         return False

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lwpd_lightning.coding.wire import CHUNK, WireFormat, register
 
+_ODD = 0x9E3779B97F4A7C15  # so that seeds of versions are not those of another rank's
+
 
 @register
 class _Int8(WireFormat):
@@ -23,11 +25,16 @@ class _Int8(WireFormat):
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self._generator = generator
+        self._seed = 0 if generator is None else generator.initial_seed()
 
     @classmethod
     def unbiased(cls, device: torch.device, seed: int) -> WireFormat:
         """Rounded at random."""
         return cls(torch.Generator(device).manual_seed(seed))
+
+    def begin(self, version: int) -> None:
+        if self._generator is not None:
+            self._generator.manual_seed((self._seed + _ODD * version) % 2**63)
 
     def nbytes(self, size: int) -> int:
         return 4 * -(-size // CHUNK) + size

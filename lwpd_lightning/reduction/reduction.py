@@ -242,6 +242,7 @@ class Reduction:
                 self._wire.add_to(arrived[worker], total[0], weights[worker][0])
             else:
                 accumulate(total, weights[worker], self._wire.unpack(arrived[worker], length))
+        self._sum_wire.begin(decision.version)
         packed = self._sum_wire.pack(total.flatten())
         if self.sender is not None and self.sender.takes_residuals and decision.rows == 1:
             lost = total[0].clone() if packed.data_ptr() == total.data_ptr() else total[0]

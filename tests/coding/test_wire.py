@@ -122,6 +122,17 @@ def test_stochastic_rounding_is_unbiased_and_reproducible():
     assert torch.equal(again.unpack(again.pack(codeword), 500), draws[0])
 
 
+def test_what_a_version_is_rounded_by_depends_on_nothing_that_came_before():
+    codeword, fresh, used = torch.randn(500, generator=seeded(1)), unbiased(), unbiased()
+    used.pack(codeword)
+    packed = []
+    for wire, version in ((fresh, 7), (used, 7), (used, 8)):
+        wire.begin(version)
+        packed.append(wire.pack(codeword))
+    assert torch.equal(packed[0], packed[1])
+    assert not torch.equal(packed[1], packed[2])
+
+
 def test_stochastic_rounding_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     unbiased().pack(torch.randn(10, generator=seeded()))

@@ -32,7 +32,7 @@ def common(port, **environment):
 
 def test_two_nodes_with_two_ranks_each():
     environment = common(free_port())
-    command = [*JOB, "--nodes", "2", "--updates", "5", "--fits", "2"]
+    command = [*JOB, "--nodes", "2", "--wait-for", "4", "--updates", "5", "--fits", "2"]
     with ExitStack() as stack:
         nodes = [
             stack.enter_context(ForkedJob(command, env={**environment, "NODE_RANK": str(rank)})) for rank in range(2)

@@ -196,8 +196,10 @@ def test_a_strangers_knock_is_not_taken_for_a_message(run_key, hub):
     """A worker that looks whether something waits, and then receives it, must not wait for ever."""
     with closing(links(run_key, 1, hub, peers=[2])) as one:
         port = int(one.address.rsplit(":", 1)[1])
-        with socket.create_connection((LOOPBACK, port), DEADLINE_S):
-            zmq.select(list(one._inbox.sockets), [], [], DEADLINE_S)  # it has heard the knock
+        with socket.create_connection((LOOPBACK, port), DEADLINE_S) as stranger:
+            stranger.sendall(b"knock")  # who says nothing is left to wait at the door
+            heard, _, _ = zmq.select(list(one._inbox.sockets), [], [], DEADLINE_S)
+            assert heard
             assert not one.waiting
             with pytest.raises(CoordinatorLost, match="nothing came"):
                 one.receive(0.05)
