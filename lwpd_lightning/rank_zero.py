@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# How long an update that is waited for may go on after SIGTERM: who sent it will not wait for long.
+_FINISH_S = 5.0
+
 
 class CodedFit:
     """One fit over coded exchange, from `start` (before the first batch) to `stop`.
@@ -59,6 +63,7 @@ class CodedFit:
         self._touched: set[int] = set()  # parameters, by position, that got a gradient of it
         self._samples = 0  # in each of its data parts
         self._step_s, self._delivered = 0.0, 0.0
+        self._told: float | None = None  # when SIGTERM was noticed while an update was waited for
         self.last_update: Update | None = None
 
     @property
@@ -230,9 +235,17 @@ class CodedFit:
 
     def _collect(self) -> None:
         assert self._coordinator is not None
-        self.last_update = self._coordinator.collect()
+        self.last_update = self._coordinator.collect(self._end_if_told)
         if any(self.last_update.logged):
             self._step_log.relog(self.last_update.logged)
+
+    def _end_if_told(self, enough: bool) -> None:
+        """SIGTERM ends a run after the update under way, but not after one that nobody knows the end of."""
+        if not self._trainer.received_sigterm:
+            return
+        self._told = self._told or time.monotonic()
+        if not enough or time.monotonic() - self._told > _FINISH_S:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def stepped(self) -> None:
         """Note that the optimizer has stepped."""

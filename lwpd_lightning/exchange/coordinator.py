@@ -160,8 +160,10 @@ class Coordinator:
         """Count the coordinator's own codeword, which stays as it is until the update is closed."""
         self._tally.contribute(codeword, contribution)
 
-    def collect(self) -> Update:
+    def collect(self, while_it_waits: Callable[[bool], None] = lambda enough: None) -> Update:
         """Wait until the update's gradient has been decoded; `deliver` hands it out.
+
+        ``while_it_waits`` is called now and then, with whether enough workers live; what it raises ends the wait.
 
         Raises:
             WorkerFailed: a worker raised an exception.
@@ -180,7 +182,8 @@ class Coordinator:
             for worker, reason in self._admission.cut_off(self._heard_at).items():
                 self._lose(worker, reason)
             self._admission.restart(self._heard_at)
-            open_still = self._admission.enough_live() and self._tally.decision is None
+            enough = self._admission.enough_live()
+            open_still = enough and self._tally.decision is None
             if open_still and self._rule.complete and not self._members.broken(self._rule.counted):
                 self._decide()
             decision = self._tally.decision
@@ -188,6 +191,7 @@ class Coordinator:
                 return self._close(decision, started)
             if waits:
                 self._give_up_who_holds_up()
+                while_it_waits(enough)
             waits = True
             if time.monotonic() > min(report, deadline):
                 self._check_deadline(deadline, self._tally.awaited)
