@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -213,12 +213,14 @@ def _forked_main(rank: int, work: Callable[[int], None], parent: int) -> None:
         sys.exit(1)
 
 
-def rerun_workers(ranks: Iterable[int], environment: Callable[[int], Mapping[str, str]]) -> Workers:
+def rerun_workers(ranks: Sequence[int], environment: Callable[[int], Mapping[str, str]]) -> Workers:
     """Run this job's command again for each rank, with ``environment(rank)`` added to the environment.
 
     Raises:
         ValueError: there is none that could be run again, as in a notebook.
     """
+    if not ranks:  # nor need there be a command
+        return Workers({})
     command, cwd = job_command()
     processes: dict[int, WorkerProcess] = {}
     with _all_or_none(processes):

@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from lwpd_lightning.launcher import fork_workers
+from lwpd_lightning.launcher import fork_workers, rerun_workers
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,14 @@ def test_that_a_process_has_begun_to_end_is_known_and_a_stopped_one_has_not():
         time.sleep(0.01)
     assert workers.exited(1, wait_s=20) == "was killed by SIGKILL"
     workers.end()
+
+
+def test_where_no_rank_is_to_be_run_again_no_command_is_needed(monkeypatch):
+    """One rank on each machine, from a notebook say."""
+    monkeypatch.setattr(sys, "argv", [""])
+    assert rerun_workers(range(0), lambda rank: {}).processes == []
+    with pytest.raises(ValueError, match="interactive session"):
+        rerun_workers(range(1), lambda rank: {})
 
 
 def test_a_worker_computes_on_the_threads_that_were_set_from_its_first_forward_on():

@@ -44,6 +44,8 @@ def _draw_curves(regime: Regime, rows: list[Row], out: Path) -> list[str]:
     """The target metric against wall time and against bytes, over the seeds of each scheme."""
     done = [race_of(row) for row in counting(rows) if not row["failed"]]
     runs, _ = local_runs([out / "runs" / race.name for race in done if race.regime == regime])
+    if not runs:  # all have failed
+        return []
     groups = group(runs, ["scheme"])
     written = []
     for axis in ("wall", "bytes"):
