@@ -36,6 +36,7 @@ class Elsewhere:
         self._settings, self._environment = settings, environment
         self._local_ranks, self._num_nodes = local_ranks, num_nodes
         self._generation = 0
+        self._store: Rendezvous | None = None
         self._trainer: pl.Trainer | None = None  # of the fit that was served last
         # What Lightning has there: batches in an epoch, and the callbacks that did not act here too.
         self._batches: int | float | None = None
@@ -78,7 +79,10 @@ class Elsewhere:
         return self._join().told(entry, self._environment.global_rank())
 
     def _join(self) -> Rendezvous:
-        return self._meeting().store(self._settings.timeout_s)
+        # Once: where rank 0 has ended meanwhile, what was connected says so at once, and a new connection waits for it.
+        if self._store is None:
+            self._store = self._meeting().store(self._settings.timeout_s)
+        return self._store.of(self._generation)
 
     def _meeting(self) -> Meeting:
         environment = self._environment
