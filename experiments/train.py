@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from . import processes, restarting, stopping, sweep
 from .names import CONFIG_PATH
-from .typed import as_typed, refuse_numbers, refuse_plugins
+from .typed import by_typed_names, refuse_numbers, refuse_plugins
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _refuse(error: Exception) -> NoReturn:
     if sentence is None:
         raise error
     typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    raise CompactHydraException(as_typed(sentence, typed)) from error
+    raise CompactHydraException(by_typed_names(sentence, typed)) from error
 
 
 def _finish_wandb(exit_code: int) -> None:

@@ -37,10 +37,10 @@ def refuse_numbers(cfg: DictConfig) -> None:
         ValueError: it cannot run; its sentence names the setting, its value and what would work.
     """
     most = 2**32 - 1
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed <= most:
+    if not _whole(cfg.seed) or not 0 <= cfg.seed <= most:
         raise ValueError(f"seed={cfg.seed} is no seed: use a whole number in 0..{most}.")
     for name in ("n", "k", "t"):
-        if isinstance(cfg.code[name], bool) or not isinstance(cfg.code[name], int):
+        if not _whole(cfg.code[name]):
             raise ValueError(
                 f"code.{name}={cfg.code[name]} is no size: use a whole number, or a size whole, code=lwpd_8_4_2."
             )
@@ -49,13 +49,18 @@ def refuse_numbers(cfg: DictConfig) -> None:
     _refuse_devices(cfg)
 
 
+def _whole(given: object) -> bool:
+    """True and false are numbers too, in Python."""
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
 def _refuse_waiting(cfg: DictConfig) -> None:
     strategy = cfg.scheme.strategy
     if "wait_for" not in strategy:
         return
     wait_for, n, coordinator = strategy.wait_for, cfg.code.n, strategy.get("dedicated_coordinator")
     least = 1 if coordinator or n == 1 else 2
-    if wait_for in (None, "adaptive") or (type(wait_for) is int and least <= wait_for <= n):
+    if wait_for in (None, "adaptive") or (_whole(wait_for) and least <= wait_for <= n):
         return
     setting = "code.wait_for" if wait_for == cfg.code.wait_for else "scheme.strategy.wait_for"
     alone = ", or 1 with scheme.strategy.dedicated_coordinator=true" if least == 2 and wait_for == 1 else ""
@@ -78,10 +83,10 @@ def _refuse_devices(cfg: DictConfig) -> None:
         )
 
 
-def as_typed(sentence: str, overrides: Sequence[str]) -> str:
+def by_typed_names(sentence: str, overrides: Sequence[str]) -> str:
     """Settings in a sentence by the names that they were typed by.
 
-    >>> as_typed("heartbeat_s=-1 is no duration: use ...", ["scheme.strategy.heartbeat_s=-1"])
+    >>> by_typed_names("heartbeat_s=-1 is no duration: use ...", ["scheme.strategy.heartbeat_s=-1"])
     'scheme.strategy.heartbeat_s=-1 is no duration: use ...'
     """
     for override in overrides:

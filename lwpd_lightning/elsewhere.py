@@ -12,7 +12,7 @@ from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.meeting import Meeting, run_key_for
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.siblings import Siblings
-from lwpd_lightning.worker_callback import WorkerCallback
+from lwpd_lightning.worker_callback import stays_dead
 from lwpd_lightning.worker_rank import serve
 
 if TYPE_CHECKING:
@@ -96,8 +96,6 @@ class Elsewhere:
             others = range(0)
 
         def again(rank: int) -> bool:
-            callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            dead = any(isinstance(made, WorkerCallback) and made.stays_dead(worker + rank) for made in callbacks)
-            return self._settings.restart_workers and not dead
+            return self._settings.restart_workers and not stays_dead(trainer, worker + rank)
 
         return Siblings(others, lambda rank: meeting.environment(node, rank), again)

@@ -17,7 +17,7 @@ from lwpd_lightning.nursery import Nursery
 from lwpd_lightning.reduction.sums import SharedMemory
 from lwpd_lightning.seat import shared_memory
 from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_callback import WorkerCallback
+from lwpd_lightning.worker_callback import stays_dead
 from lwpd_lightning.worker_rank import serve_forked
 
 if TYPE_CHECKING:
@@ -136,10 +136,10 @@ class Gathering:
 
         Returns whether there is one; on other machines their first process does it (`siblings`).
         """
-        rank, callbacks = worker + self._rank_of, self._trainer.callbacks  # type: ignore[attr-defined]
+        rank = worker + self._rank_of
         if not 0 < rank < self.local_ranks or self._environment.creates_processes_externally:
             return False
-        if any(isinstance(callback, WorkerCallback) and callback.stays_dead(worker) for callback in callbacks):
+        if stays_dead(self._trainer, worker):
             return False
         self._workers.kill(rank)
         if self._settings.start_method == "rerun":

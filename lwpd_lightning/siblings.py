@@ -31,12 +31,14 @@ class Siblings:
         self._workers = rerun_workers(ranks, environment)
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._restart, name="siblings-watch", daemon=True)
-        self._watch.start()
+        if ranks:
+            self._watch.start()
 
     def end(self) -> None:
         """Wait briefly for all to end, then make them."""
         self._over.set()
-        self._watch.join()
+        if self._ranks:
+            self._watch.join()
         self._workers.end()
 
     def _restart(self) -> None:

@@ -8,12 +8,12 @@ import os
 import secrets
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from lwpd_lightning.testing.job import processes_of
 
+from ..bench.forked import work_and_end
 from ..bench.race.testbed import Host
 from .job import Settings, become
 from .log import Log
@@ -108,22 +108,13 @@ def fork(work: Callable[[], None]) -> int:
         os.read(begins, 1)  # until it has its session, by which it is found
         os.close(begins)
         return pid
-    code = 1
-    try:
+
+    def begun() -> None:
         os.setsid()
         atexit._clear()  # what this process has registered is for its own end
         os.close(begin)
         os.close(begins)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
         work()
-        code = 0
-    except SystemExit as exit:
-        code = exit.code if isinstance(exit.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()  # rank 0's waits until the others have heard how the fit ended
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+    # Rank 0's exit function waits until the others have heard how the fit ended.
+    work_and_end(begun, at_last=atexit._run_exitfuncs)

@@ -129,7 +129,7 @@ class Reduction:
     def sent(self) -> int:
         """Number of the newest decision for which this rank has nothing more to send, nor for any before it."""
         newest = self._received.newest
-        owes = self._share_of(newest) is not None and self.ranks.me not in self._received.sums(newest)
+        owes = self.adds_up and self.ranks.me not in self._received.sums(newest)
         return newest - owes
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import typed
-from experiments.typed import as_typed, refuse_numbers, refuse_plugins
+from experiments.typed import by_typed_names, refuse_numbers, refuse_plugins
 from tests.experiments.test_sizes import composed
 
 
@@ -70,9 +70,9 @@ def test_what_can_work_is_let_through(overrides):
 
 def test_a_setting_of_a_sentence_gets_the_name_that_was_typed():
     overrides = ["seed=3", "++scheme.strategy.heartbeat_s=-1", "code.n=4"]
-    assert as_typed("heartbeat_s=-1 is no duration", overrides) == "scheme.strategy.heartbeat_s=-1 is no duration"
-    assert as_typed("code.n=4 is no n=4", overrides) == "code.n=4 is no n=4"
-    assert as_typed("max_heartbeat_s=-1", overrides) == "max_heartbeat_s=-1"
+    assert by_typed_names("heartbeat_s=-1 is no duration", overrides) == "scheme.strategy.heartbeat_s=-1 is no duration"
+    assert by_typed_names("code.n=4 is no n=4", overrides) == "code.n=4 is no n=4"
+    assert by_typed_names("max_heartbeat_s=-1", overrides) == "max_heartbeat_s=-1"
 
 
 def test_a_plugin_that_is_missing_names_its_extra(monkeypatch):

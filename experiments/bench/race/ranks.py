@@ -12,12 +12,12 @@ import secrets
 import signal
 import sys
 import time
-import traceback
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from ...train import main
+from ..forked import work_and_end
 from .plan import Race, links_of
 from .testbed import Host, ShapedHosts
 from .traffic import MARK, Traffic, of_process
@@ -100,10 +100,8 @@ def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment
     pid = os.fork()
     if pid:
         return pid
-    code = 1
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+
+    def work() -> None:
         log = os.open(directory / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -113,15 +111,8 @@ def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment
         run_dir = directory if rank == 0 else directory / f"rank{rank}"
         sys.argv = ["train", *race.overrides(), f"hydra.run.dir={run_dir}"]
         main()
-        code = 0
-    except SystemExit as exit:
-        code = exit.code if isinstance(exit.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+    work_and_end(work)
 
 
 def _measured(directory: Path) -> dict[str, Any]:
