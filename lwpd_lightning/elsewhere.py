@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lwpd_lightning.data import CodedLoader
-from lwpd_lightning.launcher import suggested_threads
+from lwpd_lightning.launcher import stays_dead, suggested_threads
 from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.meeting import Meeting, run_key_for
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.siblings import Siblings
-from lwpd_lightning.worker_callback import stays_dead
 from lwpd_lightning.worker_rank import serve
 
 if TYPE_CHECKING:

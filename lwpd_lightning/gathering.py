@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from lwpd_lightning.data import CodedLoader
 from lwpd_lightning.entries import entries
-from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers
+from lwpd_lightning.launcher import Workers, fork_workers, rerun_workers, stays_dead
 from lwpd_lightning.links import rendezvous
 from lwpd_lightning.meeting import Meeting, run_key_for, starts_elsewhere
 from lwpd_lightning.nursery import Nursery
 from lwpd_lightning.reduction.sums import SharedMemory
 from lwpd_lightning.seat import shared_memory
 from lwpd_lightning.settings import ExchangeSettings
-from lwpd_lightning.worker_callback import stays_dead
 from lwpd_lightning.worker_rank import serve_forked
 
 if TYPE_CHECKING:

@@ -23,12 +23,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from lwpd_lightning.command import job_command
 from lwpd_lightning.descriptors import own_offsets
+from lwpd_lightning.worker_callback import WorkerCallback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 PARENT_CHECK_S = 0.5
 # A stopped worker may have a batch to finish before it reads the message; what it computes is of no use any more.
@@ -38,6 +42,12 @@ _TERMINATE_GRACE_S = 5.0
 _END = getattr(signal, "SIGRTMIN", signal.SIGKILL)
 # Linux: of a process that closes its files, after which how it ended is told.
 _PF_EXITING = 0x4
+
+
+def stays_dead(trainer: pl.Trainer, worker: int) -> bool:
+    """Whether one of the trainer's callbacks wants nothing started in the place of a lost ``worker``."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, WorkerCallback) and callback.stays_dead(worker) for callback in callbacks)
 
 
 class WorkerProcess(Protocol):

@@ -17,9 +17,3 @@ class WorkerCallback(pl.Callback):
     def stays_dead(self, worker: int) -> bool:
         """Asked by who started ``worker``: whether nothing is to be started in its place when it is lost."""
         return False
-
-
-def stays_dead(trainer: pl.Trainer, worker: int) -> bool:
-    """Whether one of the trainer's callbacks wants ``worker`` to stay dead."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, WorkerCallback) and callback.stays_dead(worker) for callback in callbacks)
