@@ -17,7 +17,7 @@ CONF = Path(__file__).parents[2] / "conf"
 QUICK = ("logger=csv", "trainer.max_steps=2")
 COMPANIONS = {
     "race_gpt10m": ("model.layers=1", "model.width=12"),
-    "stdlib_gpt": ("data.max_chars=20000", "trainer.val_check_interval=1", "model.layers=1", "model.width=16")
+    "stdlib_gpt": ("data.max_chars=20000", "trainer.val_check_interval=1", "model.layers=1", "model.width=16"),
 }
 
 
