@@ -104,7 +104,8 @@ class RecentCheckpoints(Checkpoint):
         updates, self._updates = self._updates, trainer.global_step
         if trainer.global_step == updates or not self._writer.due:  # an update of several batches is not whole before
             return
-        if trainer.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0:
+        validated_every = trainer.val_check_batch  # None: validation is due by the clock
+        if trainer.is_last_batch or (validated_every is not None and (batch_idx + 1) % validated_every == 0):
             return
         if trainer.global_step == trainer.max_steps:
             return  # LastCheckpoint's
