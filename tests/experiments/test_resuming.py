@@ -74,7 +74,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.timeout(PATIENCE_S * (2 + KILLS))
-@pytest.mark.parametrize("scheme", ["lwpd", "whitened", "local", "k_async_int8"])
+@pytest.mark.parametrize("scheme", ["lwpd", "whitened", "local", "k_async_int8", "sketch"])
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(tmp_path, scheme):
     updates = 11 * (KILLS + 1)
     words = (*RUN, f"scheme={scheme}", f"trainer.max_epochs={KILLS + 1}")
