@@ -22,6 +22,7 @@ if find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_optuna_s
 COMPANIONS = {
     ("model", "gpt"): ["data=stdlib_text"],
     ("data", "stdlib_text"): ["model=gpt"],
+    ("data", "shakespeare"): ["model=gpt"],
     ("straggler", "trace"): ["straggler.model.path=delays.csv"],
 }
 PEERS = {"alone": AlonePeer, "ddp": DDPPeer, "ddp_bf16": DDPPeer, "powersgd": PowerSGDPeer}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from experiments.data import Digits, StdlibText
-from experiments.data.stdlib_text import VOCABULARY, CharacterWindows, stdlib_sources
+from experiments.data.stdlib_text import stdlib_sources
+from experiments.data.text import VOCABULARY, CharacterWindows
 
 
 def test_digits_are_the_same_whatever_the_training_seed():
