@@ -50,6 +50,7 @@ def assemble(cfg: DictConfig) -> Job:
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
+    wandb_run.refuse_uploads(cfg)
     refuse_unreachable(cfg.logger.get("mode", "offline"))
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = strategy_of(cfg.scheme)
