@@ -61,7 +61,7 @@ def assemble(cfg: DictConfig) -> Job:
         raise ValueError(
             f"model {type(model).__name__} learns {model.learns}, data {type(data).__name__} holds {data.learns}: "
             "use model=mlp or cnn with data=digits or another of images, model=gpt with data=stdlib_text or "
-            "data=shakespeare."
+            "data=shakespeare, model=transformer with data=lines."
         )
     data.setup()
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]

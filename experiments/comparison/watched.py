@@ -26,7 +26,7 @@ from .wandb_runs import promised
 DRAWN = 6  # runs, the newest
 _RECENT = 50  # updates of which the table's medians are
 _SILENT_S = 30.0
-HEADER = ["run", "state", "updates", "loss", "metric", "an update", "waits", "computes", "bytes", "workers"]
+HEADER = ["run", "seed", "state", "updates", "loss", "metric", "an update", "waits", "computes", "bytes", "workers"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def _watched(directory: Path) -> Watched:
     told = {**promised(config), "failures": live.get("failures"), **summary}
     logged = read_metrics(directory / "csv/metrics.csv", lambda name: True)
     run = Run(str(directory), told, config, lambda wanted: {name: logged[name] for name in logged if wanted(name)})
-    label = f"{directory.name}: {run.scheme}, seed {run.get('seed')}"
-    return Watched(Group(label, {}, [run], []), live, _state(live, summary, failure))
+    return Watched(Group(f"{directory.name}: {run.scheme}", {}, [run], []), live, _state(live, summary, failure))
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -124,6 +123,7 @@ def _line(one: Watched) -> list[str]:
     total = live.get("total") or "?"
     return [
         one.group.label,
+        str(run.get("seed")),
         one.state,
         f"{live.get('updates', run.summary.get('updates', 0))}/{total}",
         f"{loss[-1]:.3g}" if loss.size else "",
@@ -183,11 +183,11 @@ def _costs(path: Path, shown: Sequence[Watched]) -> None:
             left.set_title(one.group.label, loc="left")
             left.set_ylabel("ms an update")
             left.set_ylim(bottom=0)
-            left.legend(loc="upper right", ncols=2)
+            left.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2, ncols=2)
             sent = np.cumsum(one.column("exchange/bytes_up") + one.column("exchange/bytes_down"))
             scale, unit = bytes_unit(float(sent[-1]) if sent.size else 0.0)
             right.plot(np.arange(1, len(sent) + 1), sent / scale, color="#3f9b62")
-            right.set_ylabel(unit)
+            right.set_ylabel(f"{unit} over all links")
             right.set_ylim(bottom=0)
         left.set_xlabel("updates")
         right.set_xlabel("updates")

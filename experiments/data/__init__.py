@@ -3,9 +3,10 @@ index, and torchvision's data sets are an extra.
 """
 
 from .digits import Digits
+from .lines import Lines
 from .shakespeare import Shakespeare
 from .split import SplitData
 from .stdlib_text import StdlibText
 from .vision import Vision
 
-__all__ = ["Digits", "Shakespeare", "SplitData", "StdlibText", "Vision"]
+__all__ = ["Digits", "Lines", "Shakespeare", "SplitData", "StdlibText", "Vision"]

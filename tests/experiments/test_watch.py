@@ -57,9 +57,9 @@ def test_a_run_is_seen_while_it_runs_and_when_it_has_ended(tmp_path):
         job.interrupt(signal.SIGTERM)
         assert job.wait(PATIENCE_S).exit_code == 143
 
-    assert "<td>run: lwpd, seed 0</td><td>running" in page
+    assert "<td>run: lwpd</td><td>0</td><td>running" in page
     assert re.search(r"<td>\d+/1000000</td>", page)
-    assert re.search(r"<li>run: lwpd, seed 0: worker 3 after update \d+ \(was killed by SIGKILL\)</li>", page)
+    assert re.search(r"<li>run: lwpd: worker 3 after update \d+ \(was killed by SIGKILL\)</li>", page)
     assert "<td>3/4</td>" in page  # workers that are left
     assert len(pictures(page)) >= 3  # loss, arrivals, costs; and the validations, where there were any
     assert all(picture.startswith(b"\x89PNG") for picture in pictures(page))
@@ -107,7 +107,7 @@ def test_the_state_of_a_run_is_said_in_words(tmp_path, told, state):
     assert re.fullmatch(state, one.state)
     assert others == []
     page = watched.page([tmp_path], "")
-    assert "<td>one: ddp, seed 1</td>" in page
+    assert "<td>one: ddp</td><td>1</td>" in page
     assert "<td>2.5</td>" in page  # a line that is being written is none
     assert "<td>250 ms</td><td>100 ms</td><td>150 ms</td><td>1.5 kB</td>" in page
 
