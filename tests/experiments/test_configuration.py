@@ -1,11 +1,13 @@
 """Every choice under conf/ composes, and every preset becomes a run that could start."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
@@ -19,6 +21,7 @@ from experiments.peers import (
     PowerSGDPeer,
 )
 from experiments.schemes import strategy_of
+from experiments.train import run
 from lwpd_lightning.injection import CpuShare, StragglerInjector
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -30,6 +33,9 @@ if find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_optuna_s
 COMPANIONS = {
     ("model", "gpt"): ["data=stdlib_text"],
     ("data", "stdlib_text"): ["model=gpt"],
+    ("data", "shakespeare"): ["model=gpt"],
+    ("data", "lines"): ["model=transformer"],
+    ("model", "transformer"): ["data=lines"],
     ("straggler", "trace"): ["straggler.model.path=delays.csv"],
 }
 PEERS = {
@@ -68,6 +74,8 @@ def test_every_choice_composes_and_resolves(tmp_path, group, name):
 
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_preset_assembles(tmp_path, experiment):
+    if experiment == "transformers":
+        pytest.importorskip("transformers", reason="transformers is not installed (extra `examples`)")
     cfg = composed(tmp_path, f"experiment={experiment}", "logger=csv")
 
     job = assemble(cfg)
@@ -186,19 +194,37 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["model=gpt"], "model=gpt with data=stdlib_text"),
         (["data=stdlib_text", "model=gpt", "model.heads=3"], "model.heads=3 does not divide model.width=128"),
         (["data=stdlib_text", "model=gpt", "data.max_chars=900"], "data.max_chars=900 makes"),
+        (["data=lines"], "model=transformer with data=lines"),
         (["model=cnn", "model.channels=[8,8,8,8]"], "use 1 to 3 convolutions"),
     ],
 )
 def test_what_cannot_run_is_refused_in_a_sentence(tmp_path, overrides, sentence):
-    from hydra.errors import CompactHydraException
-
-    from experiments.train import run
-
     with pytest.raises(CompactHydraException, match=sentence) as caught:
         run(composed(tmp_path, "logger=csv", *overrides))
 
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_transformer_is_made_of_its_configuration_or_refused(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed (extra `examples`)")
+    chosen = ["logger=csv", "experiment=transformers"]
+
+    network = assemble(composed(tmp_path, *chosen, "model.kind=electra", "data.length=12")).model.net.model
+    assert (network.config.model_type, network.config.max_position_embeddings, network.num_labels) == ("electra", 12, 2)
+    with pytest.raises(Exception, match=r"model.kind=best with model.config=.*Unrecognized model identifier: best"):
+        assemble(composed(tmp_path, *chosen, "model.kind=best"))
+
+
+def test_without_transformers_one_sentence_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    with pytest.raises(CompactHydraException) as caught:
+        run(composed(tmp_path, "logger=csv", "experiment=transformers"))
+
+    assert str(caught.value) == (
+        "transformers is not installed: pip install 'lwpd-lightning[examples]', or use another model"
+    )
 
 
 @pytest.mark.parametrize(
