@@ -91,9 +91,11 @@ class RecentCheckpoints(Checkpoint):
         self._writer = _Writer(self._path.with_name(BEFORE), every_s)
         self._io = AsyncCheckpointIO(self._writer)
         self._updates = 0
+        self._saves = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count seconds from here."""
+        self._saves = trainer.is_global_zero
         self._updates = trainer.global_step
         self._writer.begin()
 
@@ -102,7 +104,9 @@ class RecentCheckpoints(Checkpoint):
     ) -> None:
         """Keep the state where it is time, between two updates."""
         updates, self._updates = self._updates, trainer.global_step
-        if trainer.global_step == updates or not self._writer.due:  # an update of several batches is not whole before
+        if not self._saves or not self._writer.due:
+            return
+        if trainer.global_step == updates:  # an update of several batches is not whole before
             return
         validated_every = trainer.val_check_batch  # None: validation is due by the clock
         if trainer.is_last_batch or (validated_every is not None and (batch_idx + 1) % validated_every == 0):
@@ -110,11 +114,15 @@ class RecentCheckpoints(Checkpoint):
         if trainer.global_step == trainer.max_steps:
             return  # LastCheckpoint's
         self._writer.ended_s, started = float("inf"), time.monotonic()
-        strategys, trainer.strategy.checkpoint_io = trainer.strategy.checkpoint_io, self._io
+        strategy = trainer.strategy
+        strategys, strategy.checkpoint_io = strategy.checkpoint_io, self._io
+        # Where all ranks train as rank 0 does they would meet here, and only rank 0's clock says when.
+        strategy.barrier = lambda name=None: None  # type: ignore[method-assign]
         try:
             trainer.save_checkpoint(self._path, weights_only=False)
         finally:
-            trainer.strategy.checkpoint_io = strategys
+            strategy.checkpoint_io = strategys
+            del strategy.barrier
             self._writer.waited_s = time.monotonic() - started
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

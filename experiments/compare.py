@@ -73,9 +73,7 @@ def _compare(options: argparse.Namespace) -> None:
         f"{out}: comparison.html, runs.csv, {', '.join(picture.path.name for picture in pictures)}", soft_wrap=True
     )
     if options.report:
-        made = report.build(options.online, title, lines, groups)
-        made.save()
-        console.print(made.url, soft_wrap=True)
+        console.print(report.save(report.build(options.online, title, lines, groups)), soft_wrap=True)
 
 
 def _title(runs: Sequence[Run], groups: Sequence[Group], against: Mapping[int, Group], axis: str) -> str:

@@ -16,7 +16,7 @@ from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
 
 from . import names, wandb_run  # noqa: F401 - the configuration says ${experiments:...}
-from .data import Digits, StdlibText, Vision
+from .data import SplitData
 from .earlier_parts import EarlierParts, resumed_from
 from .peers import AllReduceMonitor, DDPPeer
 from .provenance import git_revision, versions
@@ -33,7 +33,7 @@ class Job:
     """One run, ready to train; `code` and `wait_for` are None where the scheme is not one of ours."""
 
     model: LightningModule
-    data: Digits | StdlibText | Vision
+    data: SplitData
     trainer: Trainer
     timer: TargetTimer | None
     monitor: ExchangeMonitor | AllReduceMonitor | None
@@ -50,6 +50,7 @@ def assemble(cfg: DictConfig) -> Job:
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
+    wandb_run.refuse_uploads(cfg)
     refuse_unreachable(cfg.logger.get("mode", "offline"))
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = strategy_of(cfg.scheme)
@@ -59,7 +60,8 @@ def assemble(cfg: DictConfig) -> Job:
     if model.learns != data.learns:
         raise ValueError(
             f"model {type(model).__name__} learns {model.learns}, data {type(data).__name__} holds {data.learns}: "
-            "use model=mlp or cnn with data=digits or another of images, model=gpt with data=stdlib_text."
+            "use model=mlp or cnn with data=digits or another of images, model=gpt with data=stdlib_text or "
+            "data=shakespeare, model=transformer with data=lines."
         )
     data.setup()
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]

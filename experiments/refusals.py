@@ -15,7 +15,7 @@ EXTRAS = {
 # By name, since their modules take seconds to import.
 _LOST = {"TooFewWorkers", "AcceleratorError", "DistNetworkError", "DistStoreError"}
 # Where something that needs no extra does as well.
-_ALTERNATIVES = {"torchvision": ", or use data=digits"}
+_ALTERNATIVES = {"torchvision": ", or use data=digits", "transformers": ", or use another model"}
 
 
 def refusal(error: BaseException) -> str | None:

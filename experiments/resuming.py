@@ -27,7 +27,7 @@ RESUMED = "resumed.ckpt"
 _KEY = "lwpd_settings"
 # What a run is called, where it writes and what it shows changes nothing of what it trains.
 _IDLE = {"paths", "logger", "sweep", "task_name", "tags", "optimized_metric", "ckpt_path", "resume", "restarts"}
-_IDLE_CALLBACKS = {"exchange", "checkpoint", "last", "recent", "target", "progress"}
+_IDLE_CALLBACKS = {"exchange", "checkpoint", "last", "recent", "target", "progress", "live"}
 
 
 class SettingsInCheckpoints(Callback):

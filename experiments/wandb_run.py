@@ -8,11 +8,15 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig
+
+from lwpd_lightning import LWPDStrategy
 
 from .comparison.find import local_runs
 from .comparison.groups import group
 from .comparison.wandb_runs import RESULT
+from .processes import as_typed
 
 _STEP = "trainer/global_step"
 _LOSSES = {"val_loss": "min", "train_loss": "min"}
@@ -30,6 +34,24 @@ def identity(cfg: DictConfig, code: str) -> dict[str, Any]:
         "tags": [cfg.scheme.name, code, *cfg.tags],
         "id": _id_beside(Path(cfg.ckpt_path)) if cfg.ckpt_path is not None else None,
     }
+
+
+def refuse_uploads(cfg: DictConfig) -> None:
+    """Raises ValueError where `logger.log_model` asks for checkpoints at W&B that cannot be there."""
+    if not cfg.logger.get("log_model"):
+        return
+    if cfg.logger.log_model not in (True, "all"):
+        raise ValueError(f"logger.log_model={cfg.logger.log_model} is unknown: use true, all or false.")
+    if cfg.logger.mode != "online":
+        raise ValueError(
+            f"logger.log_model={as_typed(cfg.logger.log_model)} uploads checkpoints as the run goes, and "
+            f"logger.mode={cfg.logger.mode} does not: use logger.mode=online, or leave it out."
+        )
+    if cfg.callbacks.get("checkpoint") is None:
+        raise ValueError(
+            f"logger.log_model={as_typed(cfg.logger.log_model)} uploads what callbacks.checkpoint keeps, and that is "
+            "null: leave one of them out."
+        )
 
 
 def begin(loggers: Iterable[Logger], target: Mapping[str, Any]) -> None:
@@ -54,7 +76,7 @@ def conclude(trainer: Trainer, summary: dict[str, Any], directory: Path) -> None
     if not loggers:
         return
     figures = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
-    pictures = _pictures(directory)
+    pictures = [*_pictures(directory), *_code(trainer.strategy, directory)]
     for logger in loggers:
         for path in pictures:
             logger.log_image(f"figures/{path.stem}", [str(path)], step=trainer.global_step)
@@ -74,6 +96,18 @@ def _pictures(directory: Path) -> list[Path]:
         timeline.draw(directory / "arrivals.png", groups)
         drawn.append(directory / "arrivals.png")
     return drawn
+
+
+def _code(strategy: Strategy, directory: Path) -> list[Path]:
+    """Draw the code as `experiments.describe` does; nothing of a scheme without one."""
+    # As in _pictures.
+    from .drawing import draw
+
+    if not isinstance(strategy, LWPDStrategy):
+        return []
+    settings = strategy.settings.resolved(strategy.code.n + strategy.settings.dedicated_coordinator)
+    draw(strategy.code, settings.waits[1], directory / "code.png")
+    return [directory / "code.png"]
 
 
 def _of_wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:

@@ -29,7 +29,7 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if not path.is_dir():
             raise ValueError(f"{path} is no directory: use one that holds runs, such as outputs.")
     runs, unfinished, left_out = [], [], []
-    directories = {directory.resolve(): directory for path in paths for directory in _directories(path)}
+    directories = {directory.resolve(): directory for path in paths for directory in run_directories(path)}
     for directory in directories.values():
         try:
             run = _read(directory)
@@ -47,7 +47,8 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return whole, left_out
 
 
-def _directories(path: Path) -> Iterator[Path]:
+def run_directories(path: Path) -> Iterator[Path]:
+    """Every run's directory at or below `path`, finished or not."""
     # A run's directory is known by what Hydra, our command or W&B write at its top; nothing in it is another run.
     for folder, below, files in os.walk(path):
         below.sort()
@@ -66,19 +67,20 @@ def _read(directory: Path) -> Run | None:
 
 def _finished(directory: Path) -> Run:
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    return _run(directory, summary, _config(directory))
+    return _run(directory, summary, configuration(directory))
 
 
 def _log_alone(directory: Path) -> Run | None:
     """What a killed run has left, for a finished run that continues it; None where that is too little."""
     try:
-        config = _config(directory)
+        config = configuration(directory)
         return _run(directory, {"target": config.get("target")}, config)
     except (ValueError, OSError, yaml.YAMLError):
         return None
 
 
-def _config(directory: Path) -> dict[str, Any]:
+def configuration(directory: Path) -> dict[str, Any]:
+    """What a run's log says of its configuration; empty before it says anything."""
     hparams = directory / "csv/hparams.yaml"
     config = yaml.load(hparams.read_text(encoding="utf-8"), Loader=_Loader) if hparams.is_file() else None
     return config or {}

@@ -83,26 +83,31 @@ def write(
     body = [
         f"<h1>{heading}</h1>",
         f"<p>{html.escape(title)}</p>",
-        f'<div class="wide">{_table(*table)}</div>',
+        f'<div class="wide">{table_of(*table)}</div>',
         f"<p>{html.escape(note)}</p>",
         *(f"<p>{html.escape(remark)}</p>" for remark in remarks),
         '<h2>Figures</h2><div class="figures">',
-        *map(_figure, pictures),
+        *map(figure, pictures),
         "</div>",
         "<h2>Runs and their configurations</h2>",
         *(_run(one, index) for one in groups for index in range(len(one.runs))),
     ]
-    path.write_text(
+    path.write_text(document(heading, body, _SORTING), encoding="utf-8")
+
+
+def document(title: str, body: Sequence[str], script: str) -> str:
+    """A whole page."""
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{heading}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
-        + f"\n<script>{_SORTING}</script>\n</body></html>\n",
-        encoding="utf-8",
+        + f"\n<script>{script}</script>\n</body></html>\n"
     )
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table_of(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table; what follows a line break in a cell is small."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     rows = "\n".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
@@ -113,7 +118,8 @@ def _cell(text: str) -> str:
     return f"<td>{html.escape(first)}{f'<small>{html.escape(second)}</small>' if second else ''}</td>"
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A picture within the page."""
     png = picture.path.read_bytes()
     # A PNG's width is at a fixed place. Drawn at 200 dots an inch for print, it is shown at 120 on a screen.
     width = int.from_bytes(png[16:20], "big") * 120 // DPI

@@ -44,6 +44,19 @@ def build(project: str, title: str, table: tuple[list[str], list[list[str]]], gr
     return wr.Report(entity=entity, project=name, title=title[:128], blocks=blocks)
 
 
+def save(report: Any) -> str:
+    """Save a Report at W&B; returns its address.
+
+    Raises:
+        ValueError: it was not saved; the reason is W&B's.
+    """
+    try:
+        report.save()
+    except Exception as error:  # the client raises whatever a lost connection leads to
+        raise ValueError(f"--report was not saved: {' '.join(str(error).split())}") from None
+    return str(report.url)
+
+
 def _config_key(key: str) -> str:
     named = {"scheme": "scheme.name", "wait_for": "scheme.strategy.wait_for", "world_size": "code.n"}
     return "config." + named.get(key, key)

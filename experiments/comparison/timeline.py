@@ -61,8 +61,14 @@ def window(table: NDArray[np.int64]) -> int:
     return max(0, min(int(wanted), int(updates) - UPDATES))
 
 
-def draw(path: Path, groups: Sequence[Group]) -> list[str]:
-    """One panel for each group; returns labels of those that are left out beyond the first `PANELS`."""
+def draw(path: Path, groups: Sequence[Group], newest: bool = False) -> list[str]:
+    """One panel for each group; returns labels of those that are left out beyond the first `PANELS`.
+
+    Args:
+        path: of the PNG file.
+        groups: some with an exchange that was monitored.
+        newest: show the last updates and not those of `window`.
+    """
     chosen = [(one, run, states(run)) for one in groups if (run := typical(one.runs)) is not None]
     drawn, left_out = chosen[:PANELS], [one.label for one, _, _ in chosen[PANELS:]]
     if not drawn:
@@ -74,7 +80,7 @@ def draw(path: Path, groups: Sequence[Group]) -> list[str]:
     with drawing(path, 7.1, sum(heights) + 0.7) as figure:
         panels = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (one, run, table) in zip(panels, drawn, strict=True):
-            first = window(table)
+            first = max(0, table.shape[1] - UPDATES) if newest else window(table)
             shown = np.minimum(table[:, first : first + UPDATES], _OLDEST)
             present |= set(np.unique(shown).tolist())
             end = first + shown.shape[1]

@@ -44,7 +44,8 @@ def online_runs(project: str) -> tuple[list[Run], list[str]]:
     import wandb
 
     try:
-        listed = list(wandb.Api(timeout=60).runs(project, lazy=False))
+        # With lazy=False the client takes a configuration out of W&B's wrapping twice, and target is then its value.
+        listed = list(wandb.Api(timeout=60).runs(project))
     except (wandb.errors.Error, ValueError) as error:
         raise ValueError(f"--online {project} cannot be read: {error}") from None
     runs, left_out = [], []
@@ -60,22 +61,29 @@ def online_runs(project: str) -> tuple[list[Run], list[str]]:
 
 
 def _online_run(run: Any) -> Run:
+    import wandb
+
+    source = "/".join(run.path)
+
     @cache
     def history() -> list[dict[str, Any]]:
-        return [_with_step(row) for row in run.scan_history()]
+        try:
+            return [_with_step(row) for row in run.scan_history()]
+        except wandb.errors.Error as error:
+            raise ValueError(f"The history of {source} cannot be read: {error}") from None
 
-    return _run("/".join(run.path), run.config, run.summary_metrics, history)
+    return _run(source, run.config, run.summary_metrics, history)
 
 
 def _run(
     source: str, config: dict[str, Any], summary: dict[str, Any], history: Callable[[], list[dict[str, Any]]]
 ) -> Run:
     figures = {name.removeprefix(RESULT): value for name, value in summary.items() if name.startswith(RESULT)}
-    return Run(source, {**_promised(config), **figures}, config, lambda wanted: columns(history(), wanted))
+    return Run(source, {**promised(config), **figures}, config, lambda wanted: columns(history(), wanted))
 
 
-def _promised(config: dict[str, Any]) -> dict[str, Any]:
-    # What summary.json says and a run's configuration knows as well.
+def promised(config: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json says and a run's configuration knows as well."""
     scheme = config.get("scheme") or {}
     code = (scheme.get("strategy") or {}).get("code")
     return {

@@ -1,7 +1,12 @@
-"""Real data: scikit-learn's digits and Python's own library need no download; torchvision's data sets are an extra."""
+"""Real data: scikit-learn's digits and Python's own library need no download; Shakespeare's works come from the package
+index, and torchvision's data sets are an extra.
+"""
 
 from .digits import Digits
+from .lines import Lines
+from .shakespeare import Shakespeare
+from .split import SplitData
 from .stdlib_text import StdlibText
 from .vision import Vision
 
-__all__ = ["Digits", "StdlibText", "Vision"]
+__all__ = ["Digits", "Lines", "Shakespeare", "SplitData", "StdlibText", "Vision"]

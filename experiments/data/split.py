@@ -16,6 +16,9 @@ class SplitData(LightningDataModule):
         val_batch_size: samples of a validation batch.
     """
 
+    learns: str  # what a model that is to learn from it says, too
+    sha256: str
+
     def __init__(self, batch_size: int, val_batch_size: int) -> None:
         super().__init__()
         self.batch_size = batch_size

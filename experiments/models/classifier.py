@@ -1,4 +1,4 @@
-"""Image classification: the LightningModule and its networks."""
+"""Classification: the LightningModule, and networks for images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .schedule import OptimizerFactory, ScheduleFactory, optimizers
 
 
 class Classifier(LightningModule):
-    """Cross-entropy training of `net` from (images, labels); logs `train_loss`, `val_loss` and `val_acc`.
+    """Cross-entropy training of `net` from (samples, labels); logs `train_loss`, `val_loss` and `val_acc`.
 
     Args:
-        net: float images (N, C, H, W) to logits (N, classes).
+        net: samples, such as float images (N, C, H, W), to logits (N, classes).
         classes: number of classes.
         optimizer: parameters to optimizer.
         schedule: (optimizer, total_steps=) to a scheduler that steps at every update; None for a constant rate.
@@ -44,22 +44,22 @@ class Classifier(LightningModule):
         self.val_loss = MeanMetric()
         self.val_acc = MulticlassAccuracy(classes, average="micro")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, samples: Tensor) -> Tensor:
         """Logits (N, classes)."""
-        logits: Tensor = self.net(images)
+        logits: Tensor = self.net(samples)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch, in nats."""
-        images, labels = batch
-        loss = cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        samples, labels = batch
+        loss = cross_entropy(self(samples), labels, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the epoch's metrics."""
-        images, labels = batch
-        logits = self(images)
+        samples, labels = batch
+        logits = self(samples)
         self.val_loss.update(cross_entropy(logits, labels), weight=len(labels))
         self.val_acc.update(logits, labels)
         self.log("val_loss", self.val_loss, batch_size=len(labels))

@@ -1,16 +1,27 @@
 """Every choice under conf/ composes, and every preset becomes a run that could start."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
-from experiments.peers import AllReduceMonitor, AlonePeer, DDPPeer, PowerSGDPeer
+from experiments.peers import (
+    AllReduceMonitor,
+    AlonePeer,
+    DDPPeer,
+    DiLoCoPeer,
+    LocalSGDPeer,
+    OnebitAdamPeer,
+    PowerSGDPeer,
+)
 from experiments.schemes import strategy_of
+from experiments.train import run
 from lwpd_lightning.injection import CpuShare, StragglerInjector
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -22,9 +33,19 @@ if find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_optuna_s
 COMPANIONS = {
     ("model", "gpt"): ["data=stdlib_text"],
     ("data", "stdlib_text"): ["model=gpt"],
+    ("data", "shakespeare"): ["model=gpt"],
+    ("data", "lines"): ["model=transformer"],
+    ("model", "transformer"): ["data=lines"],
     ("straggler", "trace"): ["straggler.model.path=delays.csv"],
 }
-PEERS = {"alone": AlonePeer, "ddp": DDPPeer, "ddp_bf16": DDPPeer, "powersgd": PowerSGDPeer}
+PEERS = {
+    "alone": AlonePeer,
+    **dict.fromkeys(("ddp", "ddp_bf16"), DDPPeer),
+    **dict.fromkeys(("diloco", "diloco_int8"), DiLoCoPeer),
+    "local_sgd": LocalSGDPeer,
+    "onebit_adam": OnebitAdamPeer,
+    **dict.fromkeys(("powersgd", "powersgd_1", "powersgd_2", "powersgd_8"), PowerSGDPeer),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +74,8 @@ def test_every_choice_composes_and_resolves(tmp_path, group, name):
 
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_preset_assembles(tmp_path, experiment):
+    if experiment == "transformers":
+        pytest.importorskip("transformers", reason="transformers is not installed (extra `examples`)")
     cfg = composed(tmp_path, f"experiment={experiment}", "logger=csv")
 
     job = assemble(cfg)
@@ -151,6 +174,10 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["scheme=ddp", "straggler=one_slow", "+straggler.model.slowdown={8: 2}"], "slowdown names worker 8, but"),
         (["scheme=ddp", "scheme.strategy.gradient_dtype=int8"], "gradient_dtype='int8' is unknown: use one of"),
         (["scheme=powersgd", "scheme.strategy.rank=0"], "rank=0 approximates nothing: use 1 or more"),
+        (["scheme=local_sgd", "scheme.strategy.every=0"], "every=0 is no number of updates: use 1 or more"),
+        (["scheme=diloco", "scheme.strategy.exchange_dtype=int4"], "exchange_dtype='int4' is unknown: use one of"),
+        (["scheme=onebit_adam", "scheme.strategy.warmup_updates=0"], "warmup_updates=0 leaves no variance: use 1 or"),
+        (["scheme=onebit_adam", "+model.optimizer.amsgrad=true"], "amsgrad=True is not supported by 1-bit Adam: use"),
         (
             ["scheme=ddp", "straggler=cpu_share", "+straggler.shares={0: 0.5}"],
             "shares names worker 0, but only workers",
@@ -167,19 +194,37 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["model=gpt"], "model=gpt with data=stdlib_text"),
         (["data=stdlib_text", "model=gpt", "model.heads=3"], "model.heads=3 does not divide model.width=128"),
         (["data=stdlib_text", "model=gpt", "data.max_chars=900"], "data.max_chars=900 makes"),
+        (["data=lines"], "model=transformer with data=lines"),
         (["model=cnn", "model.channels=[8,8,8,8]"], "use 1 to 3 convolutions"),
     ],
 )
 def test_what_cannot_run_is_refused_in_a_sentence(tmp_path, overrides, sentence):
-    from hydra.errors import CompactHydraException
-
-    from experiments.train import run
-
     with pytest.raises(CompactHydraException, match=sentence) as caught:
         run(composed(tmp_path, "logger=csv", *overrides))
 
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_transformer_is_made_of_its_configuration_or_refused(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed (extra `examples`)")
+    chosen = ["logger=csv", "experiment=transformers"]
+
+    network = assemble(composed(tmp_path, *chosen, "model.kind=electra", "data.length=12")).model.net.model
+    assert (network.config.model_type, network.config.max_position_embeddings, network.num_labels) == ("electra", 12, 2)
+    with pytest.raises(Exception, match=r"model.kind=best with model.config=.*Unrecognized model identifier: best"):
+        assemble(composed(tmp_path, *chosen, "model.kind=best"))
+
+
+def test_without_transformers_one_sentence_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    with pytest.raises(CompactHydraException) as caught:
+        run(composed(tmp_path, "logger=csv", "experiment=transformers"))
+
+    assert str(caught.value) == (
+        "transformers is not installed: pip install 'lwpd-lightning[examples]', or use another model"
+    )
 
 
 @pytest.mark.parametrize(

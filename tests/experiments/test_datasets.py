@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.data import Digits, StdlibText
-from experiments.data.stdlib_text import VOCABULARY, CharacterWindows, stdlib_sources
+from experiments.data import Digits, Lines, StdlibText
+from experiments.data.stdlib_text import stdlib_sources
+from experiments.data.text import VOCABULARY, CharacterWindows
 
 
 def test_digits_are_the_same_whatever_the_training_seed():
@@ -103,3 +104,18 @@ def test_windows_cover_the_text_once_and_never_leave_it(length):
     assert length - 1 - len(inputs) < 4
     with pytest.raises(IndexError):
         windows[len(windows)]
+
+
+def test_lines_are_of_both_kinds_disjoint_and_padded():
+    train, val = Lines(batch_size=8, length=16, samples=200, val_share=0.25).splits
+
+    (tokens, labels), (held_out, _) = train.tensors, val.tensors
+    assert (tokens.shape, held_out.shape) == ((150, 16), (50, 16))
+    assert torch.bincount(labels).tolist() == [75, 75]
+    assert (tokens > 0).all(dim=1).all()  # no line is shorter than what is kept
+    assert "def " in "".join(bytes(line).decode(errors="replace") for line in (tokens[labels == 1] - 3).tolist())
+    padded, _ = Lines(batch_size=8, length=200, samples=20).splits[0][0]
+    assert padded[0] > 0
+    assert padded[-1] == 0
+    with pytest.raises(ValueError, match=r"data.samples=1000000 is not to be had of this Python: use 2 to \d+."):
+        Lines(batch_size=8, samples=1000000).setup()

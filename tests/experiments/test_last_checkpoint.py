@@ -39,3 +39,14 @@ def test_a_run_continued_from_the_last_checkpoint_is_as_an_unbroken_one(tmp_path
     assert found["global_step"] == expected["global_step"] == (24 if "max_steps" in go_on[0] else 33)
     for name, weights in expected["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name], weights)
+
+
+@pytest.mark.parametrize("scheme", ["lwpd", "ddp"])
+def test_recent_states_are_kept_by_rank_0s_clock(tmp_path, scheme):
+    words = (*RUN, f"scheme={scheme}", "callbacks.recent.every_s=0", "trainer.max_steps=40", "hydra.run.dir=run")
+
+    done = train(tmp_path, *words)  # which hung, where other ranks had clocks of their own
+
+    assert done.returncode == 0, done.stderr
+    recent, before = (torch.load(tmp_path / f"run/checkpoints/{name}.ckpt") for name in ("recent", "recent_before"))
+    assert 0 < before["global_step"] < recent["global_step"] < 40

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 UPDATES = 66  # six epochs of 11
 # LWPD_KILLS=20 for more of them.
-KILLS = int(os.environ.get("LWPD_KILLS", "3"))
+KILLS = int(os.environ.get("LWPD_KILLS", "2"))
 RUN = (
     "code=lwpd_4_2_2", "code.wait_for=4", "model.hidden=[16]", "logger=csv", "trainer.max_epochs=6",
     "callbacks.recent.every_s=0",

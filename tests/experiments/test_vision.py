@@ -1,8 +1,11 @@
 """Torchvision's data sets: refused in a sentence where they cannot be had, read as they are where they can."""
 
+import gzip
 import importlib.util
 import pickle
+import shutil
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +120,42 @@ def write_cifar(root: Path, monkeypatch) -> list[tuple[np.ndarray, np.ndarray]]:
     meta = {**datasets.CIFAR10.meta, "md5": calculate_md5(folder / "batches.meta")}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
     return written
+
+
+def packed(root: Path, name: str, monkeypatch) -> None:
+    """What was written, as it is published: each of MNIST's files compressed, CIFAR's folder in an archive."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import calculate_md5
+
+    kind = getattr(datasets, name)
+    if name == "CIFAR10":
+        with tarfile.open(root / kind.filename, "w:gz") as archive:
+            archive.add(root / kind.base_folder, kind.base_folder)
+        monkeypatch.setattr(kind, "tgz_md5", calculate_md5(root / kind.filename))
+        shutil.rmtree(root / kind.base_folder)
+        return
+    resources = []
+    for path in sorted((root / name / "raw").iterdir()):
+        compressed = path.with_name(f"{path.name}.gz")
+        compressed.write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+        resources.append((compressed.name, calculate_md5(compressed)))
+    monkeypatch.setattr(kind, "resources", resources)
+    monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/"])  # where nobody listens
+
+
+@needs_torchvision
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_files_that_are_there_are_unpacked_and_no_network_is_asked(tmp_path, monkeypatch, name):
+    written = write_cifar(tmp_path, monkeypatch) if name == "CIFAR10" else write_mnist(tmp_path, name)
+    unpacked = Vision(name, str(tmp_path), batch_size=8, download=False).facts
+    packed(tmp_path, name, monkeypatch)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the network was asked"))
+
+    data = Vision(name, str(tmp_path), batch_size=8)
+
+    assert data.facts == unpacked
+    assert [int(label) for _, label in data.splits[0]] == written[0][1].tolist()
 
 
 @needs_torchvision

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from experiments.wandb_run import refuse_uploads
 from tests.experiments.offline_runs import records, series
-from tests.experiments.test_train_command import train
+from tests.experiments.test_train_command import ROOT, train
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow
@@ -30,7 +32,9 @@ def first(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("wandb")
     # Rank 0 steps with other gradients than were decoded, so that workers end elsewhere and take over its state.
     halves = "+callbacks.halves._target_=tests.integration.test_replicas.HalveGradients"
-    done = train(directory, *RUN, "trainer.max_epochs=2", "hydra.run.dir=first", halves)
+    # As logger.log_model=true does online.
+    uploads = "logger.wandb.log_model=true"
+    done = train(directory, *RUN, "trainer.max_epochs=2", "hydra.run.dir=first", halves, uploads)
     assert done.returncode == 0, done.stderr
     return directory / "first"
 
@@ -85,10 +89,40 @@ def test_the_summarys_figures_and_the_pictures_are_in_the_run(first):
         assert kept[f"result/{name}"] == pytest.approx(summary[name])
     files = [file["path"] for record in found["files"] for file in record["files"]]
     (run,) = first.glob("wandb/offline-run-*")
-    for picture in ("learning_curve", "arrivals"):
+    for picture in ("learning_curve", "arrivals", "code"):
         (path,) = (path for path in files if picture in path)
         assert (run / "files" / path).read_bytes() == (first / f"{picture}.png").read_bytes()
         assert (first / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_checkpoint_is_an_artefact(first):
+    found = only_record_of(first)
+    (artefact,) = (record for record in found["artifact"])
+
+    assert (artefact["name"], artefact["type"]) == (f"model-{found['run'][0]['run_id']}", "model")
+    assert {"latest", "best"} == set(artefact["aliases"])
+    assert "best.ckpt" in json.dumps(artefact)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            ("true",),
+            r"logger.log_model=true uploads checkpoints as the run goes, and logger.mode=offline does not: use",
+        ),
+        (("all", "logger.mode=disabled"), r"logger.log_model=all uploads .* and logger.mode=disabled does not: use"),
+        (("best",), r"logger.log_model=best is unknown: use true, all or false."),
+        (("true", "logger.mode=online", "callbacks.checkpoint=null"), r"uploads what callbacks.checkpoint keeps, and"),
+    ],
+)
+def test_checkpoints_that_cannot_be_uploaded_are_refused(settings, sentence):
+    value, *others = settings
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=[f"logger.log_model={value}", *others])
+
+    with pytest.raises(ValueError, match=sentence):
+        refuse_uploads(cfg)
 
 
 def test_a_continued_run_is_the_same_wandb_run(first):

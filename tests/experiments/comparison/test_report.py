@@ -37,3 +37,12 @@ def test_runs_are_grouped_by_the_wait_for_that_counted():
     (runs,) = grid.metadata.run_sets
     # code.wait_for is what a scheme starts from, and may replace: sync waits for all.
     assert [key.name for key in runs.grouping] == ["scheme.value.strategy.wait_for"]
+
+
+def test_a_report_that_is_not_saved_is_a_sentence():
+    class Unreachable:
+        def save(self):
+            raise ConnectionError("nobody\n  answers")
+
+    with pytest.raises(ValueError, match=r"^--report was not saved: nobody answers$"):
+        report.save(Unreachable())
