@@ -17,6 +17,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import AsyncCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+# Training waits for the copy, and where senders remember codewords for workers' word: a twentieth of its time at most.
+_PAUSE = 20
+
 LAST, RECENT, BEFORE = "last.ckpt", "recent.ckpt", "recent_before.ckpt"
 
 
@@ -72,7 +75,8 @@ class RecentCheckpoints(Checkpoint):
 
     Args:
         dirpath: folder of both.
-        every_s: seconds from the end of one to the beginning of the next; 0: after each update.
+        every_s: seconds from the end of one to the beginning of the next, and 20 times as many at least as training
+            waited for the last; 0: after each update.
 
     Raises:
         ValueError: `every_s` is negative.
@@ -104,11 +108,12 @@ class RecentCheckpoints(Checkpoint):
             return
         if trainer.global_step == updates:  # an update of several batches is not whole before
             return
-        if trainer.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0:
+        validated_every = trainer.val_check_batch  # None: validation is due by the clock
+        if trainer.is_last_batch or (validated_every is not None and (batch_idx + 1) % validated_every == 0):
             return
         if trainer.global_step == trainer.max_steps:
             return  # LastCheckpoint's
-        self._writer.due_s = float("inf")
+        self._writer.ended_s, started = float("inf"), time.monotonic()
         strategy = trainer.strategy
         strategys, strategy.checkpoint_io = strategy.checkpoint_io, self._io
         # Where all ranks train as rank 0 does they would meet here, and only rank 0's clock says when.
@@ -118,6 +123,7 @@ class RecentCheckpoints(Checkpoint):
         finally:
             strategy.checkpoint_io = strategys
             del strategy.barrier
+            self._writer.waited_s = time.monotonic() - started
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait until what was begun is written; raises what kept it from being."""
@@ -132,19 +138,21 @@ class _Writer(TorchCheckpointIO):
     """Writes a checkpoint beside the one before it, which keeps another name.
 
     Attributes:
-        due_s: when the next one is to be made, by the monotonic clock; infinite while one is written.
+        ended_s: when the last one was written, by the monotonic clock; infinite while one is.
+        waited_s: seconds that training has waited for it.
     """
 
     def __init__(self, before: Path, every_s: float) -> None:
         self._before, self._every_s = before, every_s
-        self.due_s = 0.0
+        self.ended_s = self.waited_s = 0.0
 
     @property
     def due(self) -> bool:
-        return time.monotonic() >= self.due_s
+        pause_s = max(self._every_s, _PAUSE * self.waited_s) if self._every_s else 0.0
+        return time.monotonic() >= self.ended_s + pause_s
 
     def begin(self) -> None:
-        self.due_s = time.monotonic() + self._every_s
+        self.ended_s = time.monotonic()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)

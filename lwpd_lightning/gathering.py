@@ -96,10 +96,11 @@ class Gathering:
         else:
             # Forked before any socket or thread of the exchange exists, so that none of them is inherited.
             self.memory = shared_memory(self._settings, self._trainer.lightning_module)
-            work = self._forked_work(self._meeting, self.memory, self._listener, loader, at)
+            leave = self._leaving(self._listener)
+            work = self._forked_work(self._meeting, self.memory, leave, loader, at)
             self._workers = fork_workers(local, work)
             if self._settings.restart_workers and len(local):
-                self._nursery = Nursery(work, self._listener)
+                self._nursery = Nursery(work, leave)
         return self._meeting
 
     def announce(self, port: int, seed: int) -> None:
@@ -165,16 +166,25 @@ class Gathering:
     def _rerun(self, meeting: Meeting, ranks: range) -> Workers:
         return rerun_workers(ranks, lambda rank: meeting.environment(0, rank))
 
+    def _leaving(self, listener: socket.socket) -> Callable[[], None]:
+        """Lets go, in a fork, of what is rank 0's alone."""
+
+        def leave() -> None:
+            listener.close()
+            self._trainer.strategy._fit.remembered.forget()  # type: ignore[attr-defined]
+
+        return leave
+
     def _forked_work(
         self,
         meeting: Meeting,
         memory: SharedMemory,
-        listener: socket.socket,
+        leave: Callable[[], None],
         loader: CodedLoader,
         at: tuple[int, int] | None,
     ) -> Callable[[int], None]:
         def work(rank: int) -> None:
-            listener.close()  # rank 0's alone
+            leave()
             self._environment.set_global_rank(rank)
             self._trainer.strategy._fit = None  # type: ignore[attr-defined]  # whose links and processes are rank 0's
             serve_forked(self._trainer, self._settings, meeting, memory, rank - self._rank_of, loader, at)

@@ -7,7 +7,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -24,12 +23,12 @@ class Nursery:
 
     Args:
         work: what a worker of a rank does.
-        listener: rank 0's own, which the nursery must not hold open.
+        leave: lets go of what is rank 0's alone.
     """
 
-    def __init__(self, work: Callable[[int], None], listener: socket.socket) -> None:
+    def __init__(self, work: Callable[[int], None], leave: Callable[[], None]) -> None:
         self._ours, theirs = multiprocessing.Pipe()
-        self._process = forked(_tend, (theirs, work, listener, os.getpid()), "lwpd-nursery")
+        self._process = forked(_tend, (theirs, work, leave, os.getpid()), "lwpd-nursery")
         theirs.close()
 
     def start(self, rank: int) -> WorkerProcess | None:
@@ -71,11 +70,11 @@ class _Fledgling:
         return self._code
 
 
-def _tend(channel: Connection, work: Callable[[int], None], listener: socket.socket, parent: int) -> None:
+def _tend(channel: Connection, work: Callable[[int], None], leave: Callable[[], None], parent: int) -> None:
     """Fork when asked, tell how what was forked has ended, and end with rank 0."""
     gc.freeze()
     leave_the_end_to_rank_zero()
-    listener.close()
+    leave()
     forks: dict[int, WorkerProcess] = {}
 
     def serve(rank: int) -> None:

@@ -25,6 +25,7 @@ from lwpd_lightning.links.header import NO_BATCH
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.loss_scale import scale_gradients
+from lwpd_lightning.remembered import KEY, Remembered, gathered
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
@@ -47,11 +48,15 @@ class CodedFit:
         trainer: the trainer, at ``on_train_start``.
         settings: resolved for the world size.
         gathering: its workers.
+        remembered: what senders are to go on with.
     """
 
-    def __init__(self, trainer: pl.Trainer, settings: ExchangeSettings, gathering: Gathering) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, settings: ExchangeSettings, gathering: Gathering, remembered: Remembered
+    ) -> None:
         assert settings.code is not None and settings.wait_for is not None
         self._trainer, self._settings, self._gathering = trainer, settings, gathering
+        self.remembered = remembered
         self._own = None if settings.dedicated_coordinator else 0
         self._threads = torch.get_num_threads()
         module = trainer.lightning_module
@@ -87,11 +92,8 @@ class CodedFit:
         assert self._settings.code is not None
         for advice in self._settings.warm_up():
             log.warning(advice)
-        if self._settings.remembers and self._trainer.ckpt_path is not None:
-            log.warning(
-                "The memory of error feedback is in no checkpoint: it begins anew, so that this run does not end with "
-                "the bits of one that was not interrupted."
-            )
+        if self._settings.remembers:
+            self.remembered.say_what_lacks(self._settings.code.n)
         torch.set_num_threads(suggested_threads(self._gathering.local_ranks))
         rank_zero_info(share_of_batch(self._loader.batch_size, self._settings.code))
         self._begin(None)
@@ -110,6 +112,8 @@ class CodedFit:
         self._coordinator = self._coordinate(meeting.run_key, seat, lost)
         self._steering = Steering(self._trainer, StateLayout.buffers(module, self._blocks.device))
         self._coordinator.admit(self._gathering.announce_again)
+        self._sender = seat.sender
+        self.remembered.restore(self._coordinator, self._sender, self._own)
 
     def _coordinate(self, key: RunKey, seat: Seat, lost: list[int]) -> Coordinator:
         """Open rank 0's links, tell the workers where, and make what decides."""
@@ -236,6 +240,7 @@ class CodedFit:
     def _collect(self) -> None:
         assert self._coordinator is not None
         self.last_update = self._coordinator.collect(self._end_if_told)
+        self.remembered.forget()
         if any(self.last_update.logged):
             self._step_log.relog(self.last_update.logged)
 
@@ -246,6 +251,20 @@ class CodedFit:
         self._told = self._told or time.monotonic()
         if not enough or time.monotonic() - self._told > _FINISH_S:
             raise SystemExit(128 + signal.SIGTERM)
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add to a checkpoint what Lightning does not know of: what senders remember of codewords."""
+        if not self._settings.remembers:
+            return
+        if self._coordinator is None or not self.running:
+            log.warning(
+                "The fit is over, so this checkpoint lacks the memory of error feedback; those of callbacks have it."
+            )
+            return
+        nbytes = sum(parameter.nbytes for parameter in self._blocks.parameters)
+        checkpoint[KEY] = gathered(
+            self._coordinator, self._settings, self._sender, self._own, nbytes=nbytes, last=self.last_update
+        )
 
     def stepped(self) -> None:
         """Note that the optimizer has stepped."""

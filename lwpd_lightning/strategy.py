@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -43,6 +44,7 @@ from lwpd_lightning.refusals import (
     refuse_tasks,
     refuse_trainer,
 )
+from lwpd_lightning.remembered import Remembered, taken_from
 from lwpd_lightning.requeue import requeue_between_updates
 from lwpd_lightning.rule.arrivals import Stale
 from lwpd_lightning.separate_ranks import SeparateRanks
@@ -171,13 +173,14 @@ class LWPDStrategy(SeparateRanks):
             compressor=compressor,
         )
         self._fit: CodedFit | None = None
+        self._remembered = Remembered()
         self._suspended: list[CodedFit] = []  # that a tuner's run in mid-fit has interrupted
         self._generation = self._seed = 0
         self._elsewhere: Elsewhere | None = None  # where this is not rank 0, nor a fork of it
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no fit: its links and processes are this one's."""
-        return super().__getstate__() | {"_fit": None, "_suspended": []}
+        return super().__getstate__() | {"_fit": None, "_suspended": [], "_remembered": Remembered()}
 
     # What the fit has done so far.
 
@@ -248,7 +251,7 @@ class LWPDStrategy(SeparateRanks):
         if self._trainer.state.fn is TrainerFn.FITTING:
             assert self.cluster_environment is not None
             requeue_between_updates(self._trainer, self.cluster_environment)
-            self._generation = entries().fits - 1
+            self._generation, self._remembered = entries().fits - 1, Remembered()
             if self.is_global_zero:
                 self._seed = seed_of_the_run()
             else:
@@ -316,7 +319,7 @@ class LWPDStrategy(SeparateRanks):
             num_nodes=self.num_nodes,
             generation=self._generation,
         )
-        self._fit = CodedFit(trainer, self.settings, gathering)
+        self._fit = CodedFit(trainer, self.settings, gathering, self._remembered)
         self._fit.start()
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -350,6 +353,22 @@ class LWPDStrategy(SeparateRanks):
         if self._fit is not None:
             self._fit.stepped()
         return result
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Add what senders remember, unless the weights alone are asked for."""
+        if self._fit is not None and "optimizer_states" in checkpoint:
+            self._fit.save(checkpoint)
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Keep what senders remembered for the exchange that begins; rank 0 gives each worker its own."""
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        remembered = taken_from(checkpoint)
+        if self.is_global_zero and self._trainer.state.fn is TrainerFn.FITTING:
+            self._remembered = remembered
+            if self._fit is not None and self._fit.running:  # a tuner in mid-fit leads back to where it began
+                self._fit.remembered = remembered
+        return checkpoint
 
     def on_train_end(self) -> None:
         """The fit is over: end the workers."""

@@ -21,7 +21,7 @@ from lwpd_lightning.data import CodedBatch, CodedLoader, following
 from lwpd_lightning.entries import adopt, entries, outcome_of
 from lwpd_lightning.exchange.follower import Assignment
 from lwpd_lightning.exchange.state import Structure
-from lwpd_lightning.exchange.update import Contribution, DataSourceFailed
+from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
@@ -32,6 +32,7 @@ from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import ENV_FIT, ENV_PARENT, Meeting
 from lwpd_lightning.reduction.reduction import Codeword
 from lwpd_lightning.reduction.sums import SharedMemory
+from lwpd_lightning.rule.outage import DataSourceFailed
 from lwpd_lightning.seat import Seat
 from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import steer

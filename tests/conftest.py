@@ -11,6 +11,7 @@ import pytest
 import pytest_timeout
 import torch
 
+from lwpd_lightning.coding import kernels
 from lwpd_lightning.testing.job import _processes
 
 _STACKS_BEFORE_S, _STUCK_AFTER_S, _LOST_AFTER_S = 2.0, 30.0, 60.0
@@ -25,6 +26,8 @@ def pytest_configure(config):
     config.option.loadscopereorder = False  # of pytest-xdist, which would begin with the files of many, short, tests
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if getattr(config.option, "numprocesses", None):
+        kernels.compiled()  # kept on disk: else each process of pytest-xdist would spend twenty seconds on it, at once
     if hasattr(config, "workerinput"):  # a process of pytest-xdist, which is started by -c: no script to run once more
         sys.argv = config.workerinput["mainargv"]
         sys.modules["__main__"].__file__ = sys.argv[0]

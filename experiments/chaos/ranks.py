@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import secrets
@@ -111,10 +110,8 @@ def fork(work: Callable[[], None]) -> int:
 
     def begun() -> None:
         os.setsid()
-        atexit._clear()  # what this process has registered is for its own end
         os.close(begin)
         os.close(begins)
         work()
 
-    # Rank 0's exit function waits until the others have heard how the fit ended.
-    work_and_end(begun, at_last=atexit._run_exitfuncs)
+    work_and_end(begun)

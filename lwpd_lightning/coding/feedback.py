@@ -57,6 +57,9 @@ class ErrorFeedback(Sender):
         )
         self._touched: set[int] = set()  # parameters of which the memory may hold something
         self._version = 0
+        self._unsettled: int | None = None  # the version whose codeword was made last, while it is all in the memory
+        self._goes_on = False  # whether that codeword was made before this sender took the memory over
+        self._again = False  # whether it is now made again: its gradients are in the memory already
         self._row = 0  # along which the codeword made last was seen
         self._settled: tuple[slice, Tensor] | None = None  # where it arrived whole, and what that was
         # What is lost of the sum lies in the gradient's space: only there can it be given back.
@@ -70,9 +73,12 @@ class ErrorFeedback(Sender):
     def begin(self, version: int) -> None:
         """Start the codeword of a version, on top of what earlier ones left out."""
         self._version = version
+        self._again, self._goes_on = self._goes_on and version == self._unsettled, False
 
     def add(self, part: int, factor: float = 1.0) -> None:
         """Add ``factor`` times a data part's gradients, which a backward has just left in ``.grad``, to the memory."""
+        if self._again:
+            return
         if self._rows is not None:
             self._blocks.add_along(self._rows if factor == 1.0 else factor * self._rows, self._seen)
         else:
@@ -82,6 +88,7 @@ class ErrorFeedback(Sender):
         """The codeword of the version, (d,): a view of the memory, as it is until that is settled or added to."""
         code = self._code.at(self._version)
         self._row, self._settled = code.row if isinstance(code, SketchCode) else 0, None
+        self._unsettled = self._version
         return self._seen[self._row]
 
     def held(self, touched: set[int]) -> set[int]:
@@ -102,7 +109,7 @@ class ErrorFeedback(Sender):
             wire.add_to(packed, codeword, 1.0)
             codeword[before] = held
         own = codeword[kept].clone()
-        self._settled = kept, own
+        self._settled, self._unsettled = (kept, own), None
         wire.add_to(packed, codeword, -1.0)
         codeword[kept].zero_()
         # A row has no zeros: what is not finite in one row of the memory is in all others too.
@@ -119,7 +126,7 @@ class ErrorFeedback(Sender):
     def forget(self) -> None:
         """Forget everything: what made the codeword too large cannot be told from the rest."""
         self._seen.zero_()
-        self._settled = None
+        self._settled = self._unsettled = None
 
     @torch.no_grad()
     def give_back(self, start: int, stop: int, lost: Tensor) -> None:
@@ -128,8 +135,8 @@ class ErrorFeedback(Sender):
         self._seen[self._row, start:stop].add_(lost)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, and of which parameters it may hold something."""
-        return {"seen": self._seen.clone(), "touched": sorted(self._touched)}
+        """The memory, the parameters that it may hold something of, and the version whose codeword is not settled."""
+        return {"seen": self._seen.clone(), "touched": sorted(self._touched), "unsettled": self._unsettled}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a memory; raises ValueError for one of another layout."""
@@ -138,3 +145,4 @@ class ErrorFeedback(Sender):
             raise ValueError(f"memory of shape {tuple(seen.shape)}: this layout's has {tuple(self._seen.shape)}.")
         self._seen.copy_(seen)
         self._touched, self._settled = set(state_dict["touched"]), None
+        self._unsettled, self._goes_on = state_dict["unsettled"], True

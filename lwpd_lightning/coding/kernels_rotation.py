@@ -10,64 +10,61 @@ _SIDE = 32  # a chunk of 1024 is a square of this side
 _CHUNK = _SIDE * _SIDE
 
 
-@compiled()
-def _butterflies(x, first, end):  # type: ignore[no-untyped-def]
-    """Sums and differences of values that are ``first``, 2 ``first``, ... up to below ``end`` places apart."""
-    h = first
-    while h < end:
-        for start in range(0, len(x), 2 * h):
-            a, b = x[start : start + h], x[start + h : start + 2 * h]
-            for j in range(h):
-                u, v = a[j], b[j]
-                a[j], b[j] = u + v, u - v
-        h *= 2
+@compiled(inline="always")
+def _four_rows(x, first, apart):  # type: ignore[no-untyped-def]
+    """Sums and differences of rows that are ``apart``, then of those twice as far: in one pass, as it is memory's."""
+    a, b = first * _SIDE, (first + apart) * _SIDE
+    c, d = (first + 2 * apart) * _SIDE, (first + 3 * apart) * _SIDE
+    for j in range(_SIDE):
+        ab, ba = x[a + j] + x[b + j], x[a + j] - x[b + j]
+        cd, dc = x[c + j] + x[d + j], x[c + j] - x[d + j]
+        x[a + j], x[b + j], x[c + j], x[d + j] = ab + cd, ba + dc, ab - cd, ba - dc
 
 
-@compiled()
-def _transpose(x, out):  # type: ignore[no-untyped-def]
+@compiled(inline="always")
+def _columns(x):  # type: ignore[no-untyped-def]
+    """Each column of the square times the Hadamard matrix: in lanes, as neighbours are of one row."""
+    for first in range(0, _SIDE, 4):
+        _four_rows(x, first, 1)
+    for half in range(0, _SIDE, _SIDE // 2):
+        for first in range(half, half + 4):
+            _four_rows(x, first, 4)
+    for j in range(_CHUNK // 2):
+        u, v = x[j], x[j + _CHUNK // 2]
+        x[j], x[j + _CHUNK // 2] = u + v, u - v
+
+
+@compiled(inline="always")
+def _mix(x, scratch):  # type: ignore[no-untyped-def]
+    """1024 values into ``scratch``: along the columns of the square, and, transposed, along its rows."""
+    _columns(x)
     for i in range(_SIDE):
         for j in range(_SIDE):
-            out[j * _SIDE + i] = x[i * _SIDE + j]
-
-
-@compiled()
-def _chunk(x, scratch):  # type: ignore[no-untyped-def]
-    """1024 values: along the columns of a square, transposed along its rows, so that neighbours are summed in lanes."""
-    _butterflies(x, _SIDE, _CHUNK)
-    _transpose(x, scratch)
-    _butterflies(scratch, _SIDE, _CHUNK)
-    _transpose(scratch, x)
+            scratch[j * _SIDE + i] = x[i * _SIDE + j]
+    _columns(scratch)
 
 
 @compiled()
 def _short(x):  # type: ignore[no-untyped-def]
-    """A power of two below 1024: wide steps first, as for a whole chunk."""
-    _butterflies(x, _SIDE, len(x))
-    _butterflies(x, 1, min(_SIDE, len(x)))
-
-
-@compiled()
-def _turn(x, signs, scratch):  # type: ignore[no-untyped-def]
-    for j in range(len(x)):
-        x[j] *= signs[j]
-    if len(x) == _CHUNK:
-        _chunk(x, scratch)
-    else:
-        _short(x)
+    """A power of two below 1024: wide steps first, which are in lanes."""
+    for narrow in (False, True):
+        h, end = (1, min(_SIDE, len(x))) if narrow else (_SIDE, len(x))
+        while h < end:
+            for start in range(0, len(x), 2 * h):
+                a, b = x[start : start + h], x[start + h : start + 2 * h]
+                for j in range(h):
+                    u, v = a[j], b[j]
+                    a[j], b[j] = u + v, u - v
+            h *= 2
     scale = np.float32(len(x) ** -0.5)
     for j in range(len(x)):
         x[j] *= scale
 
 
 @compiled()
-def _turn_back(x, signs, scratch):  # type: ignore[no-untyped-def]
-    if len(x) == _CHUNK:
-        _chunk(x, scratch)
-    else:
-        _short(x)
-    scale = np.float32(len(x) ** -0.5)
+def _signed(x, signs):  # type: ignore[no-untyped-def]
     for j in range(len(x)):
-        x[j] *= scale * signs[j]
+        x[j] *= signs[j]
 
 
 @compiled()
@@ -81,22 +78,37 @@ def _power(size):  # type: ignore[no-untyped-def]
 @compiled("void(f4[::1], f4[::1])")
 def rotate(values, signs):  # type: ignore[no-untyped-def]
     """Rotate (d,) values in place; ``signs`` has d + 1024, of which the last are for the end of a shorter chunk."""
-    size, scratch = len(values), np.empty(_CHUNK, np.float32)
-    for start in range(0, size, _CHUNK):
-        rest = values[start : min(size, start + _CHUNK)]
-        width = _power(len(rest))
-        _turn(rest[:width], signs[start : start + width], scratch)
-        if width < len(rest):
-            _turn(rest[len(rest) - width :], signs[size : size + width], scratch)
+    size, scratch, scale = len(values), np.empty(_CHUNK, np.float32), np.float32(1 / _SIDE)
+    whole = size - size % _CHUNK
+    for start in range(0, whole, _CHUNK):
+        x = values[start : start + _CHUNK]
+        _signed(x, signs[start : start + _CHUNK])
+        _mix(x, scratch)
+        for j in range(_CHUNK):
+            x[j] = scratch[j] * scale
+    if whole < size:
+        width = _power(size - whole)
+        _signed(values[whole : whole + width], signs[whole : whole + width])
+        _short(values[whole : whole + width])
+        if whole + width < size:
+            _signed(values[size - width :], signs[size : size + width])
+            _short(values[size - width :])
 
 
 @compiled("void(f4[::1], f4[::1])")
 def rotate_back(values, signs):  # type: ignore[no-untyped-def]
     """The inverse of `rotate`, in place."""
-    size, scratch = len(values), np.empty(_CHUNK, np.float32)
-    for start in range(0, size, _CHUNK):
-        rest = values[start : min(size, start + _CHUNK)]
-        width = _power(len(rest))
-        if width < len(rest):
-            _turn_back(rest[len(rest) - width :], signs[size : size + width], scratch)
-        _turn_back(rest[:width], signs[start : start + width], scratch)
+    size, scratch, scale = len(values), np.empty(_CHUNK, np.float32), np.float32(1 / _SIDE)
+    whole = size - size % _CHUNK
+    for start in range(0, whole, _CHUNK):
+        x, those = values[start : start + _CHUNK], signs[start : start + _CHUNK]
+        _mix(x, scratch)
+        for j in range(_CHUNK):
+            x[j] = scratch[j] * scale * those[j]
+    if whole < size:
+        width = _power(size - whole)
+        if whole + width < size:
+            _short(values[size - width :])
+            _signed(values[size - width :], signs[size : size + width])
+        _short(values[whole : whole + width])
+        _signed(values[whole : whole + width], signs[whole : whole + width])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,10 +14,15 @@ from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.wire import CHUNK
 
 _SIGNS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) == 1, -1, 1).astype(np.float32)
+# Steps along the columns of a chunk that is a square of 32 by 32.
+_WIDE = (32, 64, 128, 256, 512)
 
 
 class Rotation:
-    """``x -> H (s * x)`` in chunks of 1024 positions: s random signs of the version, H = Hadamard / 32.
+    """``x -> M (s * x)`` in chunks of 1024 positions: s random signs of the version, M the Hadamard matrix / 32.
+
+    Its rows are in such an order that M is one step made twice: each column of the chunk, taken as a square of 32 by
+    32, times the Hadamard matrix of that side, and the square transposed in between. M is its own inverse.
 
     Orthogonal, and common to all ranks: the sum of rotated codewords is the rotated sum. In a rotated chunk no value
     stands out, so that one level says what all of them are worth (DRIVE: Vargaftik et al., NeurIPS 2021; one rotation
@@ -98,15 +104,21 @@ def _spans(size: int) -> list[tuple[slice, slice]]:
 
 
 def _hadamard(values: Tensor) -> Tensor:
-    """Each 1024 of (m,) values, or all of fewer, times the Hadamard matrix that makes them no longer or shorter."""
+    """Each 1024 of (m,) values, or all of fewer, by the matrix M of `Rotation`, which is its own inverse."""
     width = min(len(values), CHUNK)
+    if width == CHUNK:
+        mixed = _steps(values, _WIDE).view(-1, 32, 32).transpose(1, 2).reshape(-1)
+        return _steps(mixed, _WIDE) / 32
     # Wide steps first: compiled, they are those that need no values from the same register.
-    steps = [h for h in (32, 64, 128, 256, 512, 1, 2, 4, 8, 16) if h < width]
+    scale: float = width**-0.5
+    return _steps(values, [h for h in (*_WIDE, 1, 2, 4, 8, 16) if h < width]) * scale
+
+
+def _steps(values: Tensor, steps: Sequence[int]) -> Tensor:
     for h in steps:
         a, b = values.view(-1, 2, h).unbind(1)
-        values = torch.stack((a + b, a - b), dim=1)
-    scale: float = width**-0.5
-    return values.view(-1) * scale
+        values = torch.stack((a + b, a - b), dim=1).view(-1)
+    return values
 
 
 def _kernels(values: Tensor) -> Any:

@@ -94,7 +94,11 @@ class Sender(ABC):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """What of earlier codewords the next ones depend on, in plain containers and tensors."""
+        """What of earlier codewords the next ones depend on, in plain containers and tensors; between two codewords.
+
+        Where the codeword made last is not settled, it is in there too: a sender that goes on with such a state makes
+        the same codeword where the same version begins, whatever is added to it.
+        """
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

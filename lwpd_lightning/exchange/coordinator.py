@@ -15,6 +15,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
+from lwpd_lightning.exchange.memories import Memories
 from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.exchange.state import Checksum
 from lwpd_lightning.exchange.tally import Agreement, Tally
@@ -75,6 +76,7 @@ class Coordinator:
         self.version = first_version - 1
         self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
         self._admission, self._members = admission, admission.members
+        self.memories = Memories(hub, self._members, publication, messages)
         self._messages, self._timeout_s, self._patience = messages, timeout_s, patience
         self._tally = Tally(rule, reduction, model, guard)
         self._heard_at = 0.0  # when all that had come was read
@@ -145,9 +147,8 @@ class Coordinator:
             oldest=self._rule.oldest,
         )
         self._tell_who_missed()
-        whole = how is How.WHOLE
         self._publication.publish(
-            self._admission.present, position, step, attributes, decided=self.decided, moved=whole
+            self._admission.present, position, step, attributes, decided=self.decided, moved=how is How.WHOLE
         )
         self._tally.published(set(self._admission.present))
 
@@ -215,8 +216,8 @@ class Coordinator:
         """
         end = self._publication.header(Op.STOP, self.version)
         end = end._replace(epoch=epoch, batch_index=batch_index, global_step=global_step)
-        patience_s = _FAREWELL_S if await_farewell else 0.0
-        self._publication.farewell(end, self._members.workers, self._admission.present, patience_s)
+        staying, patience_s = self._admission.present, _FAREWELL_S if await_farewell else 0.0
+        self._publication.farewell(end, self._members.workers, staying, patience_s)
         self._hub.close()
 
     # What workers send.
@@ -270,7 +271,7 @@ class Coordinator:
             self._admission.linked(header)
         elif header.op is Op.UNLINKED:
             self._unlinked(header, words(payload), now)
-        else:
+        elif header.op is not Op.MEMORY:  # which has come too late for the checkpoint that asked
             raise ProtocolError(f"{header.op.name} from a worker")
 
     def _answer(self, header: Header, agreement: Agreement) -> None:

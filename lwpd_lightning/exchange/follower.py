@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +11,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lwpd_lightning.exchange.state import Checksum, Checksums, Stateful, StateLayout, digest, from_bytes, whole_state
+from lwpd_lightning.exchange.state import (
+    Checksum,
+    Checksums,
+    Stateful,
+    StateLayout,
+    digest,
+    from_bytes,
+    to_bytes,
+    whole_state,
+)
 from lwpd_lightning.exchange.update import Contribution
-from lwpd_lightning.links.header import NO_BATCH, Header
+from lwpd_lightning.links.header import NO_BATCH, Header, ProtocolError
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
+
+log = logging.getLogger(__name__)
 
 # Versions that a worker lets pass while a sum of an older one may still be on its way to it.
 _PATIENCE = 32
@@ -81,6 +93,7 @@ class Follower:
         precision: holds the scale of the loss, where there is one.
         replica: makes optimizer steps.
         ask_for_state: asks rank 0 for its whole state, which comes as `take_over`.
+        tell_memory: tells rank 0 what the sender remembers at a version.
 
     Attributes:
         at: the version that the model is at; -1: at none yet.
@@ -98,8 +111,10 @@ class Follower:
         precision: Stateful,
         replica: Replica,
         ask_for_state: Callable[[], None],
+        tell_memory: Callable[[int, Tensor], None],
     ) -> None:
-        self._reduction, self._replica, self._ask = reduction, replica, ask_for_state
+        self._reduction, self._replica = reduction, replica
+        self._ask, self._tell_memory = ask_for_state, tell_memory
         self._optimizer, self._precision = optimizer, precision
         self._device = reduction.blocks.device
         self._everything = StateLayout.everything(model, self._device)
@@ -116,6 +131,7 @@ class Follower:
         self.at = self.newest = self._done = -1  # _done: the version whose batch has been computed or left out
         self._versions: dict[int, _Version] = {}
         self._resyncing = False
+        self._memory_asked: int | None = None  # the version at which rank 0 wants to know what the sender remembers
 
     def digest(self) -> bytes:
         """Of the whole state, as it is now (`state.digest`)."""
@@ -154,6 +170,14 @@ class Follower:
 
     def catch_up(self) -> bool:
         """Step to the newest published version as far as what came allows; whether the model is there."""
+        there = self._step_to_newest()
+        asked = self._memory_asked
+        if asked is not None and (self.at >= asked or self._resyncing):
+            self._memory_asked, sender = None, self._reduction.sender
+            self._tell_memory(asked, to_bytes({} if sender is None else sender.state_dict()))
+        return there
+
+    def _step_to_newest(self) -> bool:
         while self.at < self.newest:
             following = self._versions.get(self.at + 1)
             if following is None or (following.header.decision and self.at not in self._versions):
@@ -169,6 +193,19 @@ class Follower:
         if again or not self._resyncing:
             self._resyncing = True
             self._ask()
+
+    def remember(self, version: int, memory: Tensor) -> None:
+        """Let the sender go on with a memory; an empty one: tell its own, once, where the model is at ``version``."""
+        if not memory.numel():
+            self._memory_asked = version
+            return
+        sender, memories = self._reduction.sender, from_bytes(memory, self._device)
+        if sender is None or not isinstance(memories, dict):
+            raise ProtocolError("a memory of codewords for a rank that has none")
+        try:
+            sender.load_state_dict(memories)
+        except (KeyError, ValueError) as error:
+            log.warning("What this worker is to remember of codewords is of another kind, it begins anew: %s", error)
 
     def take_over(self, header: Header, state: Tensor) -> None:
         """Be where rank 0 is: its whole state has come; where that is empty, this rank's was found to be the same."""

@@ -46,6 +46,7 @@ class Publication:
 
     Attributes:
         bytes_sent: so far, headers included.
+        awaiting: workers that get the state of the version published last once it is there.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Publication:
         self._decided = 0
         self._whole: dict[int, _Whole] = {}
         self._void: dict[int, int] = {}  # what a worker computed below this version counts nowhere
-        self._awaiting: list[int] = []  # workers that get the state of the version published last once it is there
+        self.awaiting: list[int] = []
 
     def header(self, op: Op, version: int = 0) -> Header:
         """The coordinator's header."""
@@ -104,18 +105,18 @@ class Publication:
             moved: something else changed the model too, so that they need the whole state.
         """
         self._position, self._decided = position, decided
-        self._awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
+        self.awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
         if not workers:
             return
         told, buffers = self._told(step, attributes), self._changed_buffers()
-        self.send([worker for worker in workers if worker not in self._awaiting], position, buffers, told)
+        self.send([worker for worker in workers if worker not in self.awaiting], position, buffers, told)
 
     def arrived(self) -> None:
         """The model is at the version that was published last."""
         self._buffers.pack(self._now)
-        if self._awaiting:
-            self._send_state(self._awaiting, void=0)
-            self._awaiting = []
+        if self.awaiting:
+            self._send_state(self.awaiting, void=0)
+            self.awaiting = []
 
     def take_over(self, worker: int, *, diverged_at: int | None = None) -> None:
         """Give a worker the whole state of the version published last, which is the model's state now.

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lwpd_lightning.coding.code import Code
 from lwpd_lightning.coding.decoders import spanned_share
+from lwpd_lightning.links.message import text
 from lwpd_lightning.rule.arrivals import Arrival
 
 
@@ -21,10 +23,6 @@ class WorkerFailed(RuntimeError):
 
 class TooFewWorkers(RuntimeError):
     """More workers died than the run may lose."""
-
-
-class DataSourceFailed(RuntimeError):
-    """A batch could not be read, by a worker whose data are its own: the cause is an OSError."""
 
 
 class NotFinite(RuntimeError):
@@ -113,6 +111,12 @@ class Contribution:
     logged: Mapping[str, Logged] = field(default_factory=dict)
     finite: bool = True
     norm: float | None = None
+
+    @property
+    def told(self) -> Tensor:
+        """What a worker tells beside its header and statistics: a byte for each flag, and the logged values."""
+        touched = torch.tensor(self.touched, dtype=torch.uint8)
+        return torch.cat([touched, text(to_json(self.logged))]) if self.logged else touched
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
-from lwpd_lightning.exchange.outage import outage_of
 from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
-from lwpd_lightning.exchange.update import Contribution, to_json
+from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
@@ -29,6 +28,7 @@ from lwpd_lightning.reduction.decision import Decision
 from lwpd_lightning.reduction.received import BadPeer
 from lwpd_lightning.reduction.reduction import Reduction
 from lwpd_lightning.rule.membership import Refused
+from lwpd_lightning.rule.outage import outage_of
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +83,10 @@ class Worker:
         assert reduction.ranks.me is not None
         self._worker = reduction.ranks.me
         self._model = Follower(
-            reduction=reduction,
-            model=model,
-            optimizer=optimizer,
-            precision=precision,
-            replica=replica,
+            reduction=reduction, model=model, optimizer=optimizer, precision=precision, replica=replica,
             ask_for_state=lambda: self._post(Op.RESYNC),
-        )
+            tell_memory=lambda version, memory: self._post(Op.MEMORY, memory, version=version),
+        )  # fmt: skip
         self._peers = Peers(self._worker, links, reduction, messages, self._post)
         self._codeword: _Fate | None = None
         self._end: Assignment | None = None
@@ -277,6 +274,8 @@ class Worker:
             self._forget_older(header.oldest)
         elif header.op is Op.MISSED:
             self._model.ask_for_state(again=True)  # what it asked for may be what is lost
+        elif header.op is Op.MEMORY:
+            self._model.remember(header.version, payload)
         elif header.op is Op.PEERS:
             self._peers.introduced(header.version, words(payload))
         elif header.op is Op.GREET:
@@ -331,9 +330,7 @@ class Worker:
             checksum=self._model.computed_at.trainable, rest=self._model.computed_at.rest,
             norm=UNMEASURED if contribution.norm is None else contribution.norm,
         )  # fmt: skip
-        touched = torch.tensor(contribution.touched, dtype=torch.uint8)
-        told = torch.cat([touched, text(to_json(contribution.logged))]) if contribution.logged else touched
-        self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, told))
+        self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, contribution.told))
 
     def _post(
         self, op: Op, payload: Tensor = EMPTY, rest: Tensor = EMPTY, *, version: int = 0, elements: int = 0

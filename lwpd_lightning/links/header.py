@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 NO_BATCH = 0xFFFF_FFFF
@@ -50,6 +50,8 @@ class Op(enum.IntEnum):
     GREET = 21  # coordinator -> worker: greet worker `version`, whose link from you has ended
     VOID = 22  # worker -> coordinator: my codeword of `version` holds what is no finite number, so it goes nowhere;
     #            coordinator -> worker: yours is too large, so forget it
+    MEMORY = 23  # coordinator -> worker: what does your sender remember at `version`?, or: go on with this [its state];
+    #              worker -> coordinator: that [its state]
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time

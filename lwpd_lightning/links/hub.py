@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -96,6 +96,7 @@ class Hub:
         self._number: dict[bytes, int] = {}  # routing identity -> link
         self._standing: set[int] = set()  # links that have not ended
         self._ended: deque[int] = deque()  # links whose end is still to be reported
+        self._put_back: deque[Message | LinkLost] = deque()
 
     def _listen(self, host: str) -> tuple[Door, int]:
         """Bind at any free port of ``host``, with a door."""
@@ -168,7 +169,10 @@ class Hub:
 
     def events(self, timeout_s: float) -> Iterator[Message | LinkLost]:
         """Yield everything that is there, one at a time; wait for the first thing up to ``timeout_s`` seconds."""
-        ready = [socket for socket, _ in self._poller.poll(max(0, int(timeout_s * 1000)))]
+        patience_s = 0 if self._put_back else timeout_s
+        ready = [socket for socket, _ in self._poller.poll(max(0, int(patience_s * 1000)))]
+        while self._put_back:
+            yield self._put_back.popleft()
         if self._monitor in ready:
             self._watch_links()
         if ready:  # also where only an end is reported, before which something may have come just now
@@ -182,6 +186,10 @@ class Hub:
             link = self._ended.popleft()
             if link in self._owner:
                 yield self._lost(link)
+
+    def put_back(self, events: Iterable[Message | LinkLost]) -> None:
+        """What was read and is for whoever reads next: `events` yields it first."""
+        self._put_back.extend(events)
 
     def _lost(self, link: int) -> LinkLost:
         worker, identity = self._owner.pop(link)

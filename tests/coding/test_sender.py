@@ -52,6 +52,54 @@ def test_a_sender_goes_on_from_anothers_state(code, name):
         assert torch.equal(made(fresh, blocks, code, version, version, wire)[0], expected) != first.remembers
 
 
+@pytest.mark.parametrize("code", CODES, ids=repr)
+def test_a_codeword_that_was_not_settled_is_made_again_of_the_state_that_holds_it(code):
+    """As where a checkpoint is saved while workers compute ahead: the run that goes on computes that version again."""
+    blocks, wire = layout(code), wire_format("int8")
+    senders = [ErrorFeedback(code, 1, blocks) for _ in range(4)]
+    first, second, third, older = senders
+    made(first, blocks, code, 0, 0, wire)
+    settled = first.state_dict()
+    older.load_state_dict(settled)
+    first.begin(1)
+    for p in blocks.parameters:
+        p.grad = torch.ones_like(p)
+    for part in code.parts(1):
+        first.add(part)
+    codeword = first.codeword().clone()
+    second.load_state_dict(first.state_dict())
+    third.load_state_dict(second.state_dict())
+    for sender in (second, third):
+        sender.begin(1)
+        for part in code.parts(1):
+            sender.add(part)
+        assert torch.equal(sender.codeword(), codeword)
+    older.begin(1)
+    for part in code.parts(1):
+        older.add(part)
+    assert torch.equal(older.codeword(), codeword)
+    for sender in senders:
+        sender.settle(wire, wire.pack(codeword), NOTHING)
+    following = [made(sender, blocks, code, 2, 2, wire)[0] for sender in senders]
+    assert all(torch.equal(each, following[0]) for each in following)
+
+
+def test_a_codeword_that_was_never_settled_comes_with_one_of_a_later_version():
+    code = uncoded(3)
+    blocks = layout(code)
+    first, second = ErrorFeedback(code, 1, blocks), ErrorFeedback(code, 1, blocks)
+    for p in blocks.parameters:
+        p.grad = torch.ones_like(p)
+    first.begin(1)
+    first.add(1)
+    codeword = first.codeword().clone()
+    second.load_state_dict(first.state_dict())
+    for version in (2, 3):
+        second.begin(version)
+        second.add(1)
+        assert torch.equal(second.codeword(), version * codeword)
+
+
 def test_a_state_is_not_what_becomes_of_it():
     code, wire = uncoded(3), wire_format("int8")
     blocks = layout(code)

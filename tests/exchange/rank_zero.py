@@ -9,7 +9,7 @@ from tests.links.links import DEADLINE_S
 FINGERPRINT = bytes(32)
 
 
-def coordinator(hub, publication, rule, reduction, *, model, messages, timeout_s=DEADLINE_S):
+def coordinator(hub, publication, rule, reduction, *, model, messages, timeout_s=DEADLINE_S, first_version=0):
     members = Membership(range(1, rule.code.n), own=0, grace_s=0.5, join_s=DEADLINE_S)
     admission = Admission(
         hub, members, publication, rule, reduction.ranks, messages=messages, fingerprint=FINGERPRINT, min_workers=2,
@@ -17,5 +17,5 @@ def coordinator(hub, publication, rule, reduction, *, model, messages, timeout_s
     )  # fmt: skip
     return Coordinator(
         hub=hub, admission=admission, publication=publication, rule=rule, reduction=reduction, model=model,
-        messages=messages, first_version=0, timeout_s=timeout_s, patience=Patience(None, timeout_s),
+        messages=messages, first_version=first_version, timeout_s=timeout_s, patience=Patience(None, timeout_s),
     )  # fmt: skip

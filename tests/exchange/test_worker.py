@@ -89,9 +89,9 @@ class SlowReader(WorkerLinks):
 class FarWorker(threading.Thread):
     """A worker in a thread; ``before`` is called with (worker, version) in the midst of its computing."""
 
-    def __init__(self, links, worker, code, before, width):
+    def __init__(self, links, seat, before):
         super().__init__(daemon=True)
-        self.links, self.seat, self._before = links, Seat(worker, code, links.send, width), before
+        self.links, self.seat, self._before = links, seat, before
         self.computed, self.error = [], None
         self._worker = Worker(
             links=links, reduction=self.seat.reduction, model=self.seat.model, optimizer=self.seat.optimizer,
@@ -130,26 +130,26 @@ class Fit:
 
     def __init__(
         self, stack, n, *, before=lambda worker, version: None, width=20, timeout_s=DEADLINE_S, peers=True,
-        queued=QUEUED, heartbeat_s=5.0, **rule,
+        queued=QUEUED, heartbeat_s=5.0, made=Seat, first_version=0, **rule,
     ):  # fmt: skip
         self.run_key, code, others = RunKey.generate(), uncoded(n), range(1, n)
         self.hub = Hub(
             self.run_key, list(others), host=LOOPBACK, heartbeat_s=heartbeat_s, max_message_bytes=MAX_BYTES,
             queued=queued,
         )  # fmt: skip
-        self.seat = Seat(0, code, self.hub.send, width)
+        self.seat = made(0, code, self.hub.send, width)
         publication = Publication(
             self.hub, MESSAGES, self.seat.model, torch.device("cpu"), self.seat.optimizer, self.seat.precision
         )
         self.coordinator = rank_zero.coordinator(
             self.hub, publication, ArrivalRule(code, **{"wait_for": n, "own": 0, **rule}), self.seat.reduction,
-            model=self.seat.model, messages=MESSAGES, timeout_s=timeout_s,
+            model=self.seat.model, messages=MESSAGES, timeout_s=timeout_s, first_version=first_version,
         )  # fmt: skip
         self.workers = {}
         for worker in others:
             end = links(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
                         queued=queued, heartbeat_s=heartbeat_s, made=SlowReader)  # fmt: skip
-            self.workers[worker] = FarWorker(end, worker, code, before, width)
+            self.workers[worker] = FarWorker(end, made(worker, code, end.send, width), before)
         self.checksums = Checksums(self.seat.model, self.seat.blocks.parameters)
         self._step, self._stopped = None, False
         stack.callback(self.stop)
@@ -159,13 +159,21 @@ class Fit:
             thread.start()
         self.coordinator.admit()
 
-    def updates(self, count, meanwhile=lambda version: None, moved=False):
-        """Train; ``meanwhile`` is called with each version while workers compute it; ``moved``: by more than steps."""
+    def updates(self, count, meanwhile=lambda version: None, moved=False, between=lambda version: None):
+        """Train.
+
+        Args:
+            count: updates.
+            meanwhile: called with each version while workers compute it.
+            moved: by more than steps.
+            between: called with each version where rank 0 has published it and is yet to begin it.
+        """
         coordinator, optimizer, updates = self.coordinator, self.seat.optimizer, []
         for _ in range(count):
             step = None if moved else self._step
             how = How.WHOLE if moved else How.AHEAD if step else How.FIRST
             coordinator.publish(0, 0, 0, how, step=step)
+            between(coordinator.version)
             coordinator.arrived(self.checksums.take())
             meanwhile(coordinator.version)
             coordinator.contribute(*self.seat.codeword(coordinator.version))

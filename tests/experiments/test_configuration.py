@@ -11,7 +11,15 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.job import assemble
-from experiments.peers import AllReduceMonitor, AlonePeer, DDPPeer, PowerSGDPeer
+from experiments.peers import (
+    AllReduceMonitor,
+    AlonePeer,
+    DDPPeer,
+    DiLoCoPeer,
+    LocalSGDPeer,
+    OnebitAdamPeer,
+    PowerSGDPeer,
+)
 from experiments.schemes import strategy_of
 from experiments.train import run
 from lwpd_lightning.injection import CpuShare, StragglerInjector
@@ -30,7 +38,14 @@ COMPANIONS = {
     ("model", "transformer"): ["data=lines"],
     ("straggler", "trace"): ["straggler.model.path=delays.csv"],
 }
-PEERS = {"alone": AlonePeer, "ddp": DDPPeer, "ddp_bf16": DDPPeer, "powersgd": PowerSGDPeer}
+PEERS = {
+    "alone": AlonePeer,
+    **dict.fromkeys(("ddp", "ddp_bf16"), DDPPeer),
+    **dict.fromkeys(("diloco", "diloco_int8"), DiLoCoPeer),
+    "local_sgd": LocalSGDPeer,
+    "onebit_adam": OnebitAdamPeer,
+    **dict.fromkeys(("powersgd", "powersgd_1", "powersgd_2", "powersgd_8"), PowerSGDPeer),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +174,10 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["scheme=ddp", "straggler=one_slow", "+straggler.model.slowdown={8: 2}"], "slowdown names worker 8, but"),
         (["scheme=ddp", "scheme.strategy.gradient_dtype=int8"], "gradient_dtype='int8' is unknown: use one of"),
         (["scheme=powersgd", "scheme.strategy.rank=0"], "rank=0 approximates nothing: use 1 or more"),
+        (["scheme=local_sgd", "scheme.strategy.every=0"], "every=0 is no number of updates: use 1 or more"),
+        (["scheme=diloco", "scheme.strategy.exchange_dtype=int4"], "exchange_dtype='int4' is unknown: use one of"),
+        (["scheme=onebit_adam", "scheme.strategy.warmup_updates=0"], "warmup_updates=0 leaves no variance: use 1 or"),
+        (["scheme=onebit_adam", "+model.optimizer.amsgrad=true"], "amsgrad=True is not supported by 1-bit Adam: use"),
         (
             ["scheme=ddp", "straggler=cpu_share", "+straggler.shares={0: 0.5}"],
             "shares names worker 0, but only workers",

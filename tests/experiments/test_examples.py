@@ -32,7 +32,7 @@ SPREAD = {
     "vae_annealing": [{"seed": seed, "epochs": 3} for seed in SEEDS],
     "backbone_finetuning": [{"seed": seed, "epochs": 2} for seed in SEEDS],
 }
-EXAMPLES = ["hf_finetuning", "timm_batchnorm", "vae_annealing", "streaming_lm", "lstm_state", "backbone_finetuning"]
+EXAMPLES = ["timm_batchnorm", "vae_annealing", "streaming_lm", "lstm_state", "backbone_finetuning"]
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +102,13 @@ def test_a_transformers_model_is_fine_tuned(tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed (extra `examples`)")
 
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.examples.hf_finetuning", "--devices", "4"], cwd=tmp_path,
+        [sys.executable, "-m", "experiments.examples.hf_finetuning", "--epochs", "2"], cwd=tmp_path,
         env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     losses = _epochs(done.stdout)
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert losses[-1] < losses[0] < 0.69  # nats a line, as of a guess
     assert "Traceback" not in done.stderr
 

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 CONF = Path(__file__).parents[2] / "conf"
 QUICK = ("logger=csv", "trainer.max_steps=2")
 COMPANIONS = {
-    "stdlib_gpt": ("data.max_chars=20000", "trainer.val_check_interval=1", "model.layers=1", "model.width=16")
+    "race_gpt10m": ("model.layers=1", "model.width=12"),
+    "stdlib_gpt": ("data.max_chars=20000", "trainer.val_check_interval=1", "model.layers=1", "model.width=16"),
 }
 
 

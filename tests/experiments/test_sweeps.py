@@ -60,24 +60,23 @@ def test_the_number_of_processes_changes_between_jobs(tmp_path):
 
 
 def test_refused_jobs_fail_alone_and_are_told_at_the_end(tmp_path):
-    sizes = ("code=lwpd_4_2_2,lwpd_8_4_2", "code.t=2,3", "logger=csv")
+    sizes = ("code=lwpd_4_2_2", "code.t=2,3", "logger=csv")
     with sweep(tmp_path, "-m", *SHORT, *sizes, *SUBMITIT, **SLURM) as running:
         result = running.wait(PATIENCE_S)
         running.wait_until_nothing_is_left(ENDING_S)
 
     assert result.exit_code == 1, result.output
-    assert {number: summary["world_size"] for number, summary in summaries(tmp_path).items()} == {0: 4, 2: 8}
-    report = result.output[result.output.index("2 of 4 jobs finished") :]
+    assert {number: summary["world_size"] for number, summary in summaries(tmp_path).items()} == {0: 4}
+    report = result.output[result.output.index("1 of 2 jobs finished") :]
     common = " ".join(SHORT)
     assert f"job 1 ({common} code=lwpd_4_2_2 code.t=3 logger=csv): t=3 does not divide k=2" in report
-    assert f"job 3 ({common} code=lwpd_8_4_2 code.t=3 logger=csv): t=3 does not divide k=4" in report
-    assert failures(tmp_path).keys() == {1, 3}
+    assert failures(tmp_path).keys() == {1}
 
 
 def test_losing_all_workers_of_a_job_leaves_the_others_right(tmp_path):
     deaths = "+callbacks.faults={_target_: lwpd_lightning.injection.FaultInjector, kills: {1: 3, 2: 3, 3: 3}}"
     with sweep(
-        tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=100", deaths, *JOBLIB
+        tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=20", deaths, *JOBLIB
     ) as running:
         result = running.wait(PATIENCE_S)
         running.wait_until_nothing_is_left(ENDING_S)
@@ -85,7 +84,7 @@ def test_losing_all_workers_of_a_job_leaves_the_others_right(tmp_path):
     assert result.exit_code == 1, result.output
     assert "TooFewWorkers" in failures(tmp_path).pop(0)
     (survived,) = summaries(tmp_path).values()
-    assert (survived["world_size"], survived["updates"]) == (8, 100)
+    assert (survived["world_size"], survived["updates"]) == (8, 20)
     assert sorted(lost["worker"] for lost in survived["failures"]) == [1, 2, 3]
     runs = [records(next((tmp_path / "sweep").glob(f"{number}/wandb/offline-run-*"))) for number in (0, 1)]
     assert [run["exit"][-1]["exit_code"] for run in runs] == [1, 0]

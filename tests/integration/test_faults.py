@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from lwpd_lightning import LWPDStrategy, gradient_code, lwpd_code, uncoded
+from lwpd_lightning import LWPDStrategy, gradient_code, launcher, lwpd_code, uncoded
 from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.exchange.update import TooFewWorkers, WorkerFailed
 from lwpd_lightning.injection import FaultInjector
@@ -270,24 +270,29 @@ def test_workers_outlive_what_their_whole_job_is_sent(start):
         running.wait_until_nothing_is_left(ENDING_S)
 
 
-@pytest.mark.parametrize("hangs", ["asleep", "busy", "deaf"])
-def test_workers_that_hang_are_ended_soon(hangs):
-    hanging = torch.zeros(1, dtype=torch.bool).share_memory_()
+@pytest.mark.parametrize(
+    ("hangs", "code"),
+    [("asleep", 128 + signal.SIGRTMIN), ("busy", 128 + signal.SIGRTMIN), ("deaf", -signal.SIGKILL)],
+)
+def test_workers_that_hang_are_told_to_end_and_killed_where_they_hear_nothing(monkeypatch, hangs, code):
+    if hangs == "deaf":
+        monkeypatch.setattr(launcher, "_TERMINATE_GRACE_S", 0.5)
+    hanging = torch.zeros(2, dtype=torch.bool).share_memory_()
 
     def work(rank):
+        hanging[rank - 1] = True
         if hangs == "deaf":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN})
-        hanging.fill_(True)
+            os.kill(os.getpid(), signal.SIGSTOP)
         while True:
             if hangs != "busy":
                 time.sleep(1.0)
 
     workers = fork_workers([1, 2], work)
-    while not hanging.item():
+    processes = workers.processes
+    while not hanging.all():
         time.sleep(0.01)
-    started = time.monotonic()
     workers.end()
-    assert time.monotonic() - started < 5.0
+    assert [process.exit_code(0.0) for process in processes] == [code] * 2
     assert workers.exited(1, 0.0) is None  # it is known no more
 
 

@@ -93,7 +93,9 @@ def test_a_fork_is_replaced(happens, reason, wait_for):
     if happens is hang and wait_for == 3:
         pytest.skip("nobody waits for it")
     workers = {"num_workers": 1} if happens is lose_a_fetcher else {}
-    strategy = LWPDStrategy(code=uncoded(4), wait_for=wait_for, heartbeat_s=0.9, update_timeout_s=1.0)
+    # Bounds of a second only for whom they are to find: a worker asks every 5 s whether what fetches its batches lives.
+    bounds = {fall_silent: {"heartbeat_s": 0.9}, hang: {"update_timeout_s": 1.0}}.get(happens, {})
+    strategy = LWPDStrategy(code=uncoded(4), wait_for=wait_for, **bounds)
     trainer, summary = fit(strategy, once, until, **workers)
     assert trainer.global_step == until.seen_at + until.further
     (failure,) = summary["failures"]

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .grids import GRIDS, LOCAL_STEPS, POWERSGD, Grid
+
 RANKS = 8  # unless asked for others
 
 OURS = ("lwpd", "local", "sketch", "whitened")
-PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", "ddp", "ddp_bf16", "powersgd")
+_OVER_GLOO = ("ddp", "ddp_bf16", *POWERSGD, "onebit_adam", *LOCAL_STEPS)
+PEERS = ("k_async", "k_async_int8", "k_sync", "gradient_coding", "sync", *_OVER_GLOO)
 SCHEMES = (*OURS, *PEERS)
 ALONE = "alone"  # not raced: ranks that exchange nothing, for the bound
 # Schemes that leave no rank out, whoever is late.
-_ALL_RANKS = ("sync", "ddp", "ddp_bf16", "powersgd", ALONE)
+_ALL_RANKS = ("sync", *_OVER_GLOO, ALONE)
 _ALONE_UPDATES = 60
 
 
@@ -85,7 +88,7 @@ class Workload:
 
     Attributes:
         preset: under conf/experiment.
-        grid: overrides of the optimizer, the same for every scheme.
+        grid: overrides of the optimizer, the same for every scheme without settings of its own.
         limit_s: a race that has not reached its target by then has not.
         tuning_limit_s: the same of a point of the grid.
     """
@@ -131,7 +134,24 @@ WORKLOADS = {
         limit_s=600.0,
         tuning_limit_s=300.0,
     ),
+    "gpt10m": Workload(
+        "race_gpt10m",
+        (
+            ("model.optimizer.lr=0.0005", "model.optimizer.betas=[0.9,0.95]"),
+            ("model.optimizer.lr=0.001", "model.optimizer.betas=[0.9,0.95]"),
+            ("model.optimizer.lr=0.001", "model.optimizer.betas=[0.5,0.95]"),
+        ),
+        limit_s=3600.0,
+        tuning_limit_s=1800.0,
+    ),
 }
+
+
+def grid_of(workload: str, scheme: str) -> Grid:
+    """The points at which a scheme is tuned: all schemes have equally many."""
+    return GRIDS[workload].get(scheme, WORKLOADS[workload].grid)
+
+
 # Points of the grid of mlp at which the full race runs these, on even links without stragglers.
 QUICK = {"ddp": 2, "powersgd": 3, "k_async": 3, "sketch": 3}
 TUNING_SEED = 1000  # the races' seeds start at 0
@@ -166,9 +186,15 @@ class Race:
         Updates that wait for all ranks are the same whatever links and stragglers are, so that one tuning, on unshaped
         links without stragglers, is that of all regimes.
         """
-        if self.wait_for == self.ranks:
-            return self.regime.undisturbed
-        return self.regime
+        return self.regime.undisturbed if self.judged_by_updates else self.regime
+
+    @property
+    def judged_by_updates(self) -> bool:
+        """Whether all points of its grid take equally long an update: the best one needs the fewest.
+
+        Points that differ in what is sent do not.
+        """
+        return self.wait_for == self.ranks and self.scheme not in (*POWERSGD, *LOCAL_STEPS)
 
     @property
     def counts(self) -> bool:
@@ -206,9 +232,8 @@ class Race:
         >>> Race("mlp", "even", "none", "ddp", seed=0, point=1).overrides()[:3]
         ['experiment=race_mlp', 'scheme=ddp', 'straggler=none']
         """
-        workload = WORKLOADS[self.workload]
         return [
-            f"experiment={workload.preset}",
+            f"experiment={WORKLOADS[self.workload].preset}",
             f"scheme={self.scheme}",
             f"straggler={self.straggler}",
             "code=lwpd_8_4_2",
@@ -221,7 +246,7 @@ class Race:
             "trainer.devices=1",
             f"+trainer.num_nodes={len(self.hosts)}",
             f"+callbacks.first_update._target_={__package__}.traffic.FirstUpdate",
-            *workload.grid[self.point],
+            *grid_of(self.workload, self.scheme)[self.point],
             *(["callbacks.stop=null", f"trainer.max_steps={_ALONE_UPDATES}"] if self.scheme == ALONE else []),
         ]
 
@@ -239,7 +264,7 @@ def tuning(regimes: Iterable[Regime], schemes: Iterable[str]) -> list[Race]:
     races = [
         regime.race(scheme, TUNING_SEED, point)
         for regime, scheme in tuned
-        for point in range(len(WORKLOADS[regime.workload].grid))
+        for point in range(len(grid_of(regime.workload, scheme)))
     ]
     random.Random(0).shuffle(races)
     return races

@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,16 @@ _POLL_S = 0.1
 _GRACE_S = 15.0
 
 
-def run(race: Race, directory: Path, limit_s: float) -> dict[str, Any]:
+def run(race: Race, directory: Path, limit_s: float, command: Callable[[], None] = main) -> dict[str, Any]:
     """Run a race and return its row: the race, its summary and, on a testbed, what each host sent and received.
 
     A race that takes longer than ``limit_s``, or that failed (``failed`` then names the log), reached no target.
+
+    Args:
+        race: what to run.
+        directory: of its files; made.
+        limit_s: how long it may take.
+        command: what each rank runs, with `experiments.train`'s command line and results.
     """
     links = links_of(race.links)
     shaped = links.mbit is not None
@@ -40,7 +47,7 @@ def run(race: Race, directory: Path, limit_s: float) -> dict[str, Any]:
     with bed as testbed:
         hosts: list[Host | None] = [*testbed.hosts] if testbed is not None else [None] * race.ranks
         started = time.monotonic()
-        failed, first = _train(race, hosts, directory, limit_s)
+        failed, first = _train(race, hosts, directory, limit_s, command)
         wall_s = time.monotonic() - started
         traffic = [host.traffic() for host in hosts if host is not None]
     measured = _measured(directory) if failed is None else {"reached": False, "time_to_target_s": None}
@@ -48,13 +55,13 @@ def run(race: Race, directory: Path, limit_s: float) -> dict[str, Any]:
 
 
 def _train(
-    race: Race, hosts: list[Host | None], directory: Path, limit_s: float
+    race: Race, hosts: list[Host | None], directory: Path, limit_s: float, command: Callable[[], None]
 ) -> tuple[str | None, dict[str, object]]:
     """Train on all hosts; what went wrong, if anything did, and what had travelled at about the first update."""
     directory.mkdir(parents=True)
     key = secrets.token_hex(32)
     address = hosts[0].address if hosts[0] is not None else "127.0.0.1"
-    ranks = [_fork(race, rank, hosts[place], directory, {
+    ranks = [_fork(race, rank, hosts[place], directory, command, {
         "NODE_RANK": str(rank), "MASTER_ADDR": address, "MASTER_PORT": str(_PORT), "LWPD_RUN_KEY": key,
         "GLOO_SOCKET_IFNAME": hosts[place].interface if hosts[place] is not None else "lo",
     }) for rank, place in enumerate(race.hosts)]  # fmt: skip
@@ -94,7 +101,14 @@ def _at_first_update(directory: Path, ranks: list[int], hosts: list[Host | None]
     return {"first_sent": wire["sent"], "first_received": wire["received"], "first_late_s": late_s}
 
 
-def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment: dict[str, str]) -> int:
+def _fork(
+    race: Race,
+    rank: int,
+    host: Host | None,
+    directory: Path,
+    command: Callable[[], None],
+    environment: dict[str, str],
+) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -110,7 +124,7 @@ def _fork(race: Race, rank: int, host: Host | None, directory: Path, environment
         os.environ.update(environment)
         run_dir = directory if rank == 0 else directory / f"rank{rank}"
         sys.argv = ["train", *race.overrides(), f"hydra.run.dir={run_dir}"]
-        main()
+        command()
 
     work_and_end(work)
 

@@ -56,7 +56,7 @@ class Results:
     def tuned(self) -> dict[tuple[Regime, str], int]:
         """(regime, scheme) -> the grid's point that reached the target soonest in tuning; the first where none did.
 
-        Soonest is in the fewest updates where they wait for all ranks, whose time is the same at any point.
+        Soonest is in the fewest updates where their time is the same at any point.
         """
         best: dict[tuple[Regime, str], tuple[tuple[float, float], int]] = {}
         for row in self.rows:
@@ -65,8 +65,7 @@ class Results:
                 continue
             key = race.regime, race.scheme
             time_s = row["time_to_target_s"] if row["reached"] else math.inf
-            waits_for_all = race.wait_for == race.ranks
-            merit = (row["updates"] if waits_for_all and row["reached"] else time_s, time_s)
+            merit = (row["updates"] if race.judged_by_updates and row["reached"] else time_s, time_s)
             if key not in best or merit < best[key][0]:
                 best[key] = merit, race.point
         return {key: point for key, (_, point) in best.items()}

@@ -6,7 +6,8 @@ import math
 
 from rich.table import Table
 
-from .plan import OURS, RANKS, WORKLOADS, Regime
+from .grids import shown
+from .plan import OURS, RANKS, Regime, grid_of
 from .results import Standing
 
 COLUMNS = ("scheme", "time to target", "x best peer", "updates", "ms/update", "bound", "KB/rank", "tuned to")
@@ -36,7 +37,6 @@ def cells(workload: str, s: Standing) -> list[str]:
     """A standing's figures as text, in the table's order."""
     missed = f"not reached ({s.reached} of {s.runs})"
     spread = "" if s.spread_s is None or s.runs == 1 else f" ({s.spread_s[0]:.1f}..{s.spread_s[1]:.1f})"
-    point = " ".join(word.removeprefix("model.optimizer.") for word in WORKLOADS[workload].grid[s.point])
     return [
         missed if s.time_s is None else f"{s.time_s:.1f}{spread} s",
         "" if s.ratio is None else f"{s.ratio:.2f}",
@@ -44,7 +44,7 @@ def cells(workload: str, s: Standing) -> list[str]:
         "" if math.isnan(s.update_s) else f"{1000 * s.update_s:.0f}",
         "" if math.isnan(s.bound_s) else f"{s.bound_share:.0%}",
         "" if s.kilobytes is None else f"{s.kilobytes:.0f}",
-        point,
+        shown(grid_of(workload, s.scheme)[s.point]),
     ]
 
 

@@ -39,6 +39,11 @@ class FirstUpdate(pl.Callback):
     ) -> None:
         """Write the time, in seconds of the machine's monotonic clock, once."""
         if trainer.is_global_zero and trainer.global_step == 1:
-            mark = Path(HydraConfig.get().runtime.output_dir) / MARK
-            mark.with_suffix(".new").write_text(str(time.monotonic()))
-            mark.with_suffix(".new").rename(mark)
+            leave_mark(Path(HydraConfig.get().runtime.output_dir))
+
+
+def leave_mark(directory: Path) -> None:
+    """The first update has just been made."""
+    mark = directory / MARK
+    mark.with_suffix(".new").write_text(str(time.monotonic()))
+    mark.with_suffix(".new").rename(mark)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import traceback
 
-from lwpd_lightning.exchange.update import DataSourceFailed
-
 _SHARED_TENSORS = os.path.join("torch", "multiprocessing", "reductions.py")
+
+
+class DataSourceFailed(RuntimeError):
+    """A batch could not be read, by a worker whose data are its own: the cause is an OSError."""
 
 
 def outage_of(error: BaseException, *, dispensable: bool = False) -> str | None:

@@ -1,0 +1,93 @@
+"""The grids of peers that have settings of their own: as many points as the workload's, tuned like any other's.
+
+What the authors leave to the user is in them: H of local steps; whether PowerSGD begins after a tenth of the updates,
+as torch's manual advises, or at once, as its authors' code does; the rate of Adam for 1-bit Adam, whose warm-up is a
+fifth of the updates, within the 15 to 25 % of its authors. Updates are those that DDP needs to the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+Point = tuple[str, ...]
+Grid = tuple[Point, ...]
+
+POWERSGD = ("powersgd_1", "powersgd_2", "powersgd", "powersgd_8")
+LOCAL_STEPS = ("local_sgd", "diloco", "diloco_int8")
+_OPTIMIZER, _STRATEGY = "model.optimizer.", "scheme.strategy."
+
+
+def _sgd(lr: float, *others: str, momentum: float | None = None) -> Point:
+    return (f"{_OPTIMIZER}lr={lr}", *([f"{_OPTIMIZER}momentum={momentum}"] if momentum is not None else []), *others)
+
+
+def _adamw(lr: float, *others: str) -> Point:
+    return (f"{_OPTIMIZER}lr={lr}", f"{_OPTIMIZER}betas=[0.9,0.95]", *others)
+
+
+def _every(updates: int) -> str:
+    return f"{_STRATEGY}every={updates}"
+
+
+def _whole(updates: int) -> str:
+    return f"{_STRATEGY}uncompressed_updates={updates}"
+
+
+def _warm_up(updates: int) -> str:
+    return f"{_STRATEGY}warmup_updates={updates}"
+
+
+def _instead_of_sgd(lr: float, warmup_updates: int) -> Point:
+    kind = (f"{_OPTIMIZER}_target_=torch.optim.AdamW", f"~{_OPTIMIZER}momentum")
+    return (*kind, f"{_OPTIMIZER}lr={lr}", _warm_up(warmup_updates))
+
+
+def _all(schemes: Iterable[str], *points: Point) -> dict[str, Grid]:
+    return dict.fromkeys(schemes, points)
+
+
+# Workload -> scheme -> its grid.
+GRIDS: Mapping[str, Mapping[str, Grid]] = {
+    "mlp": {
+        **_all(
+            POWERSGD,
+            _sgd(0.1),
+            _sgd(0.1, _whole(5)),
+            _sgd(1.0, _whole(5), momentum=0.0),
+            _sgd(1.0, momentum=0.0),
+        ),
+        **_all(LOCAL_STEPS, _sgd(0.1, _every(2)), _sgd(0.1, _every(5)), _sgd(0.1, _every(10)), _sgd(0.2, _every(5))),
+        **_all(["onebit_adam"], *(_instead_of_sgd(lr, 10) for lr in (0.0005, 0.001, 0.002, 0.004))),
+    },
+    "cnn": {
+        **_all(
+            POWERSGD,
+            _sgd(0.1),
+            _sgd(0.1, _whole(5)),
+            _sgd(0.2, _whole(5), momentum=0.0),
+            _sgd(0.5, momentum=0.0),
+        ),
+        **_all(LOCAL_STEPS, _sgd(0.1, _every(2)), _sgd(0.1, _every(5)), _sgd(0.1, _every(10)), _sgd(0.05, _every(5))),
+        **_all(["onebit_adam"], *(_instead_of_sgd(lr, 9) for lr in (0.0005, 0.001, 0.002, 0.004))),
+    },
+    "gpt": {
+        **_all(POWERSGD, _adamw(0.002), _adamw(0.002, _whole(7)), _adamw(0.001, _whole(7))),
+        **_all(LOCAL_STEPS, _adamw(0.002, _every(2)), _adamw(0.002, _every(5)), _adamw(0.002, _every(10))),
+        **_all(["onebit_adam"], *(_adamw(lr, _warm_up(14)) for lr in (0.001, 0.002, 0.004))),
+    },
+    "gpt10m": {
+        **_all(POWERSGD, _adamw(0.001), _adamw(0.001, _whole(3)), _adamw(0.0005, _whole(3))),
+        **_all(LOCAL_STEPS, _adamw(0.001, _every(2)), _adamw(0.001, _every(5)), _adamw(0.001, _every(10))),
+        **_all(["onebit_adam"], *(_adamw(lr, _warm_up(5)) for lr in (0.0005, 0.001, 0.002))),
+    },
+}
+
+
+def shown(point: Point) -> str:
+    """A point in the words of a table.
+
+    >>> shown(("model.optimizer.lr=0.1", "~model.optimizer.momentum", "scheme.strategy.every=5"))
+    'lr=0.1 every=5'
+    """
+    words = (word.removeprefix(_OPTIMIZER).removeprefix(_STRATEGY) for word in point if not word.startswith("~"))
+    return " ".join(word.removeprefix("_target_=torch.optim.") for word in words)
