@@ -92,7 +92,7 @@ class CodedFit:
         assert self._settings.code is not None
         for advice in self._settings.warm_up():
             log.warning(advice)
-        if self._settings.remembers:
+        if self._settings.remembers and self._trainer.global_step:  # what a tuner saved before has nothing to lack
             self.remembered.say_what_lacks(self._settings.code.n)
         torch.set_num_threads(suggested_threads(self._gathering.local_ranks))
         rank_zero_info(share_of_batch(self._loader.batch_size, self._settings.code))

@@ -26,7 +26,7 @@ from lwpd_lightning.exchange.worker import Worker
 from lwpd_lightning.hooks import TrainingHooks
 from lwpd_lightning.launcher import watch_parent
 from lwpd_lightning.links.header import NO_BATCH
-from lwpd_lightning.links.mesh import WorkerLinks
+from lwpd_lightning.links.mesh import ToldToEnd, WorkerLinks
 from lwpd_lightning.links.rendezvous import Rendezvous
 from lwpd_lightning.loss_scale import scale_gradients
 from lwpd_lightning.meeting import ENV_FIT, ENV_PARENT, Meeting
@@ -192,10 +192,21 @@ def _serve(
             fingerprint=seat.fingerprint,
             timeout_s=settings.timeout_s,
             dispensable=settings.tolerate_exceptions,
+            while_away=partial(_end_if_told, trainer),
         ).run()
     finally:
         replica.close()
         links.close()
+
+
+def _end_if_told(trainer: pl.Trainer) -> None:
+    """Answer SIGTERM while rank 0, whose to answer it is, is away: who sent it would wait, and kill.
+
+    Raises:
+        ToldToEnd: it has come.
+    """
+    if trainer.received_sigterm:
+        raise ToldToEnd(128 + signal.SIGTERM)
 
 
 def serve_forked(

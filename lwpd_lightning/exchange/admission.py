@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from torch import Tensor
 
@@ -162,17 +162,25 @@ class Admission:
         """Tell workers of each other, at the start once all have joined."""
         introduction = self.members.introduce()
         if introduction is not None:
-            self._tell_of(introduction, introduction.newcomers, introduction.addresses)
-            self._tell_of(introduction, introduction.elders, introduction.newcomers)
+            first = introduction.addresses.keys() - introduction.joining
+            self._tell_of(introduction, introduction.newcomers, introduction.addresses, first)
+            self._tell_of(introduction, introduction.elders, introduction.newcomers, frozenset())
 
-    def _tell_of(self, introduction: Introduction, recipients: list[int], workers: Iterable[int]) -> None:
-        named = ((worker, *introduction.addresses[worker]) for worker in workers)
-        lines = "\n".join(f"{worker} {incarnation} {address}" for worker, incarnation, address in named)
+    def _tell_of(
+        self, introduction: Introduction, recipients: list[int], workers: Iterable[int], first: Set[int]
+    ) -> None:
+        """``first``: whom they are to meet before they count."""
+        named = ((worker, worker in first, *introduction.addresses[worker]) for worker in workers)
+        lines = "\n".join(f"{worker} {inc} {before:d} {address}" for worker, before, inc, address in named)
         self._publication.send(recipients, self._publication.header(Op.PEERS, introduction.number), text(lines))
 
-    def met(self, header: Header) -> None:
-        """A worker has met all that it was told of."""
-        self._welcome(self.members.meets(header.worker, header.version))
+    def met(self, header: Header, unmet: str) -> None:
+        """A worker has met all that it was told of, but for some; raises ProtocolError where these are no workers."""
+        try:
+            others = {int(worker) for worker in unmet.split()}
+        except ValueError as error:
+            raise ProtocolError(f"{Op.MET.name} without {unmet[:60]!r}") from error
+        self._welcome(self.members.meets(header.worker, header.version, others))
 
     def _welcome(self, workers: set[int]) -> None:
         for worker in sorted(workers - self._rule.live):

@@ -265,7 +265,7 @@ class Coordinator:
             log.warning("Worker %d leaves:\n%s", header.worker, words(rest))
             self._lose(header.worker, words(payload))
         elif header.op is Op.MET:
-            self._admission.met(header)
+            self._admission.met(header, words(payload))
             self._tally.count_ready()
         elif header.op is Op.LINKED:
             self._admission.linked(header)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lwpd_lightning.links.header import Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import WorkerLinks
-from lwpd_lightning.links.message import EMPTY, Messages
+from lwpd_lightning.links.message import EMPTY, Messages, text
 from lwpd_lightning.links.transport import LinkLost
 from lwpd_lightning.reduction.reduction import Reduction
 
@@ -31,9 +31,9 @@ class Peers:
     """What a worker knows of the others, and what it tells rank 0 of them.
 
     Rank 0 tells who is in, by (worker, incarnation). Neighbours by number greet each other, which are all where ranks
-    are few; a worker says MET when those that it was told of have greeted, and computes nothing before the first time:
-    who comes later may never reach it, and keeps nobody waiting. Links that end, or never stand when something is to
-    come on them, are reported: rank 0 gives somebody up.
+    are few; a worker says MET when those have greeted that counted when it came, and computes nothing before. It says
+    it again when others have: who does not count yet may never reach it, and keeps nobody waiting. Links that end, or
+    never stand when something is to come on them, are reported: rank 0 gives somebody up.
 
     Args:
         worker: who knows them.
@@ -57,14 +57,15 @@ class Peers:
         """Rank 0 is to tell anew who is in."""
         self._introduction = 0
         self._incarnations: dict[int, int] = {}
-        self._unmet: set[int] | None = None  # who is yet to greet; None: rank 0 knows that all have
-        self._met = False
+        self._unmet: set[int] = set()  # who is yet to greet
+        self._first: set[int] = set()  # who of these before this worker counts
+        self._met: tuple[int, Set[int]] | None = None  # what rank 0 was told last: introduction, and who was unmet
         self._unlinked: set[int] = set()  # workers whose link to this one ended
 
     @property
     def met(self) -> bool:
-        """Whether all neighbours have greeted that were in when this worker came."""
-        return self._met
+        """Whether all neighbours have greeted that counted when this worker came."""
+        return self._met is not None
 
     def is_in(self, header: Header) -> bool:
         """Whether a message comes from the process that rank 0 told of."""
@@ -78,11 +79,12 @@ class Peers:
         """
         told = dict[int, str]()
         try:
-            named = [line.split(" ", 2) for line in peers.splitlines()]
-            incarnations = {int(number): int(incarnation) for number, incarnation, _ in named}
+            named = [line.split(" ", 3) for line in peers.splitlines()]
+            incarnations = {int(number): int(incarnation) for number, incarnation, _, _ in named}
+            first = {int(number) for number, _, before, _ in named if int(before)}
         except ValueError as error:
             raise ProtocolError(f"a list of workers: {error}") from error
-        for number, _, address in named:
+        for number, _, _, address in named:
             if int(number) != self._worker:
                 self._incarnations[int(number)], told[int(number)] = incarnations[int(number)], address
         ranks = self._reduction.ranks
@@ -90,7 +92,8 @@ class Peers:
             ranks.workers &= told.keys() | {self._worker} | ({ranks.coordinator} - {None})  # others are lost by now
         ranks.workers |= told.keys()
         newcomers = told.keys() & self._neighbours
-        self._introduction, self._unmet = introduction, newcomers | (self._unmet or set())
+        self._introduction, self._unmet = introduction, self._unmet | newcomers
+        self._first |= newcomers & first
         self._links.introduce({worker: told[worker] for worker in told.keys() & set(self._links.peers)})
         for worker in newcomers:
             self.greet(worker)
@@ -119,9 +122,9 @@ class Peers:
         self._incarnations.pop(worker, None)
         self._unlinked.discard(worker)
         self._links.disconnect(worker)
-        if self._unmet is not None:
-            self._unmet.discard(worker)
-            self._meet(set())
+        self._unmet.discard(worker)
+        self._first.discard(worker)
+        self._meet(set())
 
     def link_ended(self, event: LinkLost) -> None:
         """Tell rank 0, which lets both ends greet until the link is back, or gives one of the two up."""
@@ -140,10 +143,11 @@ class Peers:
             self._post(Op.UNLINKED, version=worker, elements=1)
 
     def _meet(self, greeted: Set[int]) -> None:
-        """These have greeted; tell rank 0, once, when all neighbours that it told of have."""
-        if self._unmet is None:
-            return
+        """These have greeted; tell rank 0 when all neighbours have that are to before, and later who else has."""
         self._unmet -= {w for w in greeted & self._unmet if self._greeted[w] == self._incarnations[w]}
-        if not self._unmet:
-            self._unmet, self._met = None, True
-            self._post(Op.MET, version=self._introduction)
+        if not self._introduction or (self._met is None and self._unmet & self._first):
+            return
+        met = self._introduction, frozenset(self._unmet)
+        if met != self._met:
+            self._met = met
+            self._post(Op.MET, text(" ".join(map(str, sorted(self._unmet)))), version=self._introduction)

@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from lwpd_lightning.exchange.peers import Peers
 from lwpd_lightning.exchange.state import Stateful
 from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op, ProtocolError
-from lwpd_lightning.links.mesh import CoordinatorLost, Missed, WorkerLinks
+from lwpd_lightning.links.mesh import CoordinatorLost, Missed, ToldToEnd, WorkerLinks
 from lwpd_lightning.links.message import EMPTY, Messages, text, words
 from lwpd_lightning.links.transport import LinkLost
 from lwpd_lightning.reduction.decision import Decision
@@ -62,6 +63,7 @@ class Worker:
         fingerprint: 32 bytes that all ranks of the fit must share: its model, code, batches and seed.
         timeout_s: longest wait for the coordinator's answer when joining; later only the link's heartbeat ends it.
         dispensable: whether the others are to go on without it where its code raises an exception.
+        while_away: called now and then while rank 0 is away; may raise ToldToEnd.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Worker:
         fingerprint: bytes,
         timeout_s: float,
         dispensable: bool = False,
+        while_away: Callable[[], None] | None = None,
     ) -> None:
         self._links, self._reduction, self._replica = links, reduction, replica
         self._messages, self._fingerprint, self._timeout_s = messages, fingerprint, timeout_s
@@ -92,7 +95,7 @@ class Worker:
         self._end: Assignment | None = None
         self._proof: Tensor | None = None  # that it belongs to this fit, and of the state that it came with
         self._entered = False  # whether rank 0 has given its state to this incarnation
-        self._pause_s, self._dispensable = _AGAIN_S, dispensable
+        self._pause_s, self._dispensable, self._while_away = _AGAIN_S, dispensable, while_away
 
     def run(self) -> Assignment:
         """Join, then compute until the coordinator stops the fit; an exception is reported to it and raised.
@@ -102,6 +105,7 @@ class Worker:
         Raises:
             CoordinatorLost: the link ended without a word.
             Refused: rank 0 does not let this process in.
+            ToldToEnd: while rank 0 was away, this process was.
         """
         try:
             self._enter(self._timeout_s)
@@ -109,9 +113,11 @@ class Worker:
                 try:
                     self._follow()
                 except (CoordinatorLost, Refused) as error:
+                    self._links.look = self._while_away
                     self._come_back(error)
+                    self._links.look = None
             return self._end
-        except (CoordinatorLost, Refused):
+        except (CoordinatorLost, Refused, ToldToEnd):
             raise  # a report would open the link anew, and reach a rank 0 that has gone on without this worker
         except BaseException as error:
             if (outage := outage_of(error, dispensable=self._dispensable)) is not None:
@@ -194,7 +200,7 @@ class Worker:
             try:
                 self._receive(left)
             except CoordinatorLost:
-                time.sleep(max(0.0, until - time.monotonic()))
+                time.sleep(max(0.0, min(_AGAIN_S, until - time.monotonic())))
             except Refused:
                 pass  # said again
 

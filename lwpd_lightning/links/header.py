@@ -29,9 +29,9 @@ class Op(enum.IntEnum):
 
     JOIN = 1  # worker -> coordinator: here I am [fingerprint and digest of its state, address of its inbox]
     STATE = 2  # coordinator -> worker: everything at a version [`state.whole_state`; nothing: you have it]
-    PEERS = 3  # coordinator -> worker: these have joined, says introduction `version` [addresses of their inboxes]
+    PEERS = 3  # coordinator -> worker: these have joined, says introduction `version` [whom to meet first, inboxes]
     MEET = 4  # worker -> worker: the first message of a link, also of one that has come back
-    MET = 5  # worker -> coordinator: links from all whom introductions up to `version` told of are there
+    MET = 5  # worker -> coordinator: links from all whom introductions up to `version` told of are there, but [these]
     VERSION = 6  # coordinator -> worker: step to this version and compute this batch [buffers, optimizer settings]
     READY = 7  # worker -> coordinator: my codeword is computed [statistics, touched parameters]
     LATE = 8  # worker -> coordinator: my codeword is computed, but counts no more

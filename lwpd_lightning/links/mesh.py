@@ -10,7 +10,7 @@ import math
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -22,9 +22,16 @@ from lwpd_lightning.links.rendezvous import endpoint
 from lwpd_lightning.links.spoke import Spoke
 from lwpd_lightning.links.transport import LinkLost, Message, Payload
 
+# How often it is looked whether to go on waiting.
+_LOOK_S = 0.2
+
 
 class CoordinatorLost(RuntimeError):
     """The link to the coordinator ended."""
+
+
+class ToldToEnd(SystemExit):
+    """While the coordinator was away, this process was told to end, by a signal that the exit code names."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class WorkerLinks:
 
     Attributes:
         peers: as given.
+        look: called now and then while `receive` waits, and may raise what ends that; None: nothing is.
         address: of this worker's inbox; empty where it has none.
     """
 
@@ -67,6 +75,7 @@ class WorkerLinks:
         self._heartbeat_s, self._max_message_bytes, self._queued = heartbeat_s, max_message_bytes, queued
         self._inbox: Hub | None = None
         self.address = ""
+        self.look: Callable[[], None] | None = None
         if peers:
             host = _own_address(address)
             self._inbox = Hub(
@@ -167,6 +176,8 @@ class WorkerLinks:
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._arrived:
+            if self.look is not None:
+                self.look()
             self._poller.poll(self._patience_ms(until))
             ended = self._coordinator.ended  # asked first: what was sent before the end still counts
             self._take()
@@ -178,8 +189,10 @@ class WorkerLinks:
 
     def _patience_ms(self, until: float | None) -> int | None:
         """How long there is nothing to do but to wait for a message."""
-        first = min([*([] if until is None else [until]), *self._awaited.values()], default=None)
-        return None if first is None else max(0, math.ceil(1000 * (first - time.monotonic())))
+        now = time.monotonic()
+        bounds = [*([] if until is None else [until]), *([] if self.look is None else [now + _LOOK_S])]
+        first = min([*bounds, *self._awaited.values()], default=None)
+        return None if first is None else max(0, math.ceil(1000 * (first - now)))
 
     def _take(self) -> None:
         """Move what the sockets hold to the queue: not all that they report, such as a stranger's knock, is for us."""

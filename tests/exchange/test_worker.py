@@ -285,28 +285,38 @@ def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, s
         assert [sorted(a.worker for a in update.arrivals) for update in fit.updates(4)] == [[0, 2, 3]] * 4
 
 
-def test_one_that_joins_and_reaches_nobody_keeps_nobody_waiting(stack):
+@contextmanager
+def silent(fit, incarnation):
+    """A process of worker 3's that joins, and neither greets nor hears."""
+    fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
+    with closing(links(fit.run_key, 3, fit.hub, peers=[1, 2])) as ends:
+        messages = Messages(MESSAGES.run_id, arena=None, incarnation=incarnation)
+        ends.send(COORDINATOR, messages.pack(Header(Op.JOIN, MESSAGES.run_id, 3), fingerprint, text(ends.address)))
+        yield
+
+
+def updates_until(fit, happened):
+    deadline, updates = time.monotonic() + DEADLINE_S / 2, []
+    while not happened():
+        updates += fit.updates(1)
+        assert time.monotonic() < deadline
+    return updates
+
+
+def test_one_that_joins_and_reaches_nobody_keeps_nobody_waiting_nor_out(stack):
     fit = Fit(stack, 4)
     fit.workers.pop(3).links.close()
-    fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
-
-    @contextmanager
-    def silent(incarnation):
-        with closing(links(fit.run_key, 3, fit.hub, peers=[1, 2])) as ends:
-            messages = Messages(MESSAGES.run_id, arena=None, incarnation=incarnation)
-            ends.send(COORDINATOR, messages.pack(Header(Op.JOIN, MESSAGES.run_id, 3), fingerprint, text(ends.address)))
-            yield
-
-    with silent(7):
+    with silent(fit, 7):
         pass
     fit.start()
     fit.updates(2)
-    with silent(8):
-        deadline, updates = time.monotonic() + DEADLINE_S, []
-        while 3 not in fit.coordinator._members.present:
-            updates += fit.updates(1)
-            assert time.monotonic() < deadline
+    members = fit.coordinator._members
+    with silent(fit, 8):
+        updates = updates_until(fit, lambda: 3 in members.present)
         updates += fit.updates(20)
+        fit.coordinator._lose(1, "it is to come back")
+        updates_until(fit, lambda: 1 in members.live)
+        assert 3 in members.present - members.live
     assert {tuple(sorted(arrival.worker for arrival in update.arrivals)) for update in updates} == {(0, 1, 2)}
 
 

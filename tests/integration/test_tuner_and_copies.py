@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 
-from lwpd_lightning import LWPDStrategy, uncoded
+from lwpd_lightning import LWPDStrategy, schemes, uncoded
 from tests.integration.models import Classifier, loader, quiet_trainer, sgd
 
 
@@ -61,6 +61,18 @@ def test_a_learning_rate_is_found_within_a_fit(tmp_path, finder, epoch):
     quiet_trainer(max_epochs=3, callbacks=[SetEpoch(epoch, model.lr)]).fit(alone, loader())
     torch.testing.assert_close(parameters(model), parameters(alone), rtol=1e-4, atol=1e-5)
     assert strategy.last_update.resyncs == 0
+
+
+def test_what_senders_remember_outlives_a_tuners_run_in_mid_fit(tmp_path, caplog):
+    model, straight = Tuned(), Tuned()
+    finding = EveryEpoch(min_lr=1e-3, num_training_steps=40, early_stop_threshold=None)
+    settings = {"max_epochs": 2, "devices": 2, "default_root_dir": tmp_path}
+    quiet_trainer(strategy=schemes.sketch(2, blocks=2), callbacks=[finding], **settings).fit(model, loader())
+    quiet_trainer(strategy=schemes.sketch(2, blocks=2), callbacks=[SetEpoch(1, model.lr)], **settings).fit(
+        straight, loader()
+    )
+    assert torch.equal(parameters(model), parameters(straight))
+    assert "lacks" not in caplog.text
 
 
 def test_a_learning_rate_is_found_before_a_fit(tmp_path):

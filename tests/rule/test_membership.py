@@ -82,6 +82,40 @@ def test_nobody_waits_for_ever_for_one_that_meets_nobody():
     assert members.late(7.1 + JOIN_S) == {2}
 
 
+def test_one_that_meets_nobody_keeps_no_other_newcomer_out():
+    members = started(5)
+    for worker in (2, 3):
+        members.lose(worker)
+    members.join(2, 21, "stuck", 7.0)
+    assert members.introduce().joining == set()
+    members.join(3, 31, "again", 8.0)
+    introduction = members.introduce()
+    assert (introduction.newcomers, introduction.elders, introduction.joining) == ([3], [1, 2, 4], {2})
+    for worker in (1, 3):
+        assert members.meets(worker, introduction.number, {2}) == set()
+    assert members.meets(4, introduction.number, {2}) == {3}
+    # Who was stuck needs to have met all that count by now, and they it.
+    for worker in (1, 4):
+        members.meets(worker, introduction.number)
+    assert members.meets(2, introduction.number - 1) == set()
+    assert members.meets(2, introduction.number) == set()
+    assert members.meets(3, introduction.number) == {2}
+
+
+def test_of_two_newcomers_that_have_not_met_one_counts():
+    members = started(5)
+    for worker in (2, 3):
+        members.lose(worker)
+        members.join(worker, 10 * worker + 1, "again", 7.0)
+    number = members.introduce().number
+    members.meets(2, number, {3})
+    members.meets(3, number, {2})
+    members.meets(1, number)
+    assert members.meets(4, number) == {2}
+    members.meets(2, number)
+    assert members.meets(3, number) == {3}
+
+
 def test_who_has_not_met_a_newcomer_and_is_lost_holds_it_up_no_longer():
     members = started()
     members.lose(2)
