@@ -82,7 +82,7 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
     "gpt": {
         **_all(POWERSGD, _adamw(0.002), _adamw(0.002, _whole(7)), _adamw(0.001, _whole(7))),
         "local_sgd": (_adamw(0.002, _every(5)), _adamw(0.002, _every(10)), _adamw(0.001, _every(10))),
-        # The outer momentum multiplies what ranks move by: at half of DDP's rate 60 updates led less far than at a quarter.
+        # The outer momentum multiplies what ranks move by: half of DDP's rate led less far than a quarter.
         **_all(DILOCO, _adamw(0.0005, _every(5)), _adamw(0.00025, _every(5)), _adamw(0.0005, _every(10))),
         "onebit_adam": tuple(_adamw(lr, _warm_up(14)) for lr in (0.001, 0.002, 0.004)),
     },
