@@ -6,9 +6,7 @@ from importlib.metadata import version
 
 # Importable name of each module that only an extra brings, and what to install instead of giving up.
 EXTRAS = {
-    **dict.fromkeys(
-        ("hydra", "matplotlib", "omegaconf", "rich", "scipy", "sklearn", "torchmetrics", "wandb"), "experiments"
-    ),
+    **dict.fromkeys(("hydra", "matplotlib", "omegaconf", "rich", "sklearn", "torchmetrics", "wandb"), "experiments"),
     "torchvision": "vision",
     "transformers": "examples",
 }

@@ -9,6 +9,7 @@ Lightning code. Files go to a new folder under `outputs/` in the current directo
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,9 @@ from omegaconf import DictConfig
 from . import processes, restarting, stopping, sweep
 from .names import CONFIG_PATH
 from .typed import by_typed_names, refuse_numbers, refuse_plugins
+
+# Options with which Hydra shows something and runs nothing.
+_SHOWING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -126,6 +130,13 @@ def _command(cfg: DictConfig) -> float | None:
     return sweep.optimized(cfg, run(cfg))
 
 
+def _begin() -> None:
+    """A first sign of life on a terminal: what is imported next takes seconds."""
+    shows_only = any(word.split("=")[0] in _SHOWING for word in sys.argv[1:])
+    if sys.stdout.isatty() and not os.environ.get("CI") and not shows_only and not processes.is_attempt():
+        print("loading torch and Lightning", flush=True)
+
+
 def main() -> None:
     """Command line; exit status 1 and one sentence where the configuration cannot run.
 
@@ -134,6 +145,7 @@ def main() -> None:
     if (sentence := refuse_plugins(sys.argv[1:])) is not None:
         raise SystemExit(sentence)
     processes.own_group()
+    _begin()
     try:
         _command()
     except KeyboardInterrupt:

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("real_start"):
             item.add_marker(pytest.mark.slow)
-    # Files with slow tests first: of two processes neither ends long after the other.
+    # Files with slow tests first: no process ends long after the others.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

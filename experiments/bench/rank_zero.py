@@ -20,8 +20,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from ..refusals import refusal
+
+try:
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    raise SystemExit(refusal(error)) from error
 
 from .own_process import measured, tell
 

@@ -37,8 +37,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a ra
 
 import lightning.pytorch as pl
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+
+from ..refusals import refusal
+
+try:
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    raise SystemExit(refusal(error)) from error
 
 from lwpd_lightning.coding.wire import wire_format
 

@@ -17,8 +17,13 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a rank, whatever the machine
 
-import sklearn.datasets
-import sklearn.model_selection  # noqa: F401 - for all ranks
+from ..refusals import refusal
+
+try:
+    import sklearn.datasets
+    import sklearn.model_selection  # noqa: F401 - for all ranks
+except ModuleNotFoundError as error:
+    raise SystemExit(refusal(error)) from error
 import torch
 
 from .checks import stalled_s, violations

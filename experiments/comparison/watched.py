@@ -53,16 +53,20 @@ class Watched:
 def watch(paths: Sequence[Path]) -> tuple[list[Watched], list[str]]:
     """All runs at or below `paths`, the newest first, and a line for each of which nothing can be shown yet."""
     found = {directory.resolve() for path in paths for directory in run_directories(path)}
-    shown, others = [], []
+    shown, others, parts = [], [], 1
+    # As much of their paths as tells them apart.
+    while len({one.parts[-parts:] for one in found}) < len(found):
+        parts += 1
     for directory in sorted(found, key=lambda one: one.stat().st_mtime, reverse=True):
+        name = "/".join(directory.parts[-parts:])
         try:
-            shown.append(_watched(directory))
+            shown.append(_watched(directory, name))
         except (ValueError, OSError) as error:  # also where its log is written just now
-            others.append(f"{directory.name}: {error}")
+            others.append(f"{name}: {error}")
     return shown, others
 
 
-def _watched(directory: Path) -> Watched:
+def _watched(directory: Path, name: str) -> Watched:
     live, summary, failure = (_document(directory / f"{name}.json") for name in ("live", "summary", "failure"))
     config = configuration(directory)
     if not config:
@@ -70,7 +74,7 @@ def _watched(directory: Path) -> Watched:
     told = {**promised(config), "failures": live.get("failures"), **summary}
     logged = read_metrics(directory / "csv/metrics.csv", lambda name: True)
     run = Run(str(directory), told, config, lambda wanted: {name: logged[name] for name in logged if wanted(name)})
-    return Watched(Group(f"{directory.name}: {run.scheme}", {}, [run], []), live, _state(live, summary, failure))
+    return Watched(Group(f"{name}: {run.scheme}", {}, [run], []), live, _state(live, summary, failure))
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -128,14 +132,17 @@ def _line(one: Watched) -> list[str]:
         f"{live.get('updates', run.summary.get('updates', 0))}/{total}",
         f"{loss[-1]:.3g}" if loss.size else "",
         f"{run.metric} {metric[-1]:.4g}" if metric.size else "",
-        *(_milliseconds(one.column(f"exchange/{name}_s")) for name in ("update", "wait", "compute")),
+        *(_duration(one.column(f"exchange/{name}_s")) for name in ("update", "wait", "compute")),
         f"{traffic / scale:.3g} {unit}" if traffic else "",
         f"{alive[-1]:.0f}/{run.get('code.n')}" if alive.size else "",
     ]
 
 
-def _milliseconds(seconds: Column) -> str:
-    return f"{1000 * np.median(seconds[-_RECENT:]):.3g} ms" if seconds.size else ""
+def _duration(seconds: Column) -> str:
+    if not seconds.size:
+        return ""
+    median = float(np.median(seconds[-_RECENT:]))
+    return f"{1000 * median:.3g} ms" if median < 1 else f"{median:.3g} s"
 
 
 def _pictures(folder: Path, shown: Sequence[Watched]) -> list[Picture]:

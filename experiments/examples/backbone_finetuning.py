@@ -12,7 +12,13 @@ from __future__ import annotations
 import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning
-from sklearn.datasets import load_digits
+
+from ..refusals import refusal
+
+try:
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    raise SystemExit(refusal(error)) from error
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, Subset, TensorDataset

@@ -2,8 +2,10 @@
 
 As in DeepSpeed's reference: after the warm-up each rank moves the common momentum by its own gradient, all ranks'
 momenta are averaged in one bit a value, with error feedback at workers and servers, and a magnitude for each parameter
-(at a server for its share of each). What differs: all parameters travel together, Adam's bias corrections stay (the
-variance's is that of the last update of the warm-up), so that the warm-up is the user's own optimizer.
+(at a server for its share of each). What differs: all parameters travel together; Adam's bias corrections stay (the
+variance's is that of the last update of the warm-up), so that the warm-up is the user's own optimizer; and the mask of
+what has no momentum, which DeepSpeed's users have to give since a bit cannot say 0, is of what had no gradient in the
+warm-up.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class _Parameter:
         group: its parameter group, for the rates of the moment.
         own: the parameter.
         place: its values in the vectors of all parameters, rank r's share of them the r-th of n equal parts.
-        denominator: of its steps, of its shape; fixed.
+        denominator: of its steps, of its shape; fixed. Infinite where it had no gradient.
     """
 
     group: dict[str, Any]
@@ -63,7 +65,8 @@ class OnebitAdam:
                     continue
                 size = -(-own.numel() // (8 * ranks)) * 8 * ranks
                 state, corrected = optimizer.state[own], 1 - group["betas"][1] ** warmup_updates
-                denominator = (state["exp_avg_sq"] / corrected).sqrt_().add_(group["eps"])
+                variance = state["exp_avg_sq"] / corrected
+                denominator = variance.sqrt().add_(group["eps"]).masked_fill_(variance == 0, float("inf"))
                 self._parameters.append(_Parameter(group, own, Segment(at, size, own.numel()), denominator))
                 at += size
         self._momentum = torch.zeros(at)

@@ -141,6 +141,9 @@ class DDPPeer(DDPStrategy):
         """Set a fit up as DDP does; without a process group there are no states to synchronise."""
         if trainer.state.fn is TrainerFn.FITTING:
             super().setup(trainer)
+            # Before each batch Lightning's loop waits for rank 0's word of a SIGTERM, by which no fit ends here: see
+            # `ForkedRanks.kill`.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             return
         assert self.accelerator is not None
         assert self.model is not None

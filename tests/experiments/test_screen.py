@@ -66,6 +66,7 @@ def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_p
     written = on_a_terminal(tmp_path)
 
     shown = plain(written)
+    assert shown.startswith("loading torch and Lightning\r\n")
     assert "decodes exactly  from any 3 of 4 codewords" in shown
     assert re.search(r"workers 0-3 +part 0: all blocks", shown)
     assert "6/6 updates" in shown

@@ -112,6 +112,16 @@ def test_the_state_of_a_run_is_said_in_words(tmp_path, told, state):
     assert "<td>250 ms</td><td>100 ms</td><td>150 ms</td><td>1.5 kB</td>" in page
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for day in ("monday", "tuesday"):
+        (tmp_path / day).mkdir()
+        written(tmp_path / day / "0", live={})
+
+    shown, _ = watched.watch([tmp_path])
+
+    assert {one.group.label for one in shown} == {"monday/0: ddp", "tuesday/0: ddp"}
+
+
 def test_a_run_that_has_logged_nothing_is_named(tmp_path):
     written(tmp_path / "one")
     written(tmp_path / "two", failure={"sentence": "t=3 does not divide k=4."})

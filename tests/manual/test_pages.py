@@ -127,7 +127,7 @@ def test_every_module_that_a_page_names_can_be_imported(name):
 
 
 def test_ci_runs_the_command_that_readme_says_runs_the_tests():
-    (command,) = [line for line in lines_of_code("README.md") if line.endswith("-m pytest -n 2 --dist loadfile")]
+    (command,) = [line for line in lines_of_code("README.md") if line.endswith("-m pytest -n 3 --dist loadfile")]
 
     assert command in (ROOT / ".ci/run").read_text().splitlines()
 

@@ -4,9 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from experiments.peers import DDPPeer, OnebitAdamPeer
+from experiments.peers.onebit_adam import OnebitAdam
 from tests.experiments.peers.callbacks import KeepParameters
+from tests.experiments.peers.ranks import on_ranks
 from tests.experiments.peers.reference import RANKS, Rank, averaged
 from tests.experiments.peers.test_local_steps import fit, kept
 from tests.integration.models import sgd
@@ -92,6 +95,31 @@ def test_a_bit_a_value_and_a_magnitude_for_each_parameter_travel():
     assert state["exp_avg"].shape == (18, 12)
     assert len(state["exp_avg"].abs().unique()) <= RANKS  # a checkpoint holds the common momentum
     assert float(state["step"]) == 3
+
+
+def test_what_had_no_gradient_in_the_warm_up_stays(tmp_path):
+    """A bit cannot say 0, and hardly any variance would make of it a step of any length."""
+
+    def work(rank):
+        values = torch.nn.Parameter(torch.ones(20))
+        optimizer = torch.optim.Adam([values], lr=0.1)
+
+        def compute():
+            values.grad = torch.randn(20, generator=torch.Generator().manual_seed(rank))
+            values.grad[:5] = 0
+
+        compute()
+        dist.all_reduce(values.grad)
+        optimizer.step()
+        onebit = OnebitAdam(optimizer, warmup_updates=1)
+        for _ in range(5):
+            compute()
+            onebit.step()
+        return values.detach()
+
+    for values in on_ranks(2, work, tmp_path):
+        assert torch.equal(values[:5], torch.ones(5))
+        assert (values[5:] != 1).all()
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,10 @@ def test_a_fit_goes_on_from_a_checkpoint(tmp_path, monkeypatch, stop_at):
 
 
 class Profile(WorkerCallback):
-    """Records what rank 0 hands to all-reduces in its fourth update."""
+    """Records what rank 0 hands to all-reduces in its fourth and fifth update, and its other collectives."""
 
     def __init__(self):
-        self.bytes = 0
+        self.bytes, self.others = 0, []
 
     def on_train_batch_start(self, trainer, *args):
         if trainer.global_step == 3 and trainer.is_global_zero:
@@ -105,11 +105,13 @@ class Profile(WorkerCallback):
             self.profiler.start()
 
     def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == 4 and trainer.is_global_zero:
+        if trainer.global_step == 5 and trainer.is_global_zero:
             self.profiler.stop()
             for event in self.profiler.events():
                 if event.name == "gloo:all_reduce":
                     self.bytes += sum(torch.Size(shape).numel() for shape in event.input_shapes if shape)
+                elif event.name.startswith("gloo:"):
+                    self.others.append(event.name)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,8 @@ def test_bytes_are_counted_as_torch_hands_them_over(strategy, numbers):
     profile = Profile()
     fit(strategy, profile)
 
-    assert profile.bytes == numbers
+    assert profile.bytes == 2 * numbers
+    assert profile.others == []  # nothing else is waited for between two updates
     width = 2 if getattr(strategy, "gradient_dtype", "") == "bfloat16" else 4
     assert strategy.last_step.payload_bytes == numbers * width
 
