@@ -10,12 +10,13 @@ from omegaconf import DictConfig
 
 from .sizes import refuse_sizes
 
-# Words of Hydra's own groups that only an extra brings: module and extra.
+# Words of Hydra's own groups, and of a preset that chooses one, that only an extra brings: module and extra.
 _PLUGINS = {
     "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
     "hydra/launcher=submitit_local": ("hydra_plugins.hydra_submitit_launcher", "sweep"),
     "hydra/launcher=submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "sweep"),
     "hydra/sweeper=optuna": ("hydra_plugins.hydra_optuna_sweeper", "optuna"),
+    "sweep=learning_rate": ("hydra_plugins.hydra_optuna_sweeper", "optuna"),
 }
 
 
@@ -25,9 +26,21 @@ def refuse_plugins(words: Iterable[str]) -> str | None:
         if word not in _PLUGINS:
             continue
         module, extra = _PLUGINS[word]
-        if importlib.util.find_spec(module) is None:
+        if not _installed(module):
             return f"{word} needs a plugin that is not installed: pip install 'lwpd-lightning[{extra}]'"
     return None
+
+
+def _installed(module: str) -> bool:
+    """Whether a module can be found; its package is not there either where no plugin is.
+
+    >>> _installed("os.path"), _installed("no_such_package.module")
+    (True, False)
+    """
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def refuse_numbers(cfg: DictConfig) -> None:

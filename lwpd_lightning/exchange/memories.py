@@ -66,8 +66,8 @@ class Memories:
             self._aside = []
         if silent:
             log.warning(
-                "Workers %s have not told in %.3g s what they remember of codewords: where a run goes on from this "
-                "checkpoint, they begin with nothing", listed(silent), patience_s,
+                "The checkpoint lacks what workers %s remember of codewords, who were lost or have not told in %.3g s: "
+                "where a run goes on from it, they begin anew", listed(silent), patience_s,
             )  # fmt: skip
         return told
 

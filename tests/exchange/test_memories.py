@@ -15,7 +15,7 @@ from lwpd_lightning.links.message import EMPTY
 from lwpd_lightning.links.transport import LinkLost
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.reduction.sums import MessageSums, Ranks
-from tests.exchange.test_worker import QUIET_S, Fit, Seat
+from tests.exchange.test_worker import QUIET_S, Fit, Seat, updates_until
 from tests.links.links import DEADLINE_S
 
 SAVED_AT, UPDATES = 3, 6
@@ -100,7 +100,7 @@ def test_a_worker_that_does_not_answer_in_time_is_left_out_and_what_it_says_late
     fit.start()
     updates = fit.updates(UPDATES, between=save)
     assert gathered.keys() == {1}
-    assert "Workers [2] have not told in 0.3 s what they remember of codewords" in caplog.text
+    assert "lacks what workers [2] remember of codewords, who were lost or have not told in 0.3 s" in caplog.text
     assert [len(update.arrivals) for update in updates] == [3] * UPDATES
     assert not fit.coordinator.failures
 
@@ -118,4 +118,5 @@ def test_one_that_is_lost_meanwhile_is_not_waited_for_and_lost_afterwards(stack)
     fit.start()
     fit.updates(SAVED_AT + 1, between=save)
     assert gathered.keys() == {1}
+    updates_until(fit, lambda: 2 in fit.coordinator._members.live)
     assert [failure.worker for failure in fit.coordinator.failures] == [2]

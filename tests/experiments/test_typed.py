@@ -75,13 +75,16 @@ def test_a_setting_of_a_sentence_gets_the_name_that_was_typed():
     assert by_typed_names("max_heartbeat_s=-1", overrides) == "max_heartbeat_s=-1"
 
 
-def test_a_plugin_that_is_missing_names_its_extra(monkeypatch):
-    monkeypatch.setitem(typed._PLUGINS, "hydra/launcher=joblib", ("a_module_that_is_not_there", "sweep"))
+@pytest.mark.parametrize("module", ["a_module_that_is_not_there", "a_package_that_is_not_there.plugin"])
+def test_a_plugin_that_is_missing_names_its_extra(monkeypatch, module):
+    monkeypatch.setitem(typed._PLUGINS, "hydra/launcher=joblib", (module, "sweep"))
     words = ["-m", "hydra/launcher=joblib", "seed=1,2"]
     assert refuse_plugins(words) == (
         "hydra/launcher=joblib needs a plugin that is not installed: pip install 'lwpd-lightning[sweep]'"
     )
     assert refuse_plugins(["-m", "seed=1,2"]) is None
+    monkeypatch.setitem(typed._PLUGINS, "sweep=learning_rate", (module, "optuna"))
+    assert "pip install 'lwpd-lightning[optuna]'" in refuse_plugins(["sweep=learning_rate"])
 
 
 def test_arithmetic_needs_neither_torch_nor_lightning():

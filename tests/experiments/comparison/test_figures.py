@@ -89,7 +89,7 @@ def test_a_scheme_has_one_colour_and_its_groups_are_told_apart():
 
 def test_no_two_schemes_look_the_same_or_have_one_place():
     for values in zip(*known().values(), strict=True):
-        assert len(set(values)) == len(known()) == 12
+        assert len(set(values)) == len(known()) > 12
 
 
 def test_what_was_not_logged_is_said_and_the_rest_is_drawn(tmp_path):
