@@ -127,7 +127,6 @@ class _Fit:
             outer = torch.optim.SGD(
                 self._model.parameters(), lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
             )
-            # Tensor by tensor, its default: with use_bucketization=True of 0.2.0 ranks drifted apart over Gloo.
             self._outer = DiLoCo(self._manager, [self._model], self._inner, outer, sync_every=settings.every)
 
     def __enter__(self) -> _Fit:
