@@ -127,7 +127,9 @@ class _Fit:
             outer = torch.optim.SGD(
                 self._model.parameters(), lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
             )
-            self._outer = DiLoCo(self._manager, [self._model], self._inner, outer, sync_every=settings.every)
+            self._outer = DiLoCo(
+                self._manager, [self._model], self._inner, outer, sync_every=settings.every, use_bucketization=True
+            )
 
     def __enter__(self) -> _Fit:
         return self
