@@ -217,7 +217,8 @@ def test_checkpoints_of_another_configuration_are_refused_and_a_broken_one_is_le
     (folder / LAST).write_bytes((folder / LAST).read_bytes()[:1000])
     done = train(tmp_path, *words, "trainer.max_steps=5")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run/summary.json").read_text())["resumed_at_update"] == 4
+    # From the newest that was written beside training, which a busy machine does not do at every update.
+    assert 0 < json.loads((tmp_path / "run/summary.json").read_text())["resumed_at_update"] < 5
     for name in (LAST, RECENT, BEFORE):
         (folder / name).write_bytes(b"")
     done = train(tmp_path, *words, "trainer.max_steps=5")
