@@ -109,7 +109,9 @@ def _loggers(cfg: DictConfig, strategy: Any) -> list[Any]:
     code = strategy.settings.code if isinstance(strategy, LWPDStrategy) else None
     name = f"n={cfg.code.n}" if code is None else f"{code.family}({code.n},{code.k},{code.t})"
     described = {"lightning.pytorch.loggers.WandbLogger": wandb_run.identity(cfg, name)}
-    return [_build(node, **described.get(node._target_, {})) for node in _objects(cfg.logger)]
+    loggers = [_build(node, **described.get(node._target_, {})) for node in _objects(cfg.logger)]
+    wandb_run.hush(loggers)
+    return loggers
 
 
 def _refuse_optimizer(node: DictConfig | None) -> None:

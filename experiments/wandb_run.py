@@ -54,6 +54,13 @@ def refuse_uploads(cfg: DictConfig) -> None:
         )
 
 
+def hush(loggers: Iterable[Logger]) -> None:
+    """Leave out an argument of Lightning's that says nothing, and that W&B warns of: it was a run's first line."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger._wandb_init.pop("anonymous", None)
+
+
 def begin(loggers: Iterable[Logger], target: Mapping[str, Any]) -> None:
     """Say which way each metric is better, and that all are drawn against the update.
 

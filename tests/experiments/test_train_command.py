@@ -70,6 +70,7 @@ def test_the_default_logger_keeps_an_offline_wandb_run(tmp_path):
                  "data.max_chars=20000", "data.context=32")  # fmt: skip
 
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stdout + done.stderr
     (run,) = (tmp_path / "outputs").glob("train/*/*")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["val_bpc"] > 0
