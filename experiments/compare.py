@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .refusals import refusal
+from .refusals import in_a_sentence
 
 if TYPE_CHECKING:
     from .comparison.groups import Group
@@ -27,13 +26,8 @@ _NAMED = 10
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; exit status 1 and one sentence where there is nothing to compare."""
     options = _parser().parse_args(arguments)
-    try:
+    with in_a_sentence(ValueError, ModuleNotFoundError):
         _compare(options)
-    except (ValueError, ModuleNotFoundError) as error:
-        sentence = refusal(error)
-        if sentence is None:
-            raise
-        sys.exit(sentence)
 
 
 def _compare(options: argparse.Namespace) -> None:

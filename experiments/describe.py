@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .refusals import refusal
+from .refusals import in_a_sentence, refusal
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     import hydra
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib.metadata import version
 
 # Importable name of each module that only an extra brings, and what to install instead of giving up.
@@ -44,6 +46,21 @@ def refusal(error: BaseException) -> str | None:
     if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
         return str(error)
     return None
+
+
+@contextlib.contextmanager
+def in_a_sentence(*kinds: type[BaseException]) -> Iterator[None]:
+    """End with exit status 1 and the sentence of `refusal` where one of ``kinds`` has one; a defect is raised on.
+
+    Around imports: ``with in_a_sentence(ModuleNotFoundError):``.
+    """
+    try:
+        yield
+    except kinds as error:
+        sentence = refusal(error)
+        if sentence is None:
+            raise
+        raise SystemExit(sentence) from error
 
 
 def lost(error: BaseException) -> bool:

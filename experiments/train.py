@@ -15,12 +15,10 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .refusals import refusal
+from .refusals import in_a_sentence, refusal
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     import hydra
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from .refusals import refusal
+from .refusals import in_a_sentence
 
 _HERE = "127.0.0.1"
 # The page asks for itself again; what is scrolled to, or marked, stays where the text is the same.
@@ -34,13 +34,8 @@ setTimeout(again, %d);
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; exit status 1 and one sentence where there is nothing to watch."""
     options = _parser().parse_args(arguments)
-    try:
+    with in_a_sentence(ValueError, ModuleNotFoundError):
         _watch(options)
-    except (ValueError, ModuleNotFoundError) as error:
-        sentence = refusal(error)
-        if sentence is None:
-            raise
-        sys.exit(sentence)
 
 
 def _watch(options: argparse.Namespace) -> None:

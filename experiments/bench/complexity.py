@@ -29,15 +29,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from ..refusals import refusal
+from ..refusals import in_a_sentence
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 

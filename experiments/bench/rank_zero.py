@@ -20,13 +20,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..refusals import refusal
+from ..refusals import in_a_sentence
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     from rich.console import Console
     from rich.table import Table
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 
 from .own_process import measured, tell
 

@@ -38,13 +38,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a ra
 import lightning.pytorch as pl
 import numpy as np
 
-from ..refusals import refusal
+from ..refusals import in_a_sentence
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     from rich.console import Console
     from rich.table import Table
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 
 from lwpd_lightning.coding.wire import wire_format
 

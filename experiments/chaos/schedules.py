@@ -19,13 +19,11 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a rank, whatever the machine
 
-from ..refusals import refusal
+from ..refusals import in_a_sentence
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401 - for all ranks of all runs
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 import torch
 
 from ..bench.race.testbed import refuse_missing_tools

@@ -13,12 +13,10 @@ import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning
 
-from ..refusals import refusal
+from ..refusals import in_a_sentence
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     from sklearn.datasets import load_digits
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, Subset, TensorDataset

@@ -14,12 +14,10 @@ from __future__ import annotations
 import torch
 from lightning import LightningModule, Trainer, seed_everything
 
-from ..refusals import refusal
+from ..refusals import in_a_sentence
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     from sklearn.datasets import load_digits
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, Subset, TensorDataset

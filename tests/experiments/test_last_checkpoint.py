@@ -48,5 +48,6 @@ def test_recent_states_are_kept_by_rank_0s_clock(tmp_path, scheme):
     done = train(tmp_path, *words)  # which hung, where other ranks had clocks of their own
 
     assert done.returncode == 0, done.stderr
-    recent, before = (torch.load(tmp_path / f"run/checkpoints/{name}.ckpt") for name in ("recent", "recent_before"))
+    files = (tmp_path / f"run/checkpoints/{name}.ckpt" for name in ("recent", "recent_before"))
+    recent, before = (torch.load(file, weights_only=True) for file in files)
     assert 0 < before["global_step"] < recent["global_step"] < 40

@@ -17,14 +17,12 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a rank, whatever the machine
 
-from ...refusals import refusal
+from ...refusals import in_a_sentence
 
-try:
+with in_a_sentence(ModuleNotFoundError):
     from rich.console import Group
     from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-except ModuleNotFoundError as error:
-    raise SystemExit(refusal(error)) from error
 
 from ...console import open_console
 from .plan import (
