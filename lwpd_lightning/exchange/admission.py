@@ -265,7 +265,7 @@ class Admission:
 
     def lacks(self, header: Header, others: str) -> None:
         """A worker says from whom it lacks what it was asked about; raises ProtocolError where these are no workers."""
-        self.members.doubts.answered(header.worker, header.version, _numbers(header, others))
+        self.members.lacks(header.worker, header.version, _numbers(header, others))
 
     def linked(self, header: Header) -> None:
         """A worker says that another has greeted, whose link had ended or from whom it lacked something."""

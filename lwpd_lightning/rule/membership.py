@@ -219,6 +219,10 @@ class Membership:
         if self._flaps[pair] <= RETRIES:
             self._broken.pop(pair, None)
 
+    def lacks(self, worker: int, decision: int, others: Set[int]) -> None:
+        """A worker that was asked about a decision lacks something of others; what rank 0 sent came before it asked."""
+        self.doubts.answered(worker, decision, others & self.present)
+
     def broken(self, workers: Set[int]) -> bool:
         """Whether a link between two of these workers has ended and not come back."""
         return any(pair <= workers for pair in self._broken)
@@ -237,10 +241,10 @@ class Membership:
         """The fewest live workers without whom no update is held up by links that broke, or over which nothing came."""
         if not self.doubts.silent and not self.doubts.lacking and not self._broken:
             return set()
-        blamed = set(self.doubts.silent) | {one for one, two in self.doubts.lacking if two == self.own}
+        live, silent = self.live, self.doubts.silent.keys()
         pairs = {frozenset(pair) for pair in self.doubts.lacking} | self._broken.keys()
-        left = {pair for pair in pairs if pair <= self.live - blamed}
-        return (blamed & self.live | smallest_cover(left, self._doubts(left))) - {self.own}
+        left = {pair for pair in pairs if pair <= live - silent}
+        return live & silent | smallest_cover(left, self._doubts(left))
 
     def cut_off(self, now: float) -> dict[int, list[int]]:
         """The fewest workers without whom all links that count stand, each with those that it is cut off from.
