@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -40,18 +41,19 @@ def one_update_s(events: Sequence[Event]) -> float:
 
 
 def next_updates(events: Sequence[Event]) -> list[tuple[Event, float]]:
-    """Each fault, with the longest that one of the three updates after it took.
+    """Each fault, with the longest that one of the updates took that came after it and before the next fault showed.
 
-    A fault may show one update late: codewords that were there before it make the one that was under way. Where another
-    fault comes before an update, that one waits for the other, too: it is counted from there.
+    A fault may show late: when links end, or who was lost comes back. Where another fault comes before an update, that
+    one waits for the other: it is counted from there.
     """
     times = update_times(events)
     found, faults = [], [event for event in events if event["event"] == "fault"]
-    for fault in faults:
-        after = [time for time in times if time > fault["t"]][:3]
+    for fault, following in zip(faults, [*(event["t"] for event in faults[1:]), math.inf], strict=True):
+        after = [time for time in times if time > fault["t"]]
+        until = next((place for place, time in enumerate(after, 1) if time > following), len(after))
         waits = [
             later - max(earlier, *(other["t"] for other in faults if other["t"] < later))
-            for earlier, later in pairwise([fault["t"], *after])
+            for earlier, later in pairwise([fault["t"], *after[:until]])
         ]
         if waits:
             found.append((fault, max(waits)))

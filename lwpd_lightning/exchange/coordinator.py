@@ -273,6 +273,8 @@ class Coordinator:
             self._tally.count_ready()
         elif header.op is Op.LINKED:
             self._admission.linked(header)
+            if self._tally.decision is None:
+                self._reopen()
         elif header.op is Op.LACKING:
             self._admission.lacks(header, words(payload))
         elif header.op is Op.UNLINKED:
@@ -339,6 +341,7 @@ class Coordinator:
         if self._admission.lose(worker, reason):
             self._tally.lose(worker)
             self._reopen_if_needs(worker)
+            self._tally.count_ready()  # of those that count from now on: they were to meet the worker first
 
     def _reopen_if_needs(self, worker: int) -> None:
         """Decide again where something of the worker is needed that it may not give."""
@@ -347,6 +350,7 @@ class Coordinator:
 
     def _reopen(self) -> None:
         self._tally.do_without(self._members.in_doubt())
+        self._members.doubts.void()
         self._tally.reopen()
 
     # Waiting.

@@ -55,6 +55,7 @@ class _Open:
     dropped: int = 0
     resyncs: int = 0
     refused: list[int] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)  # workers in doubt that the update does without
     too_large: bool = False  # some of these are, and the others not finite
 
 
@@ -153,6 +154,7 @@ class Tally:
 
     def _refuse(self, worker: int, version: int) -> None:
         self.open.refused.append(worker)
+        self.open.held.discard(worker)
         if version == self.open.version and self.open.decision is None:
             self._rule.refuse(worker)
 
@@ -177,14 +179,16 @@ class Tally:
         return contribution.norm / row if row else contribution.norm
 
     def do_without(self, workers: set[int]) -> bool:
-        """Whether the open update can be made without these; if so, what they have ready may count in a later one."""
-        if not workers or not self._rule.spares(workers):
-            return False
-        for worker in workers:
+        """Whether the open update can be made without these; if so, they may count in a later one. Others come back."""
+        for worker in self.open.held - workers:
+            self._rule.expect(worker)
+        spared = bool(workers) and self._rule.spares(workers)
+        self.open.held = workers if spared else self.open.held & workers
+        for worker in workers if spared else ():
             if (contribution := self.open.counted.pop(worker, None)) is not None and worker in self._rule.live:
                 self._ready[worker] = contribution
             self._rule.refuse(worker)
-        return True
+        return spared
 
     def lose(self, worker: int) -> None:
         """A worker is an erasure: whatever it had ready is lost with it."""

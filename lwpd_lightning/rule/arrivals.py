@@ -160,6 +160,14 @@ class ArrivalRule:
         self._refused.add(worker)
         self._duals = {}
 
+    def expect(self, worker: int) -> None:
+        """The open update was to be made without the worker, which may count in it after all."""
+        if worker in self.live and worker in self._refused:
+            self._refused.discard(worker)
+            self._expected.add(worker)
+            self._awaited.add(worker)
+            self._duals = {}
+
     def spares(self, workers: set[int]) -> bool:
         """Whether as many others as the open update waits for can still count in it."""
         return len(self.live - self._refused - workers) >= self.wait_for

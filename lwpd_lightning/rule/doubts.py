@@ -64,6 +64,10 @@ class Doubts:
         self._decision, self._asked, self._since, self._looked_at = number, None, now, now
         self._first = number if self._first is None else self._first
 
+    def void(self) -> None:
+        """The decision is not to be carried out: another on the same update comes."""
+        self._decision = None
+
     def carried_out(self, now: float) -> None:
         """It has been, and with it the update is over."""
         if self._decision is not None:

@@ -242,8 +242,7 @@ class Membership:
         if not self.doubts.silent and not self.doubts.lacking and not self._broken:
             return set()
         live, silent = self.live, self.doubts.silent.keys()
-        pairs = {frozenset(pair) for pair in self.doubts.lacking} | self._broken.keys()
-        left = {pair for pair in pairs if pair <= live - silent}
+        left = {pair for pair in self._lacking | self._broken.keys() if pair <= live - silent}
         return live & silent | smallest_cover(left, self._doubts(left))
 
     def cut_off(self, now: float) -> dict[int, list[int]]:
@@ -251,27 +250,35 @@ class Membership:
 
         A worker that nobody reaches loses its links one after another: those that hang together are judged together,
         when the first has had its time, where they have one worker in common, or else when the last has had it, or the
-        first has had it twice. Of two, it is one that does not count yet, was lost more often, or was slower to speak.
+        first has had it twice. Where something is missing between two whose link stands, that is a pair like any other.
+        Of two, it is one that does not count yet, is silent, was lost more often, or was slower to speak.
         """
         gone = {}
-        for pairs in connected(self._broken):
-            ages = [now - self._broken[pair].since for pair in pairs]
+        for pairs in connected(self._broken.keys() | self._lacking):
+            ended = pairs & self._broken.keys()
+            if not ended:
+                continue
+            ages = [now - self._broken[pair].since for pair in ended]
             plain = len(pairs) > 1 and frozenset.intersection(*pairs)
             if min(ages) < self.grace_s and not plain and max(ages) < 2 * self.grace_s:
                 continue
-            late = {pair for pair, age in zip(pairs, ages, strict=True) if age >= self.grace_s}
+            late = {pair for pair, age in zip(ended, ages, strict=True) if age >= self.grace_s}
             late = {pair for pair in late if self._broken[pair].greetings >= _GREETINGS}
             for worker in smallest_cover(pairs, self._doubts(pairs)):
                 if any(worker in pair for pair in late):
-                    gone[worker] = sorted(other for pair in pairs if worker in pair for other in pair - {worker})
+                    gone[worker] = sorted(other for pair in ended if worker in pair for other in pair - {worker})
         return gone
+
+    @property
+    def _lacking(self) -> set[frozenset[int]]:
+        return {frozenset(pair) for pair in self.doubts.lacking}
 
     def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, ...]]:
         """How little is to be said for each worker that has a link that ended."""
         told = pairs & self._broken.keys()
         quiet = Counter(worker for pair in told for worker in pair - {self._broken[pair].reporter})
-        live, lost = self.live, self._losses
-        return {worker: (worker not in live, lost[worker], quiet[worker]) for pair in pairs for worker in pair}
+        live, lost, silent = self.live, self._losses, self.doubts.silent
+        return {w: (w not in live, w in silent, lost[w], quiet[w]) for pair in pairs for w in pair}
 
     def _is_in(self, worker: int) -> bool:
         return worker in self._standing[Standing.LIVE] or worker in self._standing[Standing.JOINING]

@@ -537,3 +537,18 @@ def test_workers_can_be_spared_where_as_many_others_as_the_update_waits_for_can_
     rule.refuse(3)
     assert not rule.spares({1})
     assert not ArrivalRule(uncoded(5), wait_for=5, own=0).spares({1}), "where all are waited for, nobody can be"
+
+
+def test_a_worker_that_an_update_was_to_be_made_without_counts_in_it_where_it_is_expected_after_all():
+    rule, other = ArrivalRule(uncoded(4), wait_for=3, own=0), ArrivalRule(uncoded(4), wait_for=3, own=0)
+    for each in (rule, other):
+        each.open(0, 0.0)
+    rule.refuse(1)
+    assert not rule.counts(1, 0, 0.0)
+    rule.expect(1)
+    rule.expect(2)  # who was never left out
+    assert rule.awaited == other.awaited
+    for each in (rule, other):
+        assert all(each.counts(worker, 0, 0.0) for worker in (0, 1, 3))
+    assert rule.complete
+    assert rule.decide(0.0) == other.decide(0.0)

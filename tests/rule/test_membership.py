@@ -60,6 +60,24 @@ def test_who_dies_before_all_have_joined_is_not_waited_for():
     assert members.introduce().addresses == {2: (20, "two")}
 
 
+def test_of_one_link_that_ended_the_end_is_to_blame_from_whom_others_lack_something_too():
+    members = started(5)
+    members.lose(1)
+    members.join(1, 11, "again", 1.0)
+    number = members.introduce().number
+    for worker in (1, 2, 3, 4):
+        members.meets(worker, number)
+    doubts = members.doubts
+    doubts.decided(1, 2.0)
+    assert doubts.ask({1, 2, 3, 4}, 2.0 + GRACE_S) == {1, 2, 3, 4}
+    for worker in (1, 2, 3, 4):
+        members.lacks(worker, 1, {2} if worker == 3 else set())
+    assert doubts.judge({3}, 3.5)
+    members.unlinked(1, 2, 4.0, stands=False)
+    members.greetings(), members.greetings()
+    assert members.cut_off(4.1 + 2 * GRACE_S) == {2: [1]}, "which was never lost before, where 1 was"
+
+
 def test_a_process_that_comes_later_is_live_when_it_has_met_all_and_all_have_met_it():
     members = started()
     members.lose(2)
