@@ -2,8 +2,8 @@
 
 - `_target_: ${experiments:models.mlp_classifier}` is `experiments.models.mlp_classifier` in a checkout; once it is
   installed this package is called `lwpd_experiments`.
-- `stale: ${default:stale}` is what the chosen scheme's function has as its default, else LWPDStrategy's, which may follow
-  from the compressor: it stands in one place, and the configuration that a run records holds the value.
+- `stale: ${default:stale}` is what the chosen scheme's function has as its default, else LWPDStrategy's, which may
+  follow from the compressor: it stands in one place, and the configuration that a run records holds the value.
 
 Importing this module makes both known to OmegaConf.
 """

