@@ -2,8 +2,8 @@
 
 - `_target_: ${experiments:models.mlp_classifier}` is `experiments.models.mlp_classifier` in a checkout; once it is
   installed this package is called `lwpd_experiments`.
-- `stale: ${default:stale}` is what the chosen scheme's function has as its default, else LWPDStrategy's: it stands in
-  one place, and the configuration that a run records holds the value.
+- `stale: ${default:stale}` is what the chosen scheme's function has as its default, else LWPDStrategy's, which may
+  follow from the compressor: it stands in one place, and the configuration that a run records holds the value.
 
 Importing this module makes both known to OmegaConf.
 """
@@ -26,11 +26,23 @@ def _default(name: str, _root_: DictConfig) -> Any:
     # Lightning takes seconds to import, and what does not resolve a configuration needs none of it.
     from lwpd_lightning import LWPDStrategy
 
-    for function in (resolve_name(_root_.scheme.strategy._target_), LWPDStrategy):
+    strategy = _root_.scheme.strategy
+    for function in (resolve_name(strategy._target_), LWPDStrategy):
         parameter = inspect.signature(function).parameters.get(name)
         if parameter is not None and parameter.default is not parameter.empty:
+            if parameter.default is None and name in ("stale", "wire_dtype", "update_dtype"):
+                return _following(name, strategy.compressor)
             return parameter.default
     raise ValueError(f"${{default:{name}}}: neither the scheme's function nor LWPDStrategy has a default for {name}.")
+
+
+def _following(name: str, compressor: str | None) -> Any:
+    from lwpd_lightning import LWPDStrategy, uncoded
+
+    try:
+        return getattr(LWPDStrategy(uncoded(2), compressor=compressor).settings, name)
+    except ValueError:  # which the scheme's own strategy says better
+        return None
 
 
 OmegaConf.register_new_resolver("experiments", lambda name: f"{__package__}.{name}", replace=True)

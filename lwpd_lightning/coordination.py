@@ -104,13 +104,13 @@ def arrival_rule(settings: ExchangeSettings, own: int | None) -> ArrivalRule:
             own=own,
             feedback=settings.remembers,
             decoder=settings.decoder,
-            max_staleness=0 if settings.stale == "drop" else settings.max_staleness,
+            max_staleness=0 if settings.one_version else settings.max_staleness,
         )
     return ArrivalRule(
         settings.code,
         most,
         decoder=settings.decoder,
-        stale=settings.stale,
+        stale="drop" if settings.one_version else "apply",
         max_staleness=settings.max_staleness,
         own=own,
         feedback=settings.remembers,

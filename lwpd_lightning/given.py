@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
+import numpy as np
 import torch
 
 from lwpd_lightning.rule.norms import NormLimit
+
+# Seconds that ZeroMQ's heartbeats and torch's store can be told: milliseconds in 32 bits, and a timedelta.
+HEARTBEATS, TIMEOUTS = (0.01, 1e6), (0.001, 1e9)
 
 
 def shown(value: object) -> str:
@@ -37,6 +41,19 @@ def whole(name: str, value: SupportsIndex | None, meaning: str, works: str) -> i
         return None if value is None else _index(value)
     except TypeError:
         raise ValueError(f"{name}={shown(value)} is no {meaning}: use {works}.") from None
+
+
+def truth(name: str, given: object) -> bool:
+    """A truth value of any library; raises ValueError for anything else."""
+    if isinstance(given, bool | np.bool_):
+        return bool(given)
+    raise ValueError(f"{name}={shown(given)} is neither true nor false: use True or False.")
+
+
+def refuse_unknown(name: str, given: object, choices: Sequence[str | None]) -> None:
+    """Raise ValueError for what is not among the choices, with all of them."""
+    if not isinstance(given, str | None) or given not in choices:
+        raise ValueError(f"{name}={shown(given)} is unknown: use one of {', '.join(map(repr, choices))}.")
 
 
 def bounds(given: Iterable[SupportsIndex] | None) -> tuple[int, int] | None:

@@ -15,22 +15,30 @@ from typing import Any
 from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
 from lwpd_lightning.coding.decoders import Decoder
 from lwpd_lightning.coding.families import Repetition
+from lwpd_lightning.recommended import COMPRESSOR
 from lwpd_lightning.rule.arrivals import Stale
 from lwpd_lightning.settings import WaitFor
 from lwpd_lightning.strategy import LWPDStrategy
 
 
-def lwpd(n: int, k: int, t: int, **options: Any) -> LWPDStrategy:
+def lwpd(n: int, k: int, t: int, *, compressor: str | None = COMPRESSOR, **options: Any) -> LWPDStrategy:
     """The paper's code: k tasks, t of them a worker, A = k/t data parts and B = t blocks (Soto et al., ICML 2022).
+
+    Codewords and decoded gradients travel as `whitened`'s do. ``compressor="plain"`` is the code without that: both in
+    float32, and late codewords applied.
 
     >>> lwpd(8, k=4, t=2, wait_for=6).code
     Code(family='lwpd', n=8, k=4, t=2, data_parts=2, blocks=2)
+    >>> lwpd(8, k=4, t=2).settings.wire_dtype
+    'ternary'
     """
-    return LWPDStrategy(lwpd_code(n, k, t), **options)
+    return LWPDStrategy(lwpd_code(n, k, t), compressor=compressor, **options)
 
 
-def local(n: int, k: int, t: int, **options: Any) -> LWPDStrategy:
+def local(n: int, k: int, t: int, *, compressor: str | None = COMPRESSOR, **options: Any) -> LWPDStrategy:
     """A code of the size of `lwpd` whose workers need one data part each, of A = k/t; B = t blocks (`local_code`).
+
+    Codewords travel as those of `lwpd` do.
 
     >>> local(8, k=4, t=2).code.parts(7)
     (1,)
@@ -40,7 +48,7 @@ def local(n: int, k: int, t: int, **options: Any) -> LWPDStrategy:
         raise ValueError(f"t={t} does not divide k={k}: use t in {divisors}.")
     if n == k // t and t > 1:
         raise ValueError(f"n={n}, k={k}, t={t} leaves one worker a data part, which is a sketch: use scheme=sketch.")
-    return LWPDStrategy(local_code(n, data_parts=k // t, blocks=t), **options)
+    return LWPDStrategy(local_code(n, data_parts=k // t, blocks=t), compressor=compressor, **options)
 
 
 def sketch(
@@ -74,26 +82,17 @@ def sketch(
     )
 
 
-def whitened(
-    n: int,
-    *,
-    stale: Stale = "drop",
-    wire_dtype: str | None = "ternary",
-    update_dtype: str | None = "ternary",
-    compressor: str | None = "whitened",
-    **options: Any,
-) -> LWPDStrategy:
+def whitened(n: int, *, compressor: str | None = COMPRESSOR, **options: Any) -> LWPDStrategy:
     """No code; whole gradients at 1.6 bits a value both ways, coarse where the optimizer does not notice it.
 
     In its own metric, rotated and with an unbiased level (DRIVE: Vargaftik et al., NeurIPS 2021), without a memory: so
     that AdamW and momentum stay as they are.
 
-    >>> whitened(8).settings.compressor
-    'whitened'
+    >>> settings = whitened(8).settings
+    >>> settings.compressor, settings.stale, settings.wire_dtype, settings.update_dtype
+    ('whitened', 'drop', 'ternary', 'ternary')
     """
-    return LWPDStrategy(
-        uncoded(n), stale=stale, wire_dtype=wire_dtype, update_dtype=update_dtype, compressor=compressor, **options
-    )
+    return LWPDStrategy(uncoded(n), compressor=compressor, **options)
 
 
 def gradient_coding(

@@ -6,10 +6,9 @@ import multiprocessing
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 
-from lwpd_lightning.coding import Code, lwpd_code
+from lwpd_lightning.coding import Code
 from lwpd_lightning.coding.compressor import COMPRESSORS, Compressor
 from lwpd_lightning.coding.decoders import Decoder, refuse_decoder
 from lwpd_lightning.coding.wire import (
@@ -23,14 +22,13 @@ from lwpd_lightning.coding.wire import (
     smallest_without_feedback,
 )
 from lwpd_lightning.data.batch_size import BatchSizeMeans
-from lwpd_lightning.given import bounds, norm_limit, seconds, shown, whole
+from lwpd_lightning.given import HEARTBEATS, TIMEOUTS, bounds, norm_limit, refuse_unknown, seconds, shown, truth, whole
+from lwpd_lightning.recommended import COARSE, COMPRESSOR, default_code
 from lwpd_lightning.rule.arrivals import Stale
 from lwpd_lightning.rule.norms import NormLimit
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]
-# Seconds that ZeroMQ's heartbeats and torch's store can be told: milliseconds in 32 bits, and a timedelta.
-_HEARTBEATS, _TIMEOUTS = (0.01, 1e6), (0.001, 1e9)
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class ExchangeSettings:
     wait_for: WaitFor | None = None
     wait_for_bounds: tuple[int, int] | None = None
     decoder: Decoder = "projective"
-    stale: Stale = "apply"
+    stale: Stale | None = None
     max_staleness: int | None = None
     wire_dtype: str | None = None
     update_dtype: str | None = None
@@ -63,15 +61,16 @@ class ExchangeSettings:
         known = (None, *(made.name for made in formats()))
         for name, value, choices in (
             ("decoder", self.decoder, get_args(Decoder)),
-            ("stale", self.stale, get_args(Stale)),
+            ("stale", self.stale, (None, *get_args(Stale))),
             ("wire_dtype", self.wire_dtype, known),
             ("update_dtype", self.update_dtype, known),
             ("compressor", self.compressor, (None, *COMPRESSORS)),
             ("start_method", self.start_method, get_args(StartMethod)),
             ("batch_size_means", self.batch_size_means, get_args(BatchSizeMeans)),
         ):
-            if not isinstance(value, str | None) or value not in choices:
-                raise ValueError(f"{name}={shown(value)} is unknown: use one of {', '.join(map(repr, choices))}.")
+            refuse_unknown(name, value, choices)
+        if not self._left_open:
+            self._complete()
         if self.wait_for_bounds is not None and self.wait_for != "adaptive":
             raise ValueError(
                 f"wait_for_bounds={self.wait_for_bounds} with wait_for={self.wait_for!r}: only wait_for='adaptive' "
@@ -119,17 +118,29 @@ class ExchangeSettings:
         read["min_workers"] = whole("min_workers", self.min_workers, "number of workers", "an integer")
         read["max_staleness"] = whole("max_staleness", self.max_staleness, "number of versions", "an integer >= 0")
         read["wait_for_bounds"] = bounds(self.wait_for_bounds)
-        for name, limits in (("heartbeat_s", _HEARTBEATS), ("timeout_s", _TIMEOUTS)):
+        for name, limits in (("heartbeat_s", HEARTBEATS), ("timeout_s", TIMEOUTS)):
             read[name] = seconds(name, getattr(self, name), *limits)
         if self.update_timeout_s is not None:
-            read["update_timeout_s"] = seconds("update_timeout_s", self.update_timeout_s, *_TIMEOUTS)
+            read["update_timeout_s"] = seconds("update_timeout_s", self.update_timeout_s, *TIMEOUTS)
         for name in ("error_feedback", "restart_workers", "tolerate_exceptions", "dedicated_coordinator"):
-            if not isinstance(value := getattr(self, name), bool | np.bool_):
-                raise ValueError(f"{name}={shown(value)} is neither true nor false: use True or False.")
-            read[name] = bool(value)
+            read[name] = truth(name, getattr(self, name))
         read["max_codeword_norm"] = norm_limit(self.max_codeword_norm)
         for name, value in read.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def _left_open(self) -> bool:
+        """Whether nothing was named of what is exchanged, which is then chosen with the code (`resolved`)."""
+        named = (self.code, self.stale, self.max_staleness, self.wire_dtype, self.update_dtype, self.compressor)
+        return all(setting is None for setting in named) and not self.error_feedback
+
+    def _complete(self) -> None:
+        """What was not named, as the compressor needs it."""
+        sender = self.made_by.sender
+        if self.stale is None:
+            object.__setattr__(self, "stale", "drop" if sender.one_version else "apply")
+        for name in ("wire_dtype", "update_dtype") if sender.spreads else ():
+            object.__setattr__(self, name, getattr(self, name) or COARSE)
 
     def _check_counts(self, code: Code) -> None:
         for setting, count in self._counts:
@@ -241,23 +252,29 @@ class ExchangeSettings:
     def resolved(self, world_size: int) -> ExchangeSettings:
         """The settings for ``world_size`` processes: a code where none was given, K = n where K was not.
 
+        Where nothing was named of what is exchanged, they are those that `schemes.lwpd` has; one worker sends nothing,
+        and loses nothing.
+
         Raises:
             ValueError: when the code has another number of workers, or K is not among 1..n.
         """
         workers = world_size - self.dedicated_coordinator
-        code = self.code
         if workers < 1:
-            needed = "2 or more" if code is None else f"{code.n + 1}"
+            needed = "2 or more" if self.code is None else f"{self.code.n + 1}"
             raise ValueError(f"devices=1 with dedicated_coordinator=True leaves no worker: use devices={needed}.")
-        if code is None:
-            code = default_code(workers)
+        code = default_code(workers) if self.code is None else self.code
         if code.n != workers:
             beside = " and a dedicated coordinator" if self.dedicated_coordinator else ""
             raise ValueError(
                 f"the world size is {world_size} (devices x num_nodes) but the code has n={code.n} workers{beside}: "
                 f"use devices={code.n + self.dedicated_coordinator} on one node, or a code with n={workers}."
             )
-        settings = replace(self, code=code, wait_for=self.wait_for if self.wait_for is not None else code.n)
+        settings = replace(
+            self,
+            code=code,
+            wait_for=self.wait_for if self.wait_for is not None else code.n,
+            compressor=COMPRESSOR if self._left_open and code.n > 1 else self.compressor,
+        )
         settings._check_counts(code)
         return settings
 
@@ -330,19 +347,3 @@ class ExchangeSettings:
 def _wire(name: str | None, dtype: torch.dtype, device: torch.device, fed_back: bool, seed: int) -> WireFormat:
     made = format_class(name or dtype_name(dtype))
     return made() if fed_back else made.unbiased(device, seed)
-
-
-def default_code(workers: int) -> Code:
-    """The code of a run that names none: the paper's with t = 2 where n is even, redundant from n = 8 on where 4 | n.
-
-    Below that the paper's weight range t <= n/4 leaves no room for redundancy.
-
-    >>> default_code(8)
-    Code(family='lwpd', n=8, k=4, t=2, data_parts=2, blocks=2)
-    """
-    if workers % 4 == 0 and workers >= 8:
-        return lwpd_code(workers, workers // 2, 2)
-    if workers == 1:
-        return lwpd_code(1, 1, 1)
-    smallest_factor = next(f for f in range(2, workers + 1) if workers % f == 0)
-    return lwpd_code(workers, workers, smallest_factor)

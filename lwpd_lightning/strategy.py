@@ -62,7 +62,9 @@ class LWPDStrategy(SeparateRanks):
     validation happen on rank 0; no torch.distributed process group exists.
 
     Args:
-        code: what each worker computes and sends; None: chosen for the world size (`settings.default_code`).
+        code: what each worker computes and sends; None: chosen for the world size (`recommended.default_code`), and,
+            where none of stale, max_staleness, wire_dtype, update_dtype, error_feedback and compressor is named, with
+            compressor="whitened", as `schemes.lwpd` has it; compressor="plain" is the exact code.
         wait_for: K, how many codewords an update waits for (2..n, 1 only with a dedicated coordinator); default n,
             which equals single-process training. "adaptive": chosen for every update from the measured delays and the
             decoding error (`rule.adaptive_wait`), and logged as ``exchange/wait_for``.
@@ -72,14 +74,15 @@ class LWPDStrategy(SeparateRanks):
             exact; the run fails when more workers died than the code tolerates, where "least_squares" goes on with the
             nearest gradient).
         stale: what becomes of a codeword that was computed on an older version: "apply" it in the next update, or
-            "drop" it: its worker goes on with the newest.
+            "drop" it: its worker goes on with the newest. None: "drop" with a compressor that needs it, else "apply".
         max_staleness: with "apply", codewords older than this many versions are dropped; None: none are.
         wire_dtype: codewords travel as "float32", "bfloat16", "int8", "ternary" (1.6 bits a value) or
             "sign" (1.03), both with error_feedback or a compressor that rotates and best with numba (``pip install
-            'lwpd-lightning[fast]'``), "float64", or a format of one's own (`coding.wire.register`); None: as the
-            gradient is (float32, or float64 at 64-true).
+            'lwpd-lightning[fast]'``), "float64", or a format of one's own (`coding.wire.register`); None: "ternary"
+            with a compressor that rotates, else as the gradient is (float32, or float64 at 64-true).
         update_dtype: decoded gradients travel to all ranks, which make rank 0's steps themselves, as any of the same;
-            None: as the gradient is. With another, K = n is no longer equal to single-process training.
+            None: chosen as wire_dtype is. Coarser than the gradient, K = n is no longer equal to single-process
+            training.
         error_feedback: what a wire_dtype below float32 lost, what a sketch's row left out and what a dropped codeword
             carried go into the worker's next codewords; so does what an update_dtype below float32 lost, where the
             decoded gradient has one row (a code of one block, or a sketch with stale="drop").
@@ -105,8 +108,8 @@ class LWPDStrategy(SeparateRanks):
             ``strategy="ddp"`` keeps its numbers.
         compressor: "whitened" (codewords in the optimizer's own metric and rotated, so that coarse ones are unbiased
             and it does not notice them, without a memory; `coding.metric` says what the metric of which optimizer is),
-            "rotated" (rotated alone), both with stale="drop"; or the name of a sender and a receiver of one's own
-            (`coding.compressor`); None: "error_feedback" where that is asked for, else "plain".
+            "rotated" (rotated alone), both with stale="drop"; "plain"; or the name of a sender and a receiver of one's
+            own (`coding.compressor`); None: "error_feedback" where that is asked for, else "plain".
 
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
@@ -126,7 +129,7 @@ class LWPDStrategy(SeparateRanks):
         wait_for: WaitFor | None = None,
         wait_for_bounds: tuple[int, int] | None = None,
         decoder: Decoder = "projective",
-        stale: Stale = "apply",
+        stale: Stale | None = None,
         max_staleness: int | None = None,
         wire_dtype: str | None = None,
         update_dtype: str | None = None,

@@ -59,9 +59,21 @@ def test_what_a_scheme_chooses_is_its_default(name, setting, chosen):
     assert getattr(made(name).settings, setting) == chosen
 
 
+@pytest.mark.parametrize("name", ["lwpd", "local", "whitened"])
+def test_what_is_for_slow_links_is_coarse_both_ways_and_exact_in_one_word(name):
+    def exchanged(**given):
+        settings = made(name, **given).settings
+        return settings.stale, settings.wire_dtype, settings.update_dtype
+
+    assert exchanged() == ("drop", "ternary", "ternary")
+    assert exchanged(compressor="plain") == ("apply", None, None)
+
+
 @pytest.mark.parametrize(
     ("name", "given"),
     [
+        ("lwpd", {"compressor": "plain", "stale": "apply", "wire_dtype": None, "update_dtype": None}),
+        ("local", {"wire_dtype": "sign", "update_dtype": "float32"}),
         ("sketch", {"update_dtype": None}),
         ("sketch", {"wire_dtype": "int8", "update_dtype": "int8", "error_feedback": True, "stale": "apply"}),
         ("gradient_coding", {"decoder": "least_squares"}),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lwpd_lightning.coding import gradient_code, local_code, lwpd_code, uncoded
-from lwpd_lightning.settings import ExchangeSettings, default_code
+from lwpd_lightning.recommended import default_code
+from lwpd_lightning.settings import ExchangeSettings
 
 COARSE = ("sign", "ternary")
 CODE = lwpd_code(8, 4, 2)
@@ -29,7 +30,7 @@ def refusal(act, *args, **kwargs):
     ("name", "choices"),
     [
         ("decoder", ["projective", "least_squares", "exact"]),
-        ("stale", ["apply", "drop"]),
+        ("stale", [None, "apply", "drop"]),
         ("wire_dtype", [None, "float64", "float32", "bfloat16", "int8", "sign", "ternary"]),
         ("update_dtype", [None, "float64", "float32", "bfloat16", "int8", "sign", "ternary"]),
         ("start_method", ["auto", "fork", "rerun"]),
@@ -251,7 +252,7 @@ def test_a_dedicated_coordinator_alone_is_refused(code):
 def test_resolving_completes_a_copy():
     settings = ExchangeSettings()
     resolved = settings.resolved(8)
-    assert (settings.code, settings.wait_for) == (None, None)
+    assert (settings.code, settings.wait_for, settings.compressor) == (None, None, None)
     assert torch.equal(resolved.code.generator, CODE.generator)
     assert resolved.wait_for == 8
     assert ExchangeSettings(code=CODE, wait_for=3).resolved(8).wait_for == 3
@@ -268,6 +269,57 @@ def test_there_is_a_default_code_for_every_world(n):
     assert (code.k == n // 2) == (n % 4 == 0 and n >= 8)
     assert n == 1 or code.t >= 2
     assert ExchangeSettings().resolved(n).wait_for == n
+
+
+RECOMMENDED = {"stale": "drop", "wire_dtype": "ternary", "update_dtype": "ternary", "compressor": "whitened"}
+EXACT = {"stale": "apply", "wire_dtype": None, "update_dtype": None, "compressor": None}
+
+
+def exchanged(settings):
+    return {name: getattr(settings, name) for name in EXACT}
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
+def test_who_names_nothing_of_the_exchange_gets_what_is_recommended(n):
+    for given in ({}, {"wait_for": 2}, {"batch_size_means": "per_worker"}, {"decoder": "least_squares"}):
+        assert exchanged(ExchangeSettings(**given).resolved(n)) == RECOMMENDED
+    assert exchanged(ExchangeSettings(dedicated_coordinator=True).resolved(n + 1)) == RECOMMENDED
+
+
+def test_one_worker_sends_nothing_and_loses_nothing():
+    assert exchanged(ExchangeSettings().resolved(1)) == EXACT
+    assert exchanged(ExchangeSettings(dedicated_coordinator=True).resolved(2)) == EXACT
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"compressor": "plain"},
+        {"stale": "drop"},
+        {"stale": "apply"},
+        {"max_staleness": 3},
+        {"wire_dtype": "float32"},
+        {"wire_dtype": "int8"},
+        {"update_dtype": "bfloat16"},
+        {"error_feedback": True, "wire_dtype": "int8"},
+    ],
+    ids=str,
+)
+def test_who_names_something_of_it_gets_that_and_an_exact_rest(named):
+    settings = ExchangeSettings(**named).resolved(8)
+    assert exchanged(settings) == EXACT | {name: value for name, value in named.items() if name in EXACT}
+
+
+def test_a_code_that_is_named_is_exact():
+    assert exchanged(ExchangeSettings(code=CODE).resolved(8)) == EXACT
+
+
+@pytest.mark.parametrize("name", ["whitened", "rotated"])
+def test_a_compressor_brings_what_it_is_for_and_what_is_named_goes_before_it(name):
+    assert exchanged(ExchangeSettings(code=CODE, compressor=name)) == RECOMMENDED | {"compressor": name}
+    for named in ({"wire_dtype": "sign"}, {"wire_dtype": "float32", "update_dtype": "float32"}):
+        assert exchanged(ExchangeSettings(compressor=name, **named)) == RECOMMENDED | {"compressor": name} | named
+    assert "max_staleness=3 with stale='drop'" in refusal(ExchangeSettings, compressor=name, max_staleness=3)
 
 
 @pytest.mark.parametrize("code", [local_code(8, 4, 2), uncoded(8)], ids=repr)
@@ -349,7 +401,7 @@ def test_a_compressor_that_rotates_makes_coarse_formats_do_for_codewords_of_one_
         for wire_dtype in COARSE:
             given = {"wire_dtype": wire_dtype, "update_dtype": "ternary", "compressor": name, "stale": "drop"}
             assert not ExchangeSettings(code=code, decoder=decoder, **given).resolved(code.n).remembers
-    assert refusal(ExchangeSettings, compressor=name) == (
+    assert refusal(ExchangeSettings, compressor=name, stale="apply") == (
         f"compressor={name!r} with stale='apply': its codewords of different versions do not add up, use stale='drop'."
     )
     sketch = {"code": local_code(4, data_parts=4, blocks=3), "stale": "drop"}

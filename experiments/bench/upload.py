@@ -76,6 +76,7 @@ class FixedRun(Race):
             *super().overrides(),
             "callbacks.stop=null",
             f"trainer.max_steps={self.max_steps}",
+            "scheme.strategy.compressor=plain",
             f"scheme.strategy.update_dtype={self.update_dtype}",
             f"+callbacks.cable._target_={__package__}.upload.Cable",
         ]

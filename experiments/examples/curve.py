@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -39,10 +40,10 @@ class Curve(Callback):
             print(f"epoch {trainer.current_epoch}  update {trainer.global_step:3d}  {losses}", flush=True)
 
 
-def options(epochs: int) -> argparse.ArgumentParser:
-    """The words that every example understands."""
+def options(epochs: int, strategies: Sequence[str] = ("lwpd", "ddp")) -> argparse.ArgumentParser:
+    """The words that every example understands; the first strategy is the default."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--strategy", choices=["ddp", "lwpd"], default="lwpd", help="what exchanges gradients")
+    parser.add_argument("--strategy", choices=strategies, default=strategies[0], help="what exchanges gradients")
     parser.add_argument("--devices", type=int, default=2, help="processes")
     parser.add_argument("--epochs", type=int, default=epochs, help="over the training set")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise")

@@ -94,6 +94,28 @@ def test_every_coded_scheme_has_a_code_of_every_size(tmp_path, scheme):
         check_code(cfg, scheme)
 
 
+@pytest.mark.parametrize(
+    ("words", "stale", "dtype"),
+    [
+        ([], "drop", "ternary"),
+        (["scheme.strategy.compressor=plain"], "apply", None),
+        (["scheme=sync"], "apply", None),
+        (["scheme=sync", "scheme.strategy.compressor=rotated"], "drop", "ternary"),
+    ],
+)
+def test_what_follows_from_the_compressor_is_recorded(tmp_path, words, stale, dtype):
+    strategy = composed(tmp_path, *words).scheme.strategy
+
+    assert (strategy.stale, strategy.wire_dtype, strategy.update_dtype) == (stale, dtype, dtype)
+    settings = strategy_of(composed(tmp_path, *words).scheme).settings
+    assert (settings.stale, settings.wire_dtype, settings.update_dtype) == (stale, dtype, dtype)
+
+
+def test_a_compressor_that_there_is_not_is_refused_in_the_strategys_words(tmp_path):
+    with pytest.raises(CompactHydraException, match="compressor='white' is unknown: use one of None, 'plain'"):
+        run(composed(tmp_path, "logger=csv", "scheme.strategy.compressor=white"))
+
+
 def check_code(cfg, scheme):
     code = strategy_of(cfg.scheme).code
 

@@ -26,7 +26,7 @@ from tests.commands import PATIENCE_S, popen
 ROOT = Path(__file__).parents[2]
 RUN = [
     sys.executable, "-m", "experiments.train", "logger=csv", "code=lwpd_4_2_2", "code.wait_for=4", "model.hidden=[16]",
-    "model.schedule=null", "trainer.max_steps=6", "trainer.max_epochs=-1",
+    "scheme.strategy.compressor=plain", "model.schedule=null", "trainer.max_steps=6", "trainer.max_epochs=-1",
     "callbacks.progress.refresh_s=0", "callbacks.progress.line_every_s=0",
     "+callbacks.faults._target_=lwpd_lightning.injection.FaultInjector", "+callbacks.faults.kills={3: 2}",
 ]  # fmt: skip
@@ -124,7 +124,8 @@ def test_the_panel_of_a_scheme_without_a_code(tmp_path):
 def test_the_panel_knows_that_double_precision_doubles_the_bytes(tmp_path):
     def panel(precision):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            settings = [f"paths.run_dir={tmp_path}", "logger=csv", f"trainer.precision={precision}"]
+            exact = "scheme.strategy.compressor=plain"
+            settings = [f"paths.run_dir={tmp_path}", "logger=csv", f"trainer.precision={precision}", exact]
             return dict(rows(assemble(compose("train", overrides=settings))))
 
     single, double = panel("32-true"), panel("64-true")

@@ -157,6 +157,7 @@ def test_strategy_by_name_chooses_a_code_for_the_world_size():
     trainer.fit(Classifier(sgd), loader())
     assert trainer.global_step == 2
     assert (trainer.strategy.code.n, trainer.strategy.code.k, trainer.strategy.code.t) == (4, 4, 2)
+    assert (trainer.strategy.settings.compressor, trainer.strategy.settings.wire_dtype) == ("whitened", "ternary")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lwpd_lightning import LWPDStrategy, gradient_code, local_code, lwpd_code, uncoded
+from lwpd_lightning.coding.wire import dtype_name
 from lwpd_lightning.data import CodedLoader
 from tests.integration.models import Classifier, adam, classification, loader, quiet_trainer, sgd
 
@@ -76,7 +77,8 @@ def test_waiting_for_all_equals_a_single_process(name, optimizer, dtype):
 def test_whitened_codewords_that_are_not_coarse_do_too(code, dtype):
     """Whitening, rotation and their inverses are linear: AdamW gets the gradient itself."""
     adamw = partial(torch.optim.AdamW, lr=0.01)
-    assert_equals_a_single_process(code, adamw, dtype, compressor="whitened", stale="drop")
+    fine = {"wire_dtype": dtype_name(dtype), "update_dtype": dtype_name(dtype)}
+    assert_equals_a_single_process(code, adamw, dtype, compressor="whitened", **fine)
 
 
 def assert_equals_a_single_process(code, optimizer, dtype, **exchange):

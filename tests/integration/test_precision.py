@@ -38,6 +38,15 @@ def test_16_mixed_leaves_the_same_steps_out_as_one_process_that_adds_the_parts_u
 
 
 @pytest.mark.slow
+def test_16_mixed_leaves_steps_out_where_codewords_are_coarse():
+    _, scale = precise.train_parts_in_float16(2)
+    _, trainer = precise.train("16-mixed", devices=4, strategy="lwpd")
+    assert precise.scale_of(trainer) == scale < precise.SCALE
+    assert trainer.strategy.last_update.resyncs == 0
+    assert 0 < trainer.strategy.last_update.loss < 2
+
+
+@pytest.mark.slow
 @codes
 def test_bf16_true_rounds_the_exact_mean_once(name):
     code = CODES[name]()

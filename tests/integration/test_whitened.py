@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lwpd_lightning import LWPDStrategy, lwpd_code, schemes
-from tests.integration.models import Classifier, loader, quiet_trainer, sgd
+from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 
 
 class Losses(pl.Callback):
@@ -62,6 +62,20 @@ DAILY = ["adamw", "adafactor", "sgd"]
 )
 def test_it_trains_with_any_optimizer(name):
     fitted(Classifier(OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize(
+    ("devices", "precision"), [(1, "32-true"), (2, "bf16-mixed"), (3, "64-true"), (4, "bf16-true")]
+)
+def test_the_default_of_every_size_and_precision_trains(devices, precision):
+    watch = Losses()
+    how = {"devices": devices, "precision": precision, "callbacks": [watch]}
+    trainer = quiet_trainer(strategy="lwpd", max_steps=20, max_epochs=-1, **how)
+    data = classification(dtype=torch.float64 if precision == "64-true" else torch.float32)
+    trainer.fit(Classifier(adamw), loader(data, shuffle=True))
+    assert (trainer.strategy.settings.compressor == "whitened") == (devices > 1)
+    assert watch.resyncs == 0
+    assert sum(watch.losses[-4:]) < sum(watch.losses[:4])
 
 
 class Varied(Classifier):
