@@ -25,7 +25,7 @@ _NAMED = 10
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; exit status 1 and one sentence where there is nothing to compare."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     with in_a_sentence(ValueError, ModuleNotFoundError):
         _compare(options)
 
@@ -77,7 +77,8 @@ def _title(runs: Sequence[Run], groups: Sequence[Group], against: Mapping[int, G
     bases = list(dict.fromkeys(base.label for base in against.values()))
     to = bases[0] if len(bases) == 1 else f"the baseline of the same setting ({len(bases)} of them)"
     measured = f"; ratio of {axis} to {to}" if bases else "; no baseline"
-    return f"{len(runs)} runs in {len(groups)} groups; target {', '.join(targets)}{measured}"
+    runs_in, many = f"{len(runs)} run{'s'[: len(runs) != 1]} in", f"{len(groups)} group{'s'[: len(groups) != 1]}"
+    return f"{runs_in} {many}; target {', '.join(targets)}{measured}"
 
 
 def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:

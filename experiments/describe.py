@@ -6,6 +6,7 @@ suffice and what it costs, and draws it to `out=FILE.png`, by default `code.png`
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from .refusals import in_a_sentence, refusal
@@ -17,6 +18,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from .names import CONFIG_PATH
+from .typed import options_first
 
 
 def run(cfg: DictConfig) -> Path:
@@ -56,9 +58,14 @@ def run(cfg: DictConfig) -> Path:
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="describe")
-def main(cfg: DictConfig) -> None:
-    """Command line; exit status 1 and one sentence where the configuration cannot run."""
+def _command(cfg: DictConfig) -> None:
     run(cfg)
+
+
+def main() -> None:
+    """Command line; exit status 1 and one sentence where the configuration cannot run."""
+    sys.argv[1:] = options_first(sys.argv[1:])
+    _command()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from .provenance import git_revision, versions
 from .resuming import SettingsInCheckpoints
 from .schemes import strategy_of
 from .targets import TargetTimer
-from .wandb_online import refuse_unreachable
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -51,7 +50,6 @@ def assemble(cfg: DictConfig) -> Job:
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
     wandb_run.refuse_uploads(cfg)
-    refuse_unreachable(cfg.logger.get("mode", "offline"))
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = strategy_of(cfg.scheme)
     _refuse_optimizer(cfg.model.get("optimizer"))

@@ -53,12 +53,16 @@ def run_job(cfg: DictConfig) -> float | None:
         (directory / old).unlink(missing_ok=True)
     words = [*overrides, f"sweep.name={quoted(Path(hydra.sweep.dir).name)}"]
     command = processes.command(hydra, directory, words)
-    code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd, env=_environment()))
-    if code == 0 and (directory / SUMMARY).is_file():
-        return optimized(cfg, read(directory / SUMMARY))
-    ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    told = read(directory / FAILURE)
-    failure = {"number": hydra.job.num, "overrides": overrides, "sentence": told.get("sentence", f"rank 0 {ended}")}
+    try:
+        code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd, env=_environment()))
+    except Exception as error:  # submitit's way to end a job whose time is over, and that it does not queue again
+        sentence = str(error)
+    else:
+        if code == 0 and (directory / SUMMARY).is_file():
+            return optimized(cfg, read(directory / SUMMARY))
+        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        sentence = read(directory / FAILURE).get("sentence", f"rank 0 {ended}")
+    failure = {"number": hydra.job.num, "overrides": overrides, "sentence": sentence}
     write_atomically(directory / FAILURE, failure)
     return None
 

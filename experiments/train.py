@@ -26,7 +26,8 @@ from omegaconf import DictConfig
 
 from . import processes, restarting, stopping, sweep
 from .names import CONFIG_PATH
-from .typed import by_typed_names, refuse_numbers, refuse_plugins
+from .typed import by_typed_names, options_first, refuse_numbers, refuse_plugins
+from .wandb_online import refuse_unreachable
 
 # Options with which Hydra shows something and runs nothing.
 _SHOWING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
@@ -56,6 +57,7 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
     started = time.perf_counter()
     try:
         refuse_numbers(cfg)
+        refuse_unreachable(cfg.logger.get("mode", "offline"))
         # Lightning takes seconds to import, and `--help` needs none of it.
         from lwpd_lightning.launcher import watch_parent
 
@@ -143,6 +145,7 @@ def main() -> None:
     if (sentence := refuse_plugins(sys.argv[1:])) is not None:
         raise SystemExit(sentence)
     processes.own_group()
+    sys.argv[1:] = options_first(sys.argv[1:])
     _begin()
     try:
         _command()

@@ -20,6 +20,28 @@ _PLUGINS = {
 }
 
 
+# Options of Hydra's whose value is the next word, unless it follows a "=".
+_VALUED = {"--cfg", "-c", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"}
+
+
+def options_first(words: Sequence[str]) -> list[str]:
+    """Hydra's options before the settings: between two settings argparse would not know the second.
+
+    >>> options_first(["code=lwpd_4_2_2", "-m", "seed=0,1", "--config-dir", "mine"])
+    ['-m', '--config-dir', 'mine', 'code=lwpd_4_2_2', 'seed=0,1']
+    """
+    options, settings = [], []
+    waiting = iter(words)
+    for word in waiting:
+        if not word.startswith("-"):
+            settings.append(word)
+            continue
+        options.append(word)
+        if word in _VALUED:
+            options.extend(next(([value] for value in waiting), []))
+    return [*options, *settings]
+
+
 def refuse_plugins(words: Iterable[str]) -> str | None:
     """A sentence on a word of the command line that needs an extra which is not installed; None: there is none."""
     for word in words:

@@ -33,7 +33,7 @@ setTimeout(again, %d);
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; exit status 1 and one sentence where there is nothing to watch."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     with in_a_sentence(ValueError, ModuleNotFoundError):
         _watch(options)
 

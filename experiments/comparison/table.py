@@ -167,14 +167,24 @@ def _p(row: Row) -> str:
 
 
 def _spread(value: Spread | None, unit_of: Callable[[float], tuple[float, str]], digits: int = 3) -> str:
+    """Median, and below it the range; the unit once.
+
+    >>> _spread(Spread(median=3.0, low=1.0, high=5.0, n=3, missed=0), _seconds)
+    '3 s\\n1..5'
+    >>> _spread(Spread(median=math.inf, low=1.0, high=math.inf, n=3, missed=2), _seconds)
+    'missed\\n1 s..missed'
+    """
     if value is None:
         return "-"
     if math.isinf(value.low):
         return "missed"
     scale, unit = unit_of(value.low if math.isinf(value.median) else value.median)
-    middle = _number(value.median / scale, digits)
-    first = middle if middle == "missed" else f"{middle} {unit}".strip()
-    return first if value.n == 1 else f"{first}\n{_number(value.low / scale)}..{_number(value.high / scale)}"
+    middle, low = _number(value.median / scale, digits), _number(value.low / scale)
+    if middle == "missed":
+        low = f"{low} {unit}".strip()
+    else:
+        middle = f"{middle} {unit}".strip()
+    return middle if value.n == 1 else f"{middle}\n{low}..{_number(value.high / scale)}"
 
 
 def _number(value: float, digits: int = 3) -> str:

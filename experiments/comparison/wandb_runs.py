@@ -83,8 +83,16 @@ def _run(
 
 
 def promised(config: dict[str, Any]) -> dict[str, Any]:
-    """What summary.json says and a run's configuration knows as well."""
+    """What summary.json says and a run's configuration knows as well.
+
+    Of a sweep of W&B's own over schemes it knows the word alone: W&B keeps what it has chosen itself.
+
+    >>> promised({"scheme": "lwpd", "seed": 3})
+    {'scheme': 'lwpd', 'code': None, 'seed': 3}
+    """
     scheme = config.get("scheme") or {}
+    if isinstance(scheme, str):
+        scheme = {"name": scheme}
     code = (scheme.get("strategy") or {}).get("code")
     return {
         "scheme": scheme.get("name"),

@@ -107,6 +107,7 @@ def train(
         sampler: of the order of samples; None: a random one, another in each epoch.
     """
     seed_everything(seed, verbose=False)
+    model = Digits(network(network_name))  # first of all: a refusal is then all that is printed
     pixels, digits = load_digits(return_X_y=True)
     pictures = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16
     data = TensorDataset(pictures, torch.from_numpy(digits))
@@ -130,7 +131,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Digits(network(network_name)), loader, validation)
+    trainer.fit(model, loader, validation)
     return curve
 
 

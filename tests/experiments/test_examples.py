@@ -124,7 +124,7 @@ def test_a_network_of_timms_is_trained(tmp_path):
     assert len(_epochs(done.stdout)) == 1
 
 
-def test_a_missing_timm_is_one_sentence(monkeypatch):
+def test_a_missing_timm_is_one_sentence(monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "timm", None)
     example = importlib.import_module("experiments.examples.timm_batchnorm")
 
@@ -135,6 +135,7 @@ def test_a_missing_timm_is_one_sentence(monkeypatch):
         r"--network test_resnet needs timm and the torchvision that it imports \(.*\): "
         r"pip install 'lwpd-lightning\[vision\]', or use --network own\.", str(ended.value.code),
     )  # fmt: skip
+    assert capfd.readouterr() == ("", "")  # nothing of a Trainer that is not needed
 
 
 def test_a_missing_transformers_is_one_sentence(monkeypatch):

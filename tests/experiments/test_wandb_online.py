@@ -1,14 +1,13 @@
 """`logger.mode=online` where W&B cannot be had: one sentence, before anything is put together."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
-from omegaconf import OmegaConf
 
-from experiments.job import assemble
 from experiments.wandb_online import refuse_unreachable
-
-ONLINE = OmegaConf.create({"ckpt_path": None, "logger": {"mode": "online", "wandb": {"_target_": "W&B"}}})
+from tests.experiments.test_train_command import ROOT
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def server(monkeypatch, tmp_path):
 
 def test_without_a_key(server):
     with pytest.raises(ValueError, match=r"logger.mode=online without a W&B key: run `wandb login`, .*offline"):
-        assemble(ONLINE)
+        refuse_unreachable("online")
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -34,8 +33,25 @@ def test_without_a_server(server, tmp_path, silent):
         server.close()
 
     with pytest.raises(ValueError, match=r"logger.mode=online, but http.* does not answer: use logger.mode=offline"):
-        assemble(ONLINE)
+        refuse_unreachable("online")
 
 
 def test_offline_asks_nobody(server):
     refuse_unreachable("offline")
+
+
+def test_it_is_asked_before_anything_is_imported_that_takes_seconds(server, tmp_path):
+    words = ["train", "logger.mode=online", f"hydra.run.dir={tmp_path}/run"]
+    program = f"""
+import sys
+from experiments.train import main
+sys.argv = {words}
+try:
+    main()
+except SystemExit:
+    sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+    assert "logger.mode=online without a W&B key" in done.stderr
+    assert done.returncode == 0

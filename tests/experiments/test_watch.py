@@ -150,6 +150,7 @@ def test_the_newest_updates_are_drawn(tmp_path, monkeypatch):
         (["{empty}/none"], r"none is no directory: use a run's, or one that holds runs, such as outputs.$"),
         (["{empty}"], r"^No run in .*: start one with python -m experiments.train.$"),
         (["{run}", "--once", "{empty}/none/page.html"], r"cannot be written \(No such file or directory\)"),
+        (["{run}", "--once", "page.html", "{empty}/none"], r"none is no directory: use a run's, or one that holds"),
         (["{run}", "--port", "70000"], r"^--port 70000 cannot be had \(.*\): use another, or 0 for any.$"),
     ],
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """As much of W&B's server as a comparison asks for, on a port of this machine: runs, their histories, and Reports.
 
+What a run asks for that is logged online is in `wandb_uploads`.
+
 What it answers is in the shape of W&B's GraphQL as the pinned client asks for it; the client itself is the real one.
 """
 
@@ -40,7 +42,7 @@ class Server:
             view = {"id": "VmlldzoxMjM=", "name": given["name"], "displayName": given["displayName"]}
             view |= {"type": given["type"], "description": given["description"] or "", "spec": given["spec"]}
             project = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
-            view |= {"project": project, "user": None, "createdAt": _NOW, "updatedAt": _NOW}
+            view |= {"project": project, "user": None, "createdAt": NOW, "updatedAt": NOW}
             return {"upsertView": {"view": view, "inserted": True}}
         if "viewer {" in query:
             viewer = {"id": "u", "entity": "team", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
@@ -64,15 +66,18 @@ class Server:
             return {"project": {"run": {"historyKeys": _keys(self._named(given["name"]))}}}
         if "models(" in query:
             project = {"__typename": "Project", "id": "p", "name": "project", "entityName": "team"}
-            project |= {"createdAt": _NOW, "isBenchmark": False, "user": None}
+            project |= {"createdAt": NOW, "isBenchmark": False, "user": None}
             return {"models": {"edges": [{"node": project}], "pageInfo": {"__typename": "PageInfo", **_WHOLE}}}
         return {}
+
+    def take(self, path: str, content: bytes) -> None:
+        """What is sent to `path`, and is no query."""
 
     def _named(self, name: str) -> dict[str, Any]:
         return next(one for one in self.runs if one["name"] == name)
 
 
-_NOW = "2026-01-01T00:00:00"
+NOW = "2026-01-01T00:00:00"
 _WHOLE = {"endCursor": None, "hasNextPage": False}
 
 
@@ -84,7 +89,7 @@ def _node(run: dict[str, Any], query: str) -> dict[str, Any]:
         **told,
         **{"id": run["name"], "name": run["name"], "displayName": run["name"], "state": run["state"], "tags": []},
         **{"config": config, "summaryMetrics": json.dumps(run["summary"]), "projectId": "1", "readOnly": False},
-        **{"createdAt": _NOW, "heartbeatAt": _NOW, "historyLineCount": len(run["history"]), "historyKeys": _keys(run)},
+        **{"createdAt": NOW, "heartbeatAt": NOW, "historyLineCount": len(run["history"]), "historyKeys": _keys(run)},
         "user": {"name": "me", "username": "me"},
     }
     return {name: value for name, value in fields.items() if name in query.split()}
@@ -97,14 +102,28 @@ def _keys(run: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def serving(runs: list[dict[str, Any]]) -> Iterator[Server]:
     """A server that holds `runs`, until the end."""
-    server = Server(runs=runs)
+    with listening(Server(runs=runs)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def listening(server: Server) -> Iterator[Server]:
+    """Have `server` answer, until the end."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers["Content-Length"] or 0))
-            asked = json.loads(content) if self.path == "/graphql" else {}
-            data = server.answer(asked.get("query", ""), asked.get("variables") or {})
-            answer = json.dumps({"data": data}).encode()
+            if self.path != "/graphql":
+                server.take(self.path, content)
+                self._say({})
+                return
+            asked = json.loads(content)
+            self._say({"data": server.answer(asked.get("query", ""), asked.get("variables") or {})})
+
+        do_PUT = do_POST
+
+        def _say(self, document: dict[str, Any]) -> None:
+            answer = json.dumps(document).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))
@@ -114,10 +133,10 @@ def serving(runs: list[dict[str, Any]]) -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        server.address = f"http://127.0.0.1:{listening.server_port}"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as socket:
+        threading.Thread(target=socket.serve_forever, daemon=True).start()
+        server.address = f"http://127.0.0.1:{socket.server_port}"
         try:
             yield server
         finally:
-            listening.shutdown()
+            socket.shutdown()

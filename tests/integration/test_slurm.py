@@ -1,5 +1,6 @@
 """A real Slurm on one machine: docs/slurm.md's scripts train, lose ranks, are requeued and cancelled."""
 
+import json
 import os
 import re
 import shlex
@@ -13,8 +14,9 @@ import pytest
 import torch
 from lightning import Callback
 
-from experiments.checkpoints import LAST
-from tests.commands import ENDING_S, PATIENCE_S
+from experiments.checkpoints import LAST, RECENT
+from experiments.resuming import RESUMED
+from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
 from tests.experiments.test_resuming import RUN, same_weights
 from tests.experiments.test_train_command import train
 from tests.integration.slurm import CannotStart, Slurm, not_here
@@ -104,6 +106,51 @@ def test_a_job_that_is_told_its_time_is_over_is_requeued_and_goes_on_with_the_sa
     norms = [set(re.findall(r"DONE ([\d.]+)", run.output)) for run in (job, whole)]
     assert norms[0] == norms[1]
     assert len(norms[0]) == 1
+
+
+def test_a_sweep_is_a_job_for_each_setting_and_one_whose_time_is_over_goes_on_as_often_as_it_may(slurm, tmp_path):
+    page = (ROOT / "docs" / "sweeps.md").read_text()
+    words = re.search(r"^    python (-m experiments\.train .*submitit_slurm.*)$", page, re.MULTILINE)[1].split()
+    # Of submitit: no job of ten minutes is too young for its time to be over.
+    limits = ("hydra.launcher.cpus_per_task=4", "hydra.launcher.timeout_min=10", "hydra.launcher.max_num_timeout=1")
+    mine = (*limits, "hydra.sweep.dir=sweep")
+    set_here = {"seed", *(word.partition("=")[0] for word in mine)}
+    words = [word for word in words if word.partition("=")[0] not in set_here]
+    sizes = (
+        "code=lwpd_4_2_2",
+        "model.hidden=[16]",
+        "logger=csv",
+        "trainer.max_epochs=100000",
+        "trainer.max_steps=2,-1",
+    )
+    run, environment = tmp_path / "sweep" / "1", {**slurm._environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    live, resumed = run / "live.json", run / "checkpoints" / RESUMED
+
+    def goes_on():
+        if not resumed.exists() or live.stat().st_mtime < resumed.stat().st_ctime:  # of the time before
+            return False
+        return json.loads(live.read_text())["updates"] > torch.load(resumed, weights_only=True)["global_step"] > 0
+
+    with ForkedJob([sys.executable, *words, *mine, *sizes], cwd=tmp_path, env=environment) as sweep:
+        for condition in ((run / "checkpoints" / RECENT).exists, goes_on):
+            until(condition, START_S, sweep)
+            (job,) = (tmp_path / "sweep" / ".submitit").glob("*_1")
+            slurm.run("scancel", "--signal=USR2", job.name)  # as Slurm does two minutes before the limit
+        result = sweep.wait(START_S)
+
+    assert result.exit_code == 1
+    assert json.loads((tmp_path / "sweep/0/summary.json").read_text())["updates"] == 2
+    assert "1 of 2 jobs finished" in result.output
+    assert re.search(r"^job 1 \(.*max_steps=-1\): Job not requeued because: timed-out too", result.output, re.MULTILINE)
+    assert "Traceback" not in result.output
+
+
+def until(condition, timeout_s, job):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert job.processes(), f"it has ended:\n{job.output}"
+        assert time.monotonic() < deadline, job.output
+        time.sleep(0.2)
 
 
 class Told(Callback):

@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread a ra
 from ...refusals import in_a_sentence
 
 with in_a_sentence(ModuleNotFoundError):
+    import hydra  # noqa: F401 - of what follows; rich comes with other things too
     from rich.console import Group
     from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -34,6 +34,8 @@ def online_run(name, scheme, seed, reached_s, state="finished"):
 
 def test_a_projects_runs_become_a_table_and_a_report(tmp_path):
     runs = [online_run(f"{scheme}{seed}", scheme, seed, 3.0 + seed) for scheme in ("lwpd", "local") for seed in (0, 1)]
+    for run_of_sweep in runs[2:]:  # W&B's own, which has chosen the scheme
+        run_of_sweep["config"]["scheme"] = "local"
     runs.append(online_run("lost", "lwpd", 2, 9.0, state="crashed"))
     with serving(runs) as server:
         command = [sys.executable, "-m", "experiments.compare", "--online", "team/project", "--report", "--out", "out"]
