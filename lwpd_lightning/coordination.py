@@ -11,6 +11,7 @@ from lwpd_lightning.exchange.publication import Publication
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.rule.doubts import Doubts
 from lwpd_lightning.rule.membership import Membership
 from lwpd_lightning.rule.norms import NormGuard
 from lwpd_lightning.rule.patience import Patience
@@ -47,7 +48,8 @@ def coordinator_of(
         start_again: starts another process of a lost worker (`Admission`).
     """
     rule, reduction, workers = arrival_rule(settings, own), seat.reduction(hub.send), workers_beside(settings, own)
-    members = Membership(workers, own, grace_s=settings.heartbeat_s / 6, join_s=12 * settings.heartbeat_s)
+    heartbeat_s = settings.heartbeat_s
+    members = Membership(workers, own, heartbeat_s / 6, join_s=12 * heartbeat_s, doubts=Doubts(heartbeat_s))
     for worker in lost:
         members.lose(worker)
         rule.lose(worker)

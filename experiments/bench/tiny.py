@@ -22,6 +22,7 @@ from lwpd_lightning.links.message import EMPTY, Messages
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.reduction.sums import MessageSums, Ranks
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.rule.doubts import Doubts
 from lwpd_lightning.rule.membership import Membership
 
 _RUN_ID, _FINGERPRINT = bytes(16), bytes(32)
@@ -89,7 +90,7 @@ class TinyRank:
         rule = ArrivalRule(self.code, wait_for, own=0)
         device, ranks = self.blocks.device, self.reduction.ranks
         publication = Publication(hub, self.messages, self.model, device, self.optimizer, self.precision)
-        members = Membership(range(1, self.code.n), own=0, grace_s=grace_s, join_s=join_s)
+        members = Membership(range(1, self.code.n), own=0, grace_s=grace_s, join_s=join_s, doubts=Doubts(join_s))
         admission = Admission(
             hub, members, publication, rule, ranks, messages=self.messages, fingerprint=_FINGERPRINT,
             min_workers=min_workers, returns=returns, exited=lambda worker, wait_s: None, fence=lambda worker: None,

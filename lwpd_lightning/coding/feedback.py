@@ -103,11 +103,8 @@ class ErrorFeedback(Sender):
         Values that are not finite leave nothing behind: they were delivered as such, and must not spoil later ones.
         Arguments and what it returns are `Sender.settle`'s.
         """
+        self.unsettle(wire, packed)
         codeword = self._seen[self._row]
-        if self._settled is not None:
-            before, held = self._settled
-            wire.add_to(packed, codeword, 1.0)
-            codeword[before] = held
         own = codeword[kept].clone()
         self._settled, self._unsettled = (kept, own), None
         wire.add_to(packed, codeword, -1.0)
@@ -116,6 +113,17 @@ class ErrorFeedback(Sender):
         if not wire.finite(packed, len(codeword)):
             self.discard()
         return own
+
+    @torch.no_grad()
+    def unsettle(self, wire: WireFormat, packed: Tensor) -> None:
+        """Put back what was taken off, where anything was: the memory holds all of the codeword again."""
+        if self._settled is None:
+            return
+        before, held = self._settled
+        codeword = self._seen[self._row]
+        wire.add_to(packed, codeword, 1.0)
+        codeword[before] = held
+        self._settled, self._unsettled = None, self._version
 
     @torch.no_grad()
     def discard(self) -> None:

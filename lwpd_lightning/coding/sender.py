@@ -65,6 +65,10 @@ class Sender(ABC):
         """
 
     @abstractmethod
+    def unsettle(self, wire: WireFormat, packed: Tensor) -> None:
+        """Take note that the codeword made last does not count after all, if it was settled; arguments as there."""
+
+    @abstractmethod
     def discard(self) -> None:
         """The codeword made last goes nowhere: what is not finite of it must not spoil later ones."""
 
@@ -145,3 +149,6 @@ class PlainSender(Sender):
     def settle(self, wire: WireFormat, packed: Tensor, kept: slice) -> Tensor:
         """What is lost on the wire is lost."""
         return self._codeword[kept]
+
+    def unsettle(self, wire: WireFormat, packed: Tensor) -> None:
+        """Nothing was taken off."""

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
+
+from lwpd_lightning.data.numpy_state import numpy_state, seed_numpy, set_numpy_state
 
 
 def derive_seed(*key: int) -> int:
@@ -31,7 +32,7 @@ def seed_of_the_run() -> int:
 def seed_everything_locally(seed: int) -> None:
     """Seed Python's, NumPy's and torch's CPU generators."""
     random.seed(seed)
-    np.random.seed(seed & 0xFFFF_FFFF)
+    seed_numpy(seed)
     torch.default_generator.manual_seed(seed)
 
 
@@ -92,10 +93,10 @@ class Randomness:
 
 
 def _global_state() -> Any:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+    return random.getstate(), numpy_state(), torch.get_rng_state()
 
 
 def _set_global_state(state: Any) -> None:
     random.setstate(state[0])
-    np.random.set_state(state[1])
+    set_numpy_state(state[1])
     torch.set_rng_state(state[2])

@@ -176,11 +176,7 @@ class Admission:
 
     def met(self, header: Header, unmet: str) -> None:
         """A worker has met all that it was told of, but for some; raises ProtocolError where these are no workers."""
-        try:
-            others = {int(worker) for worker in unmet.split()}
-        except ValueError as error:
-            raise ProtocolError(f"{Op.MET.name} without {unmet[:60]!r}") from error
-        self._welcome(self.members.meets(header.worker, header.version, others))
+        self._welcome(self.members.meets(header.worker, header.version, _numbers(header, unmet)))
 
     def _welcome(self, workers: set[int]) -> None:
         for worker in sorted(workers - self._rule.live):
@@ -267,8 +263,12 @@ class Admission:
         self._greeted_at = 0.0
         return None
 
+    def lacks(self, header: Header, others: str) -> None:
+        """A worker says from whom it lacks what it was asked about; raises ProtocolError where these are no workers."""
+        self.members.lacks(header.worker, header.version, _numbers(header, others))
+
     def linked(self, header: Header) -> None:
-        """A worker says that a link which had ended is back."""
+        """A worker says that another has greeted, whose link had ended or from whom it lacked something."""
         self.members.linked(header.worker, header.version)
 
     def cut_off(self, now: float) -> dict[int, str]:
@@ -282,3 +282,10 @@ class Admission:
             named = f"worker {others[0]}" if len(others) == 1 else f"workers {listed(others)}"
             gone[worker] = f"its link to {named} ended"
         return gone
+
+
+def _numbers(header: Header, workers: str) -> set[int]:
+    try:
+        return {int(worker) for worker in workers.split()}
+    except ValueError as error:
+        raise ProtocolError(f"{header.op.name} with {workers[:60]!r}") from error

@@ -4,6 +4,8 @@ An update runs `publish` -> `contribute` (the coordinator's own codeword, if it 
 of the version that it leads to, so that workers step while the coordinator does -> `deliver` -> `arrived`. Everything
 happens in the caller's thread: messages queue in ZeroMQ while it computes. The coordinator decides who counts and keeps
 the one true state; the adding up is shared among those who count (`reduction`).
+
+Long because each kind of message, and each that is waited for, is dealt with here.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from lwpd_lightning.reduction.decision import Decision
 from lwpd_lightning.reduction.received import BadPeer
 from lwpd_lightning.reduction.reduction import Codeword, Reduction
 from lwpd_lightning.rule.arrivals import ArrivalRule
+from lwpd_lightning.rule.membership import listed
 from lwpd_lightning.rule.norms import NormGuard
 from lwpd_lightning.rule.patience import Patience
 
@@ -139,6 +142,7 @@ class Coordinator:
         self.version += 1
         self._members.update_begins()
         self._tally.begin(self.version, epoch, batch_index, void_older=how.voids_older)
+        self._tally.do_without(self._members.in_doubt())
         position = self._publication.header(Op.VERSION, self.version)._replace(
             epoch=epoch,
             batch_index=batch_index,
@@ -176,7 +180,7 @@ class Coordinator:
         deadline, report = started + self._timeout_s, started + _REPORT_S
         waits = False
         while True:
-            for event in self._hub.events(_LOOK_S if waits else 0.0):
+            for event in self._hub.events(self._look_s(self._heard_at) if waits else 0.0):
                 self._handle(event, time.monotonic() if waits else self._heard_at)
             self._heard_at = time.monotonic()
             self._tell_who_missed()
@@ -184,8 +188,8 @@ class Coordinator:
                 self._lose(worker, reason)
             self._admission.restart(self._heard_at)
             enough = self._admission.enough_live()
-            open_still = enough and self._tally.decision is None
-            if open_still and self._rule.complete and not self._members.broken(self._rule.counted):
+            self._ask_who_holds_up()
+            if enough and self._may_decide:
                 self._decide()
             decision = self._tally.decision
             if decision is not None and self._reduction.complete(decision.number):
@@ -269,6 +273,8 @@ class Coordinator:
             self._tally.count_ready()
         elif header.op is Op.LINKED:
             self._admission.linked(header)
+        elif header.op is Op.LACKING:
+            self._admission.lacks(header, words(payload))
         elif header.op is Op.UNLINKED:
             self._unlinked(header, words(payload), now)
         elif header.op is not Op.MEMORY:  # which has come too late for the checkpoint that asked
@@ -292,6 +298,7 @@ class Coordinator:
         header = header._replace(elements=len(decision.workers), decision=decision.number)
         self._reduction.sums.announce(decision.number)
         self._publication.send(self._admission.present, header, payload, rest)
+        self._members.doubts.decided(decision.number, time.monotonic())
         try:
             self._reduction.begin(decision)
         except BadPeer as error:
@@ -300,6 +307,7 @@ class Coordinator:
     def _close(self, decision: Decision, started: float) -> Update:
         wait_s = time.monotonic() - started
         self._patience.observe(wait_s)
+        self._members.doubts.carried_out(time.monotonic())
         self.decided = decision.number
         sent = self._publication.bytes_sent
         others, down = len(self._admission.present), sent - self._bytes_told
@@ -316,8 +324,8 @@ class Coordinator:
         given_up = self._admission.unlinked(header, reason, now)
         if given_up is not None:
             self._lose(*given_up)
-        elif self._tally.decision is not None:
-            self._tally.reopen()
+        else:
+            self._reopen()
 
     def _tell_who_missed(self) -> None:
         """Let workers whose queue was full ask for the state; decide again where one lacks what it was to add up."""
@@ -335,12 +343,45 @@ class Coordinator:
     def _reopen_if_needs(self, worker: int) -> None:
         """Decide again where something of the worker is needed that it may not give."""
         if self._tally.needs(worker):
-            self._tally.reopen()
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self._tally.do_without(self._members.in_doubt())
+        self._tally.reopen()
 
     # Waiting.
 
+    @property
+    def _may_decide(self) -> bool:
+        if self._tally.decision is not None or not self._rule.complete or self._members.broken(self._rule.counted):
+            return False
+        oldest = self._members.doubts.oldest
+        return oldest is None or self._reduction.sums.apart(oldest)
+
+    def _look_s(self, now: float) -> float:
+        left_s = self._members.doubts.left_s(now)
+        return _LOOK_S if left_s is None else min(_LOOK_S, left_s)
+
+    def _ask_who_holds_up(self) -> None:
+        """Where a decision is held up, find out by whom, and decide again without them where others are there."""
+        decision, doubts = self._tally.decision, self._members.doubts
+        if decision is None or self._reduction.complete(decision.number):
+            return
+        others = set(decision.workers) & set(self._admission.present)
+        asked = doubts.ask(others, self._heard_at)
+        if asked:
+            header = self._publication.header(Op.LACKING)._replace(decision=decision.number)
+            self._publication.send(sorted(asked), header)
+        elif doubts.judge(self._reduction.missing(decision.number), self._heard_at):
+            doubted = self._members.in_doubt()
+            if self._tally.do_without(doubted):
+                log.info("Update %d does without workers %s, who hold it up", self.version, listed(doubted))
+                self._tally.reopen()
+
     def _give_up_who_holds_up(self) -> None:
         waiting_for = self._tally.holding_up
+        if waiting_for[0] is None and self._rule.complete:  # for memory that a silent worker may still write to
+            waiting_for = None, [*self._members.doubts.silent]
         if self._patience.over(waiting_for, time.monotonic()):
             for worker in set(waiting_for[1]) - {self._rule.own}:
                 self._lose(worker, f"it held an update up for {self._patience.seconds:.3g} s")

@@ -60,7 +60,7 @@ class Peers:
         self._unmet: set[int] = set()  # who is yet to greet
         self._first: set[int] = set()  # who of these before this worker counts
         self._met: tuple[int, Set[int]] | None = None  # what rank 0 was told last: introduction, and who was unmet
-        self._unlinked: set[int] = set()  # workers whose link to this one ended
+        self._unlinked: set[int] = set()  # workers whose link to this one ended, or from whom something is missing
 
     @property
     def met(self) -> bool:
@@ -134,6 +134,12 @@ class Peers:
         if not event.stands:
             self._unlinked.add(event.worker)
         self._post(Op.UNLINKED, version=event.worker, elements=int(event.stands))
+
+    def asked(self, decision: int) -> None:
+        """Tell rank 0 from whom this rank still lacks something of a decision; later, when such a worker greets."""
+        lacks = self._reduction.lacking(decision)
+        self._unlinked |= lacks & self._reduction.ranks.workers
+        self._post(Op.LACKING, text(" ".join(map(str, sorted(lacks)))), version=decision)
 
     def has_missed(self, worker: int) -> None:
         """Tell a worker that read nothing for long, and rank 0 where the worker lacks what it was to add up."""

@@ -176,6 +176,16 @@ class Tally:
         row = float(self._rule.code.at(contribution.version).coefficients(worker).norm())
         return contribution.norm / row if row else contribution.norm
 
+    def do_without(self, workers: set[int]) -> bool:
+        """Whether the open update can be made without these; if so, what they have ready may count in a later one."""
+        if not workers or not self._rule.spares(workers):
+            return False
+        for worker in workers:
+            if (contribution := self.open.counted.pop(worker, None)) is not None and worker in self._rule.live:
+                self._ready[worker] = contribution
+            self._rule.refuse(worker)
+        return True
+
     def lose(self, worker: int) -> None:
         """A worker is an erasure: whatever it had ready is lost with it."""
         self._ready.pop(worker, None)

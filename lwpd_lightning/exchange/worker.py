@@ -3,6 +3,8 @@
 A worker holds model and optimizer as rank 0 does and makes the same steps from the same decoded gradients, at the same
 time, so that no parameters travel. Rank 0's are the truth: a worker tells a checksum of those that its codeword was
 computed at, and where they were others, or where it missed what it needed, it takes over rank 0's state.
+
+Long because each kind of message that a worker gets is dealt with here.
 """
 
 from __future__ import annotations
@@ -286,6 +288,8 @@ class Worker:
             self._peers.introduced(header.version, words(payload))
         elif header.op is Op.GREET:
             self._peers.greet(header.version)
+        elif header.op is Op.LACKING:
+            self._peers.asked(header.decision)
         elif header.op is Op.REFUSED:
             raise Refused(words(payload))
         elif header.op is Op.VERSION:
@@ -294,10 +298,10 @@ class Worker:
             decision = Decision.unpack(header, payload, rest, self._reduction.receiver.rows)
             if len(rest) != len(self._reduction.blocks.parameters):
                 raise ProtocolError(f"a decision on {len(rest)} parameters")
-            if self._worker in decision.workers:
-                if self._codeword is None:
-                    raise ProtocolError("a decision on a codeword that there is none of")
-                self._codeword.counted = True
+            if self._codeword is not None:  # an update that is decided again may do without it
+                self._codeword.counted = self._worker in decision.workers
+            elif self._worker in decision.workers:
+                raise ProtocolError("a decision on a codeword that there is none of")
             self._reduction.begin(decision)
             self._peers.counted(decision.workers)
         elif header.op is Op.VOID:

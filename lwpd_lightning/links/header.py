@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 NO_BATCH = 0xFFFF_FFFF
@@ -52,6 +52,8 @@ class Op(enum.IntEnum):
     #            coordinator -> worker: yours is too large, so forget it
     MEMORY = 23  # coordinator -> worker: what does your sender remember at `version`?, or: go on with this [its state];
     #              worker -> coordinator: that [its state]
+    LACKING = 24  # coordinator -> worker: what do you lack of this decision?; worker -> coordinator: of decision
+    #               `version` what is to come from [these workers, utf-8]
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time

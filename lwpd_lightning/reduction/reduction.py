@@ -103,6 +103,10 @@ class Reduction:
             self.sums.hand_out(decision, self._offered.codeword.packed)
             self._settle(decision)
             self._reduce_if_ready(decision)
+        elif self._offered is not None and self._offered.own is not None:
+            assert self.sender is not None
+            self.sender.unsettle(self._wire, self._offered.codeword.packed)  # the update is decided again, without it
+            self._offered.own = None
         if misfits:
             # First one that counts: without it the update is decided again, while the others' were not needed.
             raise min(misfits, key=lambda misfit: misfit.worker not in decision.workers)
@@ -146,6 +150,13 @@ class Reduction:
     def missing(self, number: int) -> list[int]:
         """The workers whose sum of a decision is not here."""
         return self._received.missing(number)
+
+    def lacking(self, number: int) -> set[int]:
+        """The workers whose slices this rank is to add up for a decision, and has not got; none of one that is void."""
+        decision, mine = self._received.decisions.get(number), self._share_of(number)
+        if decision is None or mine is None or number != self._received.newest:
+            return set()
+        return self.sums.lacking(decision, mine)
 
     def complete(self, number: int) -> bool:
         """Whether all sums of a decision are here."""

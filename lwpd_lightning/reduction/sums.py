@@ -87,6 +87,14 @@ class Sums(ABC):
         """The packed codewords of all others that count, at this rank's positions; None: some are still to come."""
 
     @abstractmethod
+    def lacking(self, decision: Decision, mine: Slice) -> set[int]:
+        """The workers whose codewords at this rank's positions are still to come."""
+
+    @abstractmethod
+    def apart(self, number: int) -> bool:
+        """Whether what a rank may yet do for a decision of this number, or later ones, cannot harm the next."""
+
+    @abstractmethod
     def publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
         """Let all have the decoded gradient at the positions that this rank has added up."""
 
@@ -138,8 +146,15 @@ class MessageSums(Sums):
 
     def slices(self, decision: Decision, mine: Slice) -> dict[int, Tensor] | None:
         """What came, once all has."""
-        arrived = self.received.slices(decision.number)
-        return arrived if arrived.keys() >= set(decision.workers) - {self.ranks.me} else None
+        return None if self.lacking(decision, mine) else self.received.slices(decision.number)
+
+    def lacking(self, decision: Decision, mine: Slice) -> set[int]:
+        """All that count but those from whom one came."""
+        return set(decision.workers) - {self.ranks.me} - self.received.slices(decision.number).keys()
+
+    def apart(self, number: int) -> bool:
+        """Messages name their decision."""
+        return True
 
     def publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
         """Send the sum to all."""
@@ -238,6 +253,14 @@ class SharedSums(Sums):
             for worker in decision.workers
             if worker != self.ranks.me
         }
+
+    def lacking(self, decision: Decision, mine: Slice) -> set[int]:
+        """None."""
+        return set()
+
+    def apart(self, number: int) -> bool:
+        """Sums of the two have each their place."""
+        return self.received.newest + 1 - number < len(self.memory.sums)
 
     def publish(self, decision: Decision, mine: Slice, packed: Tensor) -> None:
         """Put the sum in its place, and tell rank 0."""

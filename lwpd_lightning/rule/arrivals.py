@@ -160,6 +160,10 @@ class ArrivalRule:
         self._refused.add(worker)
         self._duals = {}
 
+    def spares(self, workers: set[int]) -> bool:
+        """Whether as many others as the open update waits for can still count in it."""
+        return len(self.live - self._refused - workers) >= self.wait_for
+
     def join(self, worker: int) -> None:
         """A worker that was lost is back, and counts, also in the open update, as if it always had like the others."""
         if self._rates is not None and len(self._others):

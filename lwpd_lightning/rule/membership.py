@@ -13,6 +13,7 @@ from collections.abc import Collection, Set
 from dataclasses import dataclass, field
 
 from lwpd_lightning.rule.cover import connected, smallest_cover
+from lwpd_lightning.rule.doubts import Doubts
 
 # Times that a link between two workers may break and come back in one update, before it is taken for cut.
 RETRIES = 3
@@ -82,12 +83,14 @@ class Membership:
         own: the row that rank 0 has itself, which is always live; None: a dedicated coordinator.
         grace_s: seconds that a link between two workers may take to come back.
         join_s: seconds that a process may take to meet the others, once training goes on without it.
+        doubts: who holds decisions up.
     """
 
     workers: Collection[int]
     own: int | None
     grace_s: float
     join_s: float
+    doubts: Doubts
 
     _members: dict[int, _Member] = field(init=False)
     _standing: dict[Standing, set[int]] = field(init=False)
@@ -180,6 +183,7 @@ class Membership:
         self._place(worker, Standing.LOST)
         self._losses[worker] += 1
         self._broken = {pair: broken for pair, broken in self._broken.items() if worker not in pair}
+        self.doubts.lose(worker)
         return self._promote()
 
     def late(self, now: float) -> set[int]:
@@ -210,9 +214,14 @@ class Membership:
 
     def linked(self, reporter: int, worker: int) -> None:
         """A worker says that another's greeting has come."""
+        self.doubts.linked(reporter, worker)
         pair = frozenset((reporter, worker))
         if self._flaps[pair] <= RETRIES:
             self._broken.pop(pair, None)
+
+    def lacks(self, worker: int, decision: int, others: Set[int]) -> None:
+        """A worker that was asked about a decision lacks something of others; what rank 0 sent came before it asked."""
+        self.doubts.answered(worker, decision, others & self.present)
 
     def broken(self, workers: Set[int]) -> bool:
         """Whether a link between two of these workers has ended and not come back."""
@@ -225,7 +234,17 @@ class Membership:
             broken.greetings += 1
             one, two = sorted(pair)
             asked += [(one, two), (two, one)]
-        return asked
+        # What a silent worker is asked for waits for it, and must not fill its queue.
+        return asked + [(two, one) for one, two in self.doubts.lacking if two not in self.doubts.silent]
+
+    def in_doubt(self) -> set[int]:
+        """The fewest live workers without whom no update is held up by links that broke, or over which nothing came."""
+        if not self.doubts.silent and not self.doubts.lacking and not self._broken:
+            return set()
+        live, silent = self.live, self.doubts.silent.keys()
+        pairs = {frozenset(pair) for pair in self.doubts.lacking} | self._broken.keys()
+        left = {pair for pair in pairs if pair <= live - silent}
+        return live & silent | smallest_cover(left, self._doubts(left))
 
     def cut_off(self, now: float) -> dict[int, list[int]]:
         """The fewest workers without whom all links that count stand, each with those that it is cut off from.
@@ -249,7 +268,8 @@ class Membership:
 
     def _doubts(self, pairs: Set[frozenset[int]]) -> dict[int, tuple[int, ...]]:
         """How little is to be said for each worker that has a link that ended."""
-        quiet = Counter(worker for pair in pairs for worker in pair - {self._broken[pair].reporter})
+        told = pairs & self._broken.keys()
+        quiet = Counter(worker for pair in told for worker in pair - {self._broken[pair].reporter})
         live, lost = self.live, self._losses
         return {worker: (worker not in live, lost[worker], quiet[worker]) for pair in pairs for worker in pair}
 

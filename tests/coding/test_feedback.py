@@ -232,3 +232,22 @@ def test_a_loss_that_is_not_finite_is_not_given_back():
 
 def test_only_where_the_sum_lies_in_the_gradients_space_is_anything_given_back():
     assert not ErrorFeedback(lwpd_code(8, 4, 2), 0, block_map(2)).takes_residuals
+
+
+@pytest.mark.parametrize("wire", ["float64", "int8", "ternary"])
+@pytest.mark.parametrize("code", [uncoded(3), local_code(3, data_parts=3, blocks=2)])
+def test_a_codeword_that_does_not_count_after_all_is_all_in_the_memory_again(code, wire):
+    wire, layout, random = wire_format(wire), block_map(code.blocks), seeded(7)
+    feedback = ErrorFeedback(code, 1, layout)
+    set_gradients(layout, random)
+    feedback.begin(3)
+    feedback.add(1)
+    codeword = feedback.codeword()
+    before, packed = feedback.memory.clone(), pack(wire, codeword)
+    feedback.settle(wire, packed, slice(0, 2))
+    assert not torch.equal(feedback.memory, before)
+    feedback.unsettle(wire, packed)
+    torch.testing.assert_close(feedback.memory, before)
+    assert feedback.state_dict()["unsettled"] == 3
+    feedback.unsettle(wire, packed)  # once is enough
+    torch.testing.assert_close(feedback.memory, before)

@@ -84,6 +84,20 @@ def die_when_asked(when):
     Reduction.begin = deadly
 
 
+def stop_when_asked(worker, number):
+    """Let a worker stop, once, when it is asked to do its share of a decision from this number on."""
+    begin, stopped = Reduction.begin, []
+
+    def stopping(reduction, decision):
+        if reduction.ranks.me == worker in decision.workers and decision.number >= number and not stopped:
+            stopped.append(True)
+            print("STOPS", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        begin(reduction, decision)
+
+    Reduction.begin = stopping
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--start", default="auto")
@@ -102,6 +116,7 @@ def main():
     parser.add_argument("--uncoded", action="store_true")
     parser.add_argument("--wide", action="store_true")
     parser.add_argument("--die-when-asked", choices=["before", "after"])
+    parser.add_argument("--stop-when-asked", type=int, nargs=2, metavar=("WORKER", "DECISION"))
     parser.add_argument("--breaks-in", choices=["script", "setup", "configure_optimizers"])
     parser.add_argument("--tell-at", type=int, default=-1, help="update")
     parser.add_argument("--tell", help="command that rank 0 runs there")
@@ -114,6 +129,8 @@ def main():
         raise RuntimeError("injected failure in script")
     if options.die_when_asked:
         die_when_asked(options.die_when_asked)
+    if options.stop_when_asked:
+        stop_when_asked(*options.stop_when_asked)
     pl.seed_everything(1)
     model = Breaking(sgd)
     model.fail_at, model.breaks_in = options.fail_at, options.breaks_in

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from rich.console import Console
 from rich.live import Live
 
@@ -19,6 +20,7 @@ from lwpd_lightning.callbacks import ExchangeMonitor
 from lwpd_lightning.exchange.update import TooFewWorkers, WorkerFailed
 from lwpd_lightning.injection import FaultInjector
 from lwpd_lightning.launcher import fork_workers
+from lwpd_lightning.reduction.reduction import Reduction
 from lwpd_lightning.testing import Job
 from lwpd_lightning.worker_callback import WorkerCallback
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob
@@ -132,6 +134,54 @@ def test_an_erased_fork_cannot_wake_and_write_into_shared_memory(wait_for):
     trainer, summary = fit(strategy, stop, until, devices=4, updates=-1)
     assert trainer.global_step == until.seen_at + until.further
     assert [failure["worker"] for failure in summary["failures"]] == [1]
+
+
+class _GoesOn(Callback):
+    """A worker stops where a decision needs it, from number 40 on; after so many updates without it, it goes on.
+
+    Args:
+        worker: which one.
+        updates: how many.
+    """
+
+    on_workers = False
+
+    def __init__(self, worker, updates):
+        self.pid, self.worker, self.updates, self.went_on = multiprocessing.Value("q", 0), worker, updates, False
+
+    def stop(self, begin, reduction, decision):
+        asked = reduction.ranks.me == self.worker in decision.workers and decision.number >= 40
+        if asked and not self.pid.value:
+            self.pid.value = os.getpid()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        begin(reduction, decision)
+
+    def on_train_batch_end(self, trainer, *args):
+        arrived = {arrival.worker for arrival in trainer.strategy.last_update.arrivals}
+        if not self.pid.value:
+            return
+        if self.worker in arrived:
+            trainer.should_stop = self.went_on
+        elif not self.went_on:
+            self.updates -= 1
+            if not self.updates:
+                self.went_on = True
+                os.kill(self.pid.value, signal.SIGCONT)
+
+
+# Of sums that the worker may yet write there are two places, or ten of ternary ones.
+@pytest.mark.parametrize(
+    ("updates", "wire"),
+    [(1, {}), (8, {"stale": "drop", "wire_dtype": "ternary", "update_dtype": "ternary", "compressor": "whitened"})],
+    ids=["float32", "ternary"],
+)
+def test_updates_do_without_a_fork_that_stops_where_it_is_needed_and_it_counts_again(monkeypatch, updates, wire):
+    stops, begin = _GoesOn(1, updates), Reduction.begin
+    monkeypatch.setattr(Reduction, "begin", lambda reduction, decision: stops.stop(begin, reduction, decision))
+    strategy = LWPDStrategy(code=uncoded(4), wait_for=3, heartbeat_s=1000.0, **wire)
+    _, summary = fit(strategy, stops, devices=4, updates=-1)
+    assert stops.went_on
+    assert not summary["failures"]
 
 
 class _KillMyFetcher(WorkerCallback):

@@ -75,10 +75,11 @@ def test_ranks_that_a_launcher_started():
         assert "ARRIVED" in results[0].output
 
 
-def started(stack, count, **options):
+def started(stack, count, *options, heartbeat=1):
     """Ranks that a launcher started, which train until they are stopped, and how to start one of them again."""
     environment = common(free_port(), NODE_RANK="0")
-    command = [*JOB, "--uncoded", "--workers", str(count), "--wait-for", str(count - 1), "--heartbeat", "1"]
+    command = [*JOB, "--uncoded", "--workers", str(count), "--wait-for", str(count - 1), "--heartbeat", str(heartbeat)]
+    command += options
 
     def start(rank):
         return stack.enter_context(ForkedJob(command, env={**environment, "LOCAL_RANK": str(rank)}))
@@ -118,6 +119,19 @@ def test_a_stopped_rank_is_welcomed_back_when_it_goes_on():
         ranks[2].interrupt(signal.SIGCONT)
         ranks[0].wait_for_output("Worker 2 is back", PATIENCE_S)
         assert ranks[0].output.count("is lost") == 1
+
+
+@pytest.mark.parametrize("wide", [[], ["--wide"]], ids=["another adds up", "all add up"])
+def test_updates_do_without_a_rank_that_stops_where_it_is_needed_long_before_it_counts_as_lost(wide):
+    with ExitStack() as stack:
+        ranks, _ = started(stack, 3, "--stop-when-asked", "2", "40", *wide, heartbeat=1000)
+        ranks[2].wait_for_output("STOPS", PATIENCE_S)
+        made = ranks[0].output.count("UPDATE")
+        ranks[0]._until(lambda: ranks[0].output.count("UPDATE") > made + 10, PATIENCE_S)
+        ranks[2].interrupt(signal.SIGCONT)
+        whole = ranks[0].output.count("ARRIVED 3")
+        ranks[0]._until(lambda: ranks[0].output.count("ARRIVED 3") > whole, PATIENCE_S)
+        assert "is lost" not in ranks[0].output
 
 
 def test_a_rank_that_never_starts_is_named_and_no_rank_ends_as_if_all_were_well():

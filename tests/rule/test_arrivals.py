@@ -525,3 +525,15 @@ def test_an_update_goes_on_without_a_refused_codeword_as_if_its_worker_were_lost
     assert rule.awaited == [0, 1, 2, 3]
     rule.refuse(refused)
     assert rule.tilt.tolist() == [1.0] * 4  # it is waited for: no chance is involved
+
+
+def test_workers_can_be_spared_where_as_many_others_as_the_update_waits_for_can_still_count():
+    rule = ArrivalRule(uncoded(5), wait_for=3, own=0)
+    rule.open(0, 0.0)
+    assert rule.spares({1, 2})
+    assert not rule.spares({1, 2, 3})
+    rule.lose(4)
+    assert rule.spares({1, 4})
+    rule.refuse(3)
+    assert not rule.spares({1})
+    assert not ArrivalRule(uncoded(5), wait_for=5, own=0).spares({1}), "where all are waited for, nobody can be"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lwpd_lightning.rule.cover import connected, smallest_cover
+from lwpd_lightning.rule.doubts import Doubts
 from lwpd_lightning.rule.membership import RETRIES, Membership, Refused
 
 GRACE_S, JOIN_S = 1.0, 5.0
@@ -20,7 +21,7 @@ pairs = st.sets(
 
 def started(count=4):
     """All workers have joined and met."""
-    members = Membership(range(1, count), own=0, grace_s=GRACE_S, join_s=JOIN_S)
+    members = Membership(range(1, count), own=0, grace_s=GRACE_S, join_s=JOIN_S, doubts=Doubts(GRACE_S))
     for worker in range(1, count):
         members.join(worker, 10 * worker, f"address {worker}", 0.0)
     introduction = members.introduce()
@@ -38,7 +39,7 @@ def cut_for(members, seconds, at=0.0):
 
 
 def test_workers_are_told_of_each_other_when_all_have_joined():
-    members = Membership([1, 2], own=0, grace_s=GRACE_S, join_s=JOIN_S)
+    members = Membership([1, 2], own=0, grace_s=GRACE_S, join_s=JOIN_S, doubts=Doubts(GRACE_S))
     members.join(2, 20, "two", 0.0)
     assert members.introduce() is None
     assert (members.vacant, members.expected, members.live) == ({1}, {1, 2}, {0})
@@ -53,7 +54,7 @@ def test_workers_are_told_of_each_other_when_all_have_joined():
 
 
 def test_who_dies_before_all_have_joined_is_not_waited_for():
-    members = Membership([1, 2], own=None, grace_s=GRACE_S, join_s=JOIN_S)
+    members = Membership([1, 2], own=None, grace_s=GRACE_S, join_s=JOIN_S, doubts=Doubts(GRACE_S))
     members.join(2, 20, "two", 0.0)
     members.lose(1)
     assert members.introduce().addresses == {2: (20, "two")}
@@ -266,7 +267,7 @@ class Story(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.members = Membership(WORKERS, own=0, grace_s=GRACE_S, join_s=JOIN_S)
+        self.members = Membership(WORKERS, own=0, grace_s=GRACE_S, join_s=JOIN_S, doubts=Doubts(GRACE_S))
         self.now = 0.0
         self.alive = {}  # worker -> incarnation of its process
         self.incarnations = itertools.count(1)
