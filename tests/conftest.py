@@ -13,6 +13,7 @@ import torch
 
 from lwpd_lightning.coding import kernels
 from lwpd_lightning.testing.job import _processes
+from tests.large_pages import use_large_pages
 
 _STACKS_BEFORE_S, _STUCK_AFTER_S, _LOST_AFTER_S = 2.0, 30.0, 60.0
 
@@ -46,6 +47,7 @@ def pytest_collection_finish():
     """What has been imported lives for ever: neither this process nor the ranks it forks look for garbage there."""
     gc.collect()
     gc.freeze()
+    use_large_pages()
 
 
 @pytest.fixture(autouse=True)

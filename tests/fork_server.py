@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.large_pages import use_large_pages
+
 _ROOT = Path(__file__).parents[1]
 # What commands import; the command itself is imported by the process that becomes it.
 _IMPORTED = (
@@ -159,6 +161,7 @@ def main() -> None:
     os.waitpid(_forked(lambda: None), 0)
     gc.collect()
     gc.freeze()
+    use_large_pages()
     while True:
         request = _serve(channel)  # comes back in what is to become a command
         channel.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from lwpd_lightning.exchange.state import (
     Checksum,
     Checksums,
+    MoreThanData,
     Stateful,
     StateLayout,
     digest,
@@ -280,7 +280,7 @@ class Follower:
             told = from_bytes(rest, self._device)
             self._optimizer.load_state_dict(told["optimizer"])
             self._precision.load_state_dict(told["precision"])
-        except pickle.UnpicklingError as error:
+        except MoreThanData as error:
             raise RuntimeError(
                 f"the state of {type(self._optimizer).__name__} holds more than tensors, numbers and plain containers, "
                 "which is all that may travel: coded exchange needs an optimizer that workers can hold too."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.state import from_bytes, to_bytes
+from lwpd_lightning.exchange.state import MoreThanData, from_bytes, to_bytes
 from lwpd_lightning.links.header import Op, ProtocolError
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import Messages
@@ -100,6 +99,6 @@ class Memories:
             if not asked or not self._members.holds(worker, header.incarnation):
                 return None
             memory = from_bytes(payload, torch.device("cpu"))
-        except (ProtocolError, pickle.UnpicklingError):
+        except (ProtocolError, MoreThanData):
             return None  # whoever reads it next says whose it is
         return memory if isinstance(memory, dict) else None

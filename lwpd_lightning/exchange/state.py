@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,10 @@ _HASH_BYTES = 8
 # Where a tensor lives: the dictionary of its module and its name there. A tensor is looked up anew each time, because
 # a module may replace a buffer (``self.count = self.count + 1``).
 _Slot = tuple[dict[str, Tensor | None], str]
+
+
+class MoreThanData(ValueError):
+    """Bytes that hold something else than plain containers, numbers and tensors, which is not read."""
 
 
 class StateLayout:
@@ -292,8 +297,7 @@ def to_bytes(value: object) -> Tensor:
 def from_bytes(payload: Tensor, device: torch.device) -> Any:
     """What `to_bytes` made.
 
-    Raises ProtocolError for what it has not made, pickle.UnpicklingError for anything but plain containers, numbers and
-    tensors.
+    Raises ProtocolError for what it has not made, MoreThanData for anything but plain containers, numbers and tensors.
 
     A tensor that lay on the sender's GPU comes to ``device``, and one that it kept on the host stays there: optimizers
     count their steps on the host.
@@ -308,4 +312,7 @@ def from_bytes(payload: Tensor, device: torch.device) -> Any:
     if len(told) < _HASH_BYTES or xxhash.xxh3_64(told[:-_HASH_BYTES]).digest() != told[-_HASH_BYTES:]:
         raise ProtocolError(f"{len(told)} bytes that are no state")
     stream = io.BytesIO(told[:-_HASH_BYTES])
-    return torch.load(stream, map_location=place, weights_only=True)
+    try:
+        return torch.load(stream, map_location=place, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise MoreThanData(str(error)) from error

@@ -63,6 +63,7 @@ def names(group: str) -> list[str]:
     return [name for of, name in CHOICES if of == group]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes_and_resolves(tmp_path, group, name):
     cfg = composed(tmp_path, f"{group}={name}", *COMPANIONS.get((group, name), []))

@@ -385,7 +385,7 @@ class _Own(SingleDeviceStrategy):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["alone", "in a list"])
+@pytest.mark.parametrize("kind", ["alone", pytest.param("in a list", marks=pytest.mark.slow)])
 def test_the_trainers_ways_to_cut_an_epoch(settings, kind):
     data = (lambda: [unshuffled()]) if kind == "in a list" else unshuffled
     make_model = partial(_Structured, list) if kind == "in a list" else partial(Classifier, sgd)

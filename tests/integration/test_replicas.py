@@ -139,7 +139,7 @@ class _AtEpochStart(pl.Callback):
             p.data.mul_(0.9)
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adam])
+@pytest.mark.parametrize("optimizer", [sgd, pytest.param(adam, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("callback", "asked"), [(HalveGradients, True), (_ClipWeights, False), (_Once, False), (_AtEpochStart, False)]
 )

@@ -12,6 +12,7 @@ from tests.manual.pages import CURRENT, ROOT, text
 OF_A_RACE = {"crossover.png"}
 
 
+@pytest.mark.slow
 def test_one_command_draws_every_picture_that_a_page_shows(tmp_path):
     command = [sys.executable, "-m", "experiments.manual", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
