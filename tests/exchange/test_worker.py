@@ -320,6 +320,36 @@ def test_one_that_joins_and_reaches_nobody_keeps_nobody_waiting_nor_out(stack):
     assert {tuple(sorted(arrival.worker for arrival in update.arrivals)) for update in updates} == {(0, 1, 2)}
 
 
+def test_a_codeword_that_waited_for_its_worker_to_count_counts_at_once_when_it_does(stack, monkeypatch):
+    """Worker 1 comes back while worker 3 computes and meets nobody; when that is lost, the update needs worker 1."""
+    hung, go_on = threading.Event(), threading.Event()
+
+    def before(thread, version):
+        if thread.seat.worker == 3 and version >= 2:
+            hung.set()
+            assert go_on.wait(DEADLINE_S)
+
+    fit = Fit(stack, 4, before=before, wait_for=3, timeout_s=DEADLINE_S / 2)
+    stack.callback(go_on.set)
+    fit.start()
+    fit.updates(3)
+    assert hung.wait(DEADLINE_S)
+    coordinator = fit.coordinator
+    coordinator._lose(1, "it is to come back")
+    restart = coordinator._admission.restart
+
+    def then_lose_another(now):
+        if 1 in coordinator._tally._ready and 3 in coordinator._members.live:
+            coordinator._lose(3, "it computes for too long")
+        restart(now)
+
+    monkeypatch.setattr(coordinator._admission, "restart", then_lose_another)
+    (update,) = fit.updates(1)
+    assert {arrival.worker for arrival in update.arrivals} == {0, 1, 2}
+    go_on.set()
+    updates_until(fit, lambda: 3 in coordinator._members.live)
+
+
 def test_a_slice_that_a_full_queue_refused_is_decided_again(stack):
     """Worker 2 cannot send its slice to worker 1, which adds up and would wait for it."""
 
