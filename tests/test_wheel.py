@@ -66,7 +66,7 @@ def test_a_sweep_and_its_comparison_run_beside_a_folder_of_the_same_name(install
 
     compared = run(installed, elsewhere, "compare", "outputs")
     assert compared.returncode == 0, compared.stderr
-    assert "2 runs in 1 groups" in " ".join(compared.stdout.split())
+    assert "2 runs in 1 group;" in " ".join(compared.stdout.split())
 
 
 def test_a_code_is_described_beside_a_folder_of_the_same_name(installed, elsewhere):

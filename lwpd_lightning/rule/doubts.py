@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Set
 
-# A decision that takes so many times as long as any of the last ones is held up.
-_TIMES, _REMEMBERED = 4, 64
+# A decision that takes so many times as long as any of the last ones is held up; the longest few of these are left out,
+# such as the first ones, which warm up.
+_TIMES, _REMEMBERED, _LEFT_OUT = 4, 64, 3
 # An answer is short, and may take less.
 _ANSWER = 0.5
 # Before so many nobody can tell how long one takes.
@@ -52,7 +53,7 @@ class Doubts:
         """How long a decision may take before it is held up."""
         if len(self._times) < _LEAST_DECISIONS:
             return self._longest_s
-        return min(self._longest_s, max(_LEAST_S, _TIMES * max(self._times)))
+        return min(self._longest_s, max(_LEAST_S, _TIMES * sorted(self._times)[-1 - _LEFT_OUT]))
 
     @property
     def oldest(self) -> int | None:

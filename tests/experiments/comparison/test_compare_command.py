@@ -121,7 +121,7 @@ def test_a_continued_run_costs_what_all_its_parts_cost(sweep, tmp_path, capsys):
 
     main([str(tmp_path)])
 
-    assert "1 runs in 1 groups" in capsys.readouterr().out
+    assert "1 run in 1 group;" in capsys.readouterr().out
     page = (tmp_path / "comparison/comparison.html").read_text()
     assert f"One run: {tmp_path}/begun and {tmp_path}/on, which continues it." in page
     ((joined,), left_out) = local_runs([tmp_path])
