@@ -19,6 +19,9 @@ from lwpd_lightning.rule.doubts import Doubts
 RETRIES = 3
 # Greetings that a broken link is given the time for, however late rank 0 looks.
 _GREETINGS = 2
+# Who counts is not given up before so many times as long for links to some that do not count yet: those of their older
+# processes may end just now.
+_NEWCOMERS = 6
 # As many workers are named one by one.
 _MOST_LISTED = 16
 
@@ -264,8 +267,10 @@ class Membership:
                 continue
             late = {pair for pair, age in zip(ended, ages, strict=True) if age >= self.grace_s}
             late = {pair for pair in late if self._broken[pair].greetings >= _GREETINGS}
+            old = {pair for pair in late if now - self._broken[pair].since >= _NEWCOMERS * self.grace_s}
+            among = old | {pair for pair in late if pair <= self.live}
             for worker in smallest_cover(pairs, self._doubts(pairs)):
-                if any(worker in pair for pair in late):
+                if any(worker in pair for pair in (among if worker in self.live else late)):
                     gone[worker] = sorted(other for pair in ended if worker in pair for other in pair - {worker})
         return gone
 

@@ -218,6 +218,18 @@ def test_of_two_the_one_that_was_lost_before_is_given_up_or_else_the_one_that_sa
     assert cut_for(members, GRACE_S, 5.0) == {2: [1]}  # which does not count yet
 
 
+def test_who_counts_is_not_given_up_at_once_where_only_newcomers_do_not_reach_it():
+    members = started(5)
+    for worker in (1, 3):
+        members.lose(worker)
+        members.join(worker, 10 * worker + 1, "again", 3.0)
+    members.introduce()
+    for worker in (1, 3):
+        members.unlinked(4, worker, 3.0, stands=False)
+    assert cut_for(members, 2 * GRACE_S, 3.0) == {}
+    assert cut_for(members, 6 * GRACE_S, 3.0) == {4: [1, 3]}
+
+
 def test_links_that_go_on_breaking_put_nothing_off_for_ever():
     members = started(8)
     for one in range(1, 7):
