@@ -43,7 +43,7 @@ def run(site, directory, command, *words):
     code = f"import sys; from lwpd_experiments.{command} import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", code, *words],
-        cwd=directory, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=240,
+        cwd=directory, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
 
 

@@ -56,7 +56,9 @@ def test_a_run_that_is_told_between_a_step_and_its_count_goes_on_with_the_same_b
         for rank in ranks:
             rank.interrupt(signal.SIGTERM)
         first = ended(ranks)
-        assert [result.exit_code for result in first] == [143, 143], first
+        # A rank that has heard from rank 0 that it is over, and has no fit any more, is ended by the signal itself.
+        assert first[0].exit_code == 143, first
+        assert first[1].exit_code in (143, -signal.SIGTERM), first
         assert "Traceback" not in first[0].output + first[1].output
     saved = torch.load(tmp_path / "hpc_ckpt_1.ckpt", weights_only=True)
     assert saved["global_step"] == saves
