@@ -37,10 +37,11 @@ def _default(name: str, _root_: DictConfig) -> Any:
 
 
 def _following(name: str, compressor: str | None) -> Any:
-    from lwpd_lightning import LWPDStrategy, uncoded
+    from lwpd_lightning import uncoded
+    from lwpd_lightning.settings import ExchangeSettings
 
     try:
-        return getattr(LWPDStrategy(uncoded(2), compressor=compressor).settings, name)
+        return getattr(ExchangeSettings(uncoded(2), compressor=compressor), name)
     except ValueError:  # which the scheme's own strategy says better
         return None
 

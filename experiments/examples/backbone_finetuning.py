@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, Subset, TensorDataset
 
-from lwpd_lightning import LWPDStrategy
-
-from .curve import Curve, options
+from .curve import Curve, exact, options
 
 BATCH = 32  # pictures of an update
 TRAINED, VALIDATED = 640, 192
@@ -96,8 +94,7 @@ def train(
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        # The exact code, in float32, so that the two train the same; strategy="lwpd" alone sends 1.6 bits a value.
-        strategy=LWPDStrategy(compressor="plain") if strategy == "lwpd" else strategy,
+        strategy=exact(strategy),
         max_epochs=epochs,
         callbacks=[curve, BackboneFinetuning(UNFROZEN, backbone_initial_lr=2e-3)],
         logger=False,

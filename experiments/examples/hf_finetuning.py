@@ -21,9 +21,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, Subset
 
-from lwpd_lightning import LWPDStrategy
-
-from .curve import Curve, options
+from .curve import Curve, exact, options
 
 try:
     from transformers import BertConfig, BertForSequenceClassification, ByT5Tokenizer, DataCollatorWithPadding
@@ -122,8 +120,7 @@ def train(
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        # The exact code, in float32, so that the two train the same; strategy="lwpd" alone sends 1.6 bits a value.
-        strategy=LWPDStrategy(compressor="plain") if strategy == "lwpd" else strategy,
+        strategy=exact(strategy),
         max_epochs=epochs,
         gradient_clip_val=1.0,
         callbacks=[curve],

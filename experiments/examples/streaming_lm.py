@@ -20,9 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from lwpd_lightning import LWPDStrategy
-
-from .curve import Curve, options
+from .curve import Curve, exact, options
 
 BATCH, CONTEXT = 16, 32  # windows of an update, bytes of a window
 WINDOWS, VALIDATED = 320, 64  # windows of an epoch, and of validation
@@ -99,8 +97,7 @@ def train(strategy: str = "lwpd", devices: int = 2, epochs: int = 3, seed: int =
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        # The exact code, in float32, so that the two train the same; strategy="lwpd" alone sends 1.6 bits a value.
-        strategy=LWPDStrategy(compressor="plain") if strategy == "lwpd" else strategy,
+        strategy=exact(strategy),
         max_epochs=epochs,
         callbacks=[curve],
         logger=False,

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwpd_lightning import LWPDStrategy
-
-from .curve import Curve, options
+from .curve import Curve, exact, options
 
 BATCH, LATENT = 64, 6  # pictures of an update, size of their code
 TRAINED, VALIDATED = 1280, 512
@@ -89,8 +87,7 @@ def train(strategy: str = "lwpd", devices: int = 2, epochs: int = 5, seed: int =
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        # The exact code, in float32, so that the two train the same; strategy="lwpd" alone sends 1.6 bits a value.
-        strategy=LWPDStrategy(compressor="plain") if strategy == "lwpd" else strategy,
+        strategy=exact(strategy),
         max_epochs=epochs,
         callbacks=[curve],
         logger=False,

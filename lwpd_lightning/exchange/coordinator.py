@@ -142,7 +142,7 @@ class Coordinator:
         self.version += 1
         self._members.update_begins()
         self._tally.begin(self.version, epoch, batch_index, void_older=how.voids_older)
-        self._tally.do_without(self._members.in_doubt())
+        self._do_without_doubted()
         position = self._publication.header(Op.VERSION, self.version)._replace(
             epoch=epoch,
             batch_index=batch_index,
@@ -349,9 +349,12 @@ class Coordinator:
             self._reopen()
 
     def _reopen(self) -> None:
-        self._tally.do_without(self._members.in_doubt())
+        self._do_without_doubted()
         self._members.doubts.void()
         self._tally.reopen()
+
+    def _do_without_doubted(self) -> bool:
+        return self._tally.do_without(self._members.in_doubt())
 
     # Waiting.
 
@@ -376,11 +379,10 @@ class Coordinator:
         if asked:
             header = self._publication.header(Op.LACKING)._replace(decision=decision.number)
             self._publication.send(sorted(asked), header)
-        elif doubts.judge(self._reduction.missing(decision.number), self._heard_at):
-            doubted = self._members.in_doubt()
-            if self._tally.do_without(doubted):
-                log.info("Update %d does without workers %s, who hold it up", self.version, listed(doubted))
-                self._tally.reopen()
+        elif doubts.judge(self._reduction.missing(decision.number), self._heard_at) and self._do_without_doubted():
+            held = listed(self._tally.open.held)
+            log.info("Update %d does without workers %s, who hold it up", self.version, held)
+            self._tally.reopen()
 
     def _give_up_who_holds_up(self) -> None:
         waiting_for = self._tally.holding_up

@@ -256,22 +256,19 @@ class Membership:
         first has had it twice. Where something is missing between two whose link stands, that is a pair like any other.
         Of two, it is one that does not count yet, is silent, was lost more often, or was slower to speak.
         """
-        gone = {}
+        gone, live = {}, self.live
         for pairs in connected(self._broken.keys() | self._lacking):
-            ended = pairs & self._broken.keys()
-            if not ended:
+            ages = {pair: now - self._broken[pair].since for pair in pairs & self._broken.keys()}
+            if not ages:
                 continue
-            ages = [now - self._broken[pair].since for pair in ended]
             plain = len(pairs) > 1 and frozenset.intersection(*pairs)
-            if min(ages) < self.grace_s and not plain and max(ages) < 2 * self.grace_s:
+            if min(ages.values()) < self.grace_s and not plain and max(ages.values()) < 2 * self.grace_s:
                 continue
-            late = {pair for pair, age in zip(ended, ages, strict=True) if age >= self.grace_s}
-            late = {pair for pair in late if self._broken[pair].greetings >= _GREETINGS}
-            old = {pair for pair in late if now - self._broken[pair].since >= _NEWCOMERS * self.grace_s}
-            among = old | {pair for pair in late if pair <= self.live}
+            late = {p for p, age in ages.items() if age >= self.grace_s and self._broken[p].greetings >= _GREETINGS}
+            later = {pair for pair in late if pair <= live or ages[pair] >= _NEWCOMERS * self.grace_s}
             for worker in smallest_cover(pairs, self._doubts(pairs)):
-                if any(worker in pair for pair in (among if worker in self.live else late)):
-                    gone[worker] = sorted(other for pair in ended if worker in pair for other in pair - {worker})
+                if any(worker in pair for pair in (later if worker in live else late)):
+                    gone[worker] = sorted(other for pair in ages if worker in pair for other in pair - {worker})
         return gone
 
     @property
