@@ -16,50 +16,29 @@ import inspect
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer, seed_everything
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from lightning import Trainer, seed_everything
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lwpd_lightning import schemes
 
 from .curve import Curve, options
+from .streaming_lm import LanguageModel
 
 BATCH, CONTEXT = 32, 32  # windows of an update, bytes of a window
 TRAINED, VALIDATED = 960, 256  # windows
 
 
-class LanguageModel(LightningModule):
-    """A small causal transformer over bytes.
+class ScheduledModel(LanguageModel):
+    """A small causal transformer over bytes, with the optimizer and the schedule of a script from DDP.
 
     Args:
         updates: that the schedule is of.
     """
 
     def __init__(self, updates: int) -> None:
-        super().__init__()
+        super().__init__(values=128, width=64, context=CONTEXT)
         self.updates = updates
-        self.bytes, self.places = nn.Embedding(128, 64), nn.Embedding(CONTEXT, 64)
-        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.output = nn.Linear(64, 128)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT))
-
-    def loss(self, windows: Tensor) -> Tensor:
-        """Mean cross-entropy of the next byte, in nats."""
-        seen = self.bytes(windows[:, :-1]) + self.places.weight
-        logits = self.output(self.layers(seen, mask=self.mask, is_causal=True))
-        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Read on."""
-        loss = self.loss(batch[0])
-        self.log("train_loss", loss, sync_dist=True)
-        return loss
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """The loss on windows that are not trained on."""
-        self.log("val_loss", self.loss(batch[0]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW, whose rate rises for a tenth of the updates and falls along a cosine."""
@@ -93,8 +72,8 @@ def train(strategy: str = "whitened", devices: int = 4, epochs: int = 5, seed: i
     # To DDP batch_size is one rank's. To ours it is the whole update's, which they divide themselves;
     # batch_size_means="per_worker" would leave DDP's number as it is.
     batch_size = BATCH // devices if strategy.startswith("ddp") else BATCH
-    loader = DataLoader(TensorDataset(data[:TRAINED]), batch_size=batch_size, shuffle=True, drop_last=True)
-    validation = DataLoader(TensorDataset(data[TRAINED:]), batch_size=BATCH)
+    loader = DataLoader(data[:TRAINED], batch_size=batch_size, shuffle=True, drop_last=True)
+    validation = DataLoader(data[TRAINED:], batch_size=BATCH)
 
     curve = Curve()
     trainer = Trainer(
@@ -109,7 +88,7 @@ def train(strategy: str = "whitened", devices: int = 4, epochs: int = 5, seed: i
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(LanguageModel(updates=epochs * TRAINED // BATCH), loader, validation)
+    trainer.fit(ScheduledModel(updates=epochs * TRAINED // BATCH), loader, validation)
     return curve
 
 

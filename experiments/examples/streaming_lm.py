@@ -13,6 +13,7 @@ import argparse
 import inspect
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer, seed_everything
@@ -45,15 +46,23 @@ class Windows(IterableDataset[Tensor]):
 
 
 class LanguageModel(LightningModule):
-    """A small causal transformer over bytes."""
+    """A small causal transformer over bytes.
 
-    def __init__(self) -> None:
+    Args:
+        values: that a byte may have.
+        width: of the layers; a multiple of 16.
+        context: bytes of a window.
+    """
+
+    def __init__(self, values: int = 256, width: int = 32, context: int = CONTEXT) -> None:
         super().__init__()
-        self.bytes, self.places = nn.Embedding(256, 32), nn.Embedding(CONTEXT, 32)
-        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.bytes, self.places = nn.Embedding(values, width), nn.Embedding(context, width)
+        layer = nn.TransformerEncoderLayer(
+            width, width // 16, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.output = nn.Linear(32, 256)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT))
+        self.output = nn.Linear(width, values)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(context))
 
     def loss(self, windows: Tensor) -> Tensor:
         """Mean cross-entropy of the next byte, in nats."""
@@ -71,7 +80,7 @@ class LanguageModel(LightningModule):
         """The loss on windows that are not trained on."""
         self.log("val_loss", self.loss(batch), sync_dist=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
