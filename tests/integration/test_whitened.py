@@ -7,6 +7,8 @@ import torch
 from lwpd_lightning import LWPDStrategy, lwpd_code, schemes
 from tests.integration.models import Classifier, classification, loader, quiet_trainer, sgd
 
+BATCHES = 10  # of `loader`'s epoch
+
 
 class Losses(pl.Callback):
     """The loss of every update, and how many ranks had to take rank 0's state over."""
@@ -15,6 +17,10 @@ class Losses(pl.Callback):
 
     def __init__(self):
         self.losses, self.resyncs = [], 0
+
+    def fell(self):
+        """Epoch against epoch, each of which is all data: some batches are harder than others."""
+        return sum(self.losses[-BATCHES:]) < sum(self.losses[:BATCHES])
 
     def on_train_batch_end(self, trainer, *args):
         update = trainer.strategy.last_update
@@ -34,7 +40,7 @@ def fitted(model, strategy=None, updates=20, data=None, **settings):
     assert not trainer.strategy.failures
     assert watch.resyncs == 0
     assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert sum(watch.losses[-4:]) < sum(watch.losses[:4])
+    assert watch.fell()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -46,7 +52,7 @@ OPTIMIZERS = {
     "adamw": adamw,
     "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
-    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.1),
     "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.003),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.03),
@@ -75,7 +81,7 @@ def test_the_default_of_every_size_and_precision_trains(devices, precision):
     trainer.fit(Classifier(adamw), loader(data, shuffle=True))
     assert (trainer.strategy.settings.compressor == "whitened") == (devices > 1)
     assert watch.resyncs == 0
-    assert sum(watch.losses[-4:]) < sum(watch.losses[:4])
+    assert watch.fell()
 
 
 class Varied(Classifier):
