@@ -141,7 +141,7 @@ class Admission:
             self.members.join(worker, header.incarnation, address, time.monotonic())
         except Refused as refused:
             log.warning("A process is not let in: %s", refused)
-            self.refuse(event.link, str(refused))
+            self.refuse(event.link, header.incarnation, str(refused))
             return False
         self._hub.adopt(worker, event.link)
         self._ranks.workers.add(worker)
@@ -154,9 +154,9 @@ class Admission:
         self._publication.send([worker], at, EMPTY if its == digested else state)
         return False
 
-    def refuse(self, link: int, reason: str) -> None:
+    def refuse(self, link: int, incarnation: int, reason: str) -> None:
         """Tell a process that it has no say, on the link that it spoke on."""
-        self._hub.answer(link, self._messages.pack(self._publication.header(Op.REFUSED), text(reason)))
+        self._hub.answer(link, self._messages.pack(self._publication.header(Op.REFUSED, incarnation), text(reason)))
 
     def introduce(self) -> None:
         """Tell workers of each other, at the start once all have joined."""
@@ -195,7 +195,8 @@ class Admission:
         reason = reason or self._exited(worker, _EXIT_S) or "its link ended"
         self._fence(worker)
         given_up = text(f"worker {worker} has been given up: {reason}")
-        self._publication.send([worker], self._publication.header(Op.REFUSED), given_up)
+        refused = self._publication.header(Op.REFUSED, self.members.incarnation(worker))
+        self._publication.send([worker], refused, given_up)
         returned = self.members.lose(worker)
         self._rule.lose(worker)
         self._ranks.workers.discard(worker)

@@ -241,7 +241,7 @@ class Coordinator:
             elif self._members.holds(event.worker, header.incarnation):
                 self._take(header, payload, rest, now)
             else:
-                self._admission.refuse(event.link, f"worker {event.worker} has been given up")
+                self._admission.refuse(event.link, header.incarnation, f"worker {event.worker} has been given up")
         except BadPeer as error:
             self._lose(error.worker, str(error))
         except ProtocolError as error:
@@ -266,7 +266,8 @@ class Coordinator:
         elif header.op is Op.RESYNC:
             self._take_over(header.worker)
         elif header.op is Op.LEAVING:
-            log.warning("Worker %d leaves:\n%s", header.worker, words(rest))
+            if len(rest):
+                log.warning("Worker %d leaves:\n%s", header.worker, words(rest))
             self._lose(header.worker, words(payload))
         elif header.op is Op.MET:
             self._admission.met(header, words(payload))

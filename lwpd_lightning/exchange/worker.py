@@ -187,6 +187,8 @@ class Worker:
                     return
             self._forget()
             try:
+                # Rank 0 may take the old link, or one on which it was let in since, for alive for a heartbeat yet.
+                self._post(Op.LEAVING, text("its link ended"))
                 self._enter(_RETURN_S - (time.monotonic() - started))
             except (CoordinatorLost, Refused):
                 if time.monotonic() - started > _RETURN_S:
@@ -291,7 +293,8 @@ class Worker:
         elif header.op is Op.LACKING:
             self._peers.asked(header.decision)
         elif header.op is Op.REFUSED:
-            raise Refused(words(payload))
+            if header.version == self._messages.incarnation:  # an older try's may come late, and is over
+                raise Refused(words(payload))
         elif header.op is Op.VERSION:
             self._published(header, payload, rest)
         elif header.op is Op.DECISION:

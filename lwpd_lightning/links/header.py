@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 NO_BATCH = 0xFFFF_FFFF
@@ -44,8 +44,8 @@ class Op(enum.IntEnum):
     FAILURE = 15  # worker -> coordinator: an exception ends the run [traceback, utf-8]
     STOP = 16  # coordinator -> worker: the fit is over
     MISSED = 17  # anybody -> worker: your queue was full, so something is lost, of decisions up to `decision`
-    LEAVING = 18  # worker -> coordinator: what I run on is gone, so go on without me [what, its traceback, utf-8]
-    REFUSED = 19  # coordinator -> worker: you are not let in [why, utf-8]
+    LEAVING = 18  # worker -> coordinator: what I need is gone, so go on without me [what, its traceback if any, utf-8]
+    REFUSED = 19  # coordinator -> worker: its incarnation `version` has no say, or none any more [why, utf-8]
     LINKED = 20  # worker -> coordinator: worker `version`, from whom my link had ended, has greeted
     GREET = 21  # coordinator -> worker: greet worker `version`, whose link from you has ended
     VOID = 22  # worker -> coordinator: my codeword of `version` holds what is no finite number, so it goes nowhere;

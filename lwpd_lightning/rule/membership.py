@@ -138,6 +138,10 @@ class Membership:
         """Whether what this incarnation says has an effect."""
         return self._is_in(worker) and self._members[worker].incarnation == incarnation
 
+    def incarnation(self, worker: int) -> int:
+        """Of the process that has or had a worker's row; 0: there was none."""
+        return self._members[worker].incarnation
+
     def join(self, worker: int, incarnation: int, address: str, now: float) -> None:
         """A process asks for a worker's row.
 

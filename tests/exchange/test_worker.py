@@ -34,7 +34,8 @@ from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from tests.exchange import rank_zero
 from tests.exchange.rank_zero import FINGERPRINT
-from tests.links.links import DEADLINE_S, MAX_BYTES, links
+from tests.links.links import DEADLINE_S, MAX_BYTES
+from tests.links.links import links as opened
 
 MESSAGES = Messages(bytes(range(16)), arena=None)
 QUEUED = 4
@@ -130,7 +131,7 @@ class Fit:
 
     def __init__(
         self, stack, n, *, before=lambda worker, version: None, width=20, timeout_s=DEADLINE_S, peers=True,
-        queued=QUEUED, heartbeat_s=5.0, made=Seat, first_version=0, **rule,
+        queued=QUEUED, heartbeat_s=5.0, made=Seat, links=SlowReader, first_version=0, **rule,
     ):  # fmt: skip
         self.run_key, code, others = RunKey.generate(), uncoded(n), range(1, n)
         self.hub = Hub(
@@ -147,8 +148,8 @@ class Fit:
         )  # fmt: skip
         self.workers = {}
         for worker in others:
-            end = links(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
-                        queued=queued, heartbeat_s=heartbeat_s, made=SlowReader)  # fmt: skip
+            end = opened(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
+                         queued=queued, heartbeat_s=heartbeat_s, made=links)  # fmt: skip
             self.workers[worker] = FarWorker(end, made(worker, code, end.send, width), before)
         self.checksums = Checksums(self.seat.model, self.seat.blocks.parameters)
         self._step, self._stopped = None, False
@@ -262,7 +263,7 @@ def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, s
     fit = Fit(stack, 4, peers=not share)
     fit.workers.pop(1).links.close()
     fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
-    with closing(links(fit.run_key, 1, fit.hub, peers=[2, 3])) as short_lived:
+    with closing(opened(fit.run_key, 1, fit.hub, peers=[2, 3])) as short_lived:
         join = MESSAGES.pack(Header(Op.JOIN, MESSAGES.run_id, 1), fingerprint, text(short_lived.address))
         short_lived.send(COORDINATOR, join)
 
@@ -289,7 +290,7 @@ def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, s
 def silent(fit, incarnation):
     """A process of worker 3's that joins, and neither greets nor hears."""
     fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
-    with closing(links(fit.run_key, 3, fit.hub, peers=[1, 2])) as ends:
+    with closing(opened(fit.run_key, 3, fit.hub, peers=[1, 2])) as ends:
         messages = Messages(MESSAGES.run_id, arena=None, incarnation=incarnation)
         ends.send(COORDINATOR, messages.pack(Header(Op.JOIN, MESSAGES.run_id, 3), fingerprint, text(ends.address)))
         yield
@@ -318,6 +319,62 @@ def test_one_that_joins_and_reaches_nobody_keeps_nobody_waiting_nor_out(stack):
         updates_until(fit, lambda: 1 in members.live)
         assert 3 in members.present - members.live
     assert {tuple(sorted(arrival.worker for arrival in update.arrivals)) for update in updates} == {(0, 1, 2)}
+
+
+class Deaf(SlowReader):
+    """Links of which the one to rank 0 ends once, at this end alone: rank 0 sees it stand."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.ends, self._left = threading.Event(), []
+
+    def receive(self, timeout_s):
+        if self.ends.is_set():
+            self.ends.clear()
+            raise CoordinatorLost("the link to the coordinator ended")
+        return super().receive(timeout_s)
+
+    def renew(self):
+        self._left.append(self._coordinator)
+        close, self._coordinator.close = self._coordinator.close, lambda linger: None
+        super().renew()
+        self._left[-1].close = close
+
+    def close(self):
+        for spoke in self._left:
+            spoke.close(linger=False)
+        super().close()
+
+
+def test_a_worker_whose_link_ended_is_let_in_though_rank_0_sees_the_link_stand(stack):
+    fit = Fit(stack, 3, heartbeat_s=DEADLINE_S, wait_for=2, links=Deaf)
+    fit.start()
+    fit.updates(2)
+    fit.workers[1].links.ends.set()
+    updates_until(fit, lambda: fit.coordinator.failures)
+    updates_until(fit, lambda: 1 in fit.coordinator._members.live)
+    fit.updates(5)
+    assert [(failure.worker, failure.reason) for failure in fit.coordinator.failures] == [(1, "its link ended")]
+
+
+def test_a_refusal_of_an_older_try_has_no_effect(stack, monkeypatch):
+    """It may come behind the next one, which is let in then: a third would be refused as another process."""
+    fit = Fit(stack, 3, wait_for=2)
+    fit.start()
+    fit.updates(2)
+    admission, older = fit.coordinator._admission, fit.coordinator._members.incarnation(1)
+    join = admission.join
+
+    def refuse_again(event, *message):
+        admission.refuse(event.link, older, "worker 1 has been given up")
+        return join(event, *message)
+
+    monkeypatch.setattr(admission, "join", refuse_again)
+    fit.coordinator._lose(1, "it is to come back")
+    updates_until(fit, lambda: 1 in fit.coordinator._members.live)
+    fit.updates(5)
+    assert len(fit.coordinator.failures) == 1
+    assert fit.workers[1].seat.messages.incarnation == fit.coordinator._members.incarnation(1)
 
 
 def test_a_codeword_that_waited_for_its_worker_to_count_counts_at_once_when_it_does(stack, monkeypatch):
