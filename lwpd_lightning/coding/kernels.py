@@ -6,6 +6,14 @@ import functools
 import importlib
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
+
+def fit(*tensors: Tensor) -> bool:
+    """Whether kernels take these."""
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+
 
 @functools.cache
 def compiled() -> ModuleType | None:

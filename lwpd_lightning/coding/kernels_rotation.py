@@ -8,6 +8,9 @@ from lwpd_lightning.coding.compiling import compiled
 
 _SIDE = 32  # a chunk of 1024 is a square of this side
 _CHUNK = _SIDE * _SIDE
+# For each byte of eight signs, the first in its highest bit: a bit that is set stands for -1.
+_EIGHT = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) == 1, -1, 1).astype(np.float32)
+_PAIRS = _EIGHT.view(np.uint64)
 
 
 @compiled(inline="always")
@@ -61,10 +64,21 @@ def _short(x):  # type: ignore[no-untyped-def]
         x[j] *= scale
 
 
+@compiled(inline="always")
+def _spread(bits, pairs):  # type: ignore[no-untyped-def]
+    """The signs of 1024 bits, two at a time: a loop over single ones would not be in lanes."""
+    for i in range(_CHUNK // 8):
+        byte = bits[i]
+        for j in range(4):
+            pairs[4 * i + j] = _PAIRS[byte, j]
+
+
 @compiled()
-def _signed(x, signs):  # type: ignore[no-untyped-def]
+def _signed(x, signs, first):  # type: ignore[no-untyped-def]
+    """Times the signs from bit ``first`` on."""
     for j in range(len(x)):
-        x[j] *= signs[j]
+        bit = first + j
+        x[j] *= _EIGHT[signs[bit >> 3], bit & 7]
 
 
 @compiled()
@@ -75,40 +89,53 @@ def _power(size):  # type: ignore[no-untyped-def]
     return power
 
 
-@compiled("void(f4[::1], f4[::1])")
+@compiled("void(f4[::1], u1[::1])")
 def rotate(values, signs):  # type: ignore[no-untyped-def]
-    """Rotate (d,) values in place; ``signs`` has d + 1024, of which the last are for the end of a shorter chunk."""
+    """Rotate (d,) values in place; of the d + 1024 bits of ``signs`` the last are for the end of a shorter chunk."""
     size, scratch, scale = len(values), np.empty(_CHUNK, np.float32), np.float32(1 / _SIDE)
-    whole = size - size % _CHUNK
+    those, whole = np.empty(_CHUNK, np.float32), size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
         x = values[start : start + _CHUNK]
-        _signed(x, signs[start : start + _CHUNK])
+        _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
+        for j in range(_CHUNK):
+            x[j] *= those[j]
         _mix(x, scratch)
         for j in range(_CHUNK):
             x[j] = scratch[j] * scale
     if whole < size:
         width = _power(size - whole)
-        _signed(values[whole : whole + width], signs[whole : whole + width])
+        _signed(values[whole : whole + width], signs, whole)
         _short(values[whole : whole + width])
         if whole + width < size:
-            _signed(values[size - width :], signs[size : size + width])
+            _signed(values[size - width :], signs, size)
             _short(values[size - width :])
 
 
-@compiled("void(f4[::1], f4[::1])")
-def rotate_back(values, signs):  # type: ignore[no-untyped-def]
-    """The inverse of `rotate`, in place."""
+@compiled("void(f4[::1], u1[::1], f4[::1], f4[::1])")
+def rotate_back(values, signs, unit, out):  # type: ignore[no-untyped-def]
+    """Write to ``out`` the inverse of `rotate`, times ``unit``: (d,), or nothing. ``out`` may be ``values``."""
     size, scratch, scale = len(values), np.empty(_CHUNK, np.float32), np.float32(1 / _SIDE)
-    whole = size - size % _CHUNK
+    those, whole = np.empty(_CHUNK, np.float32), size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
-        x, those = values[start : start + _CHUNK], signs[start : start + _CHUNK]
+        x = out[start : start + _CHUNK]
+        x[:] = values[start : start + _CHUNK]
         _mix(x, scratch)
-        for j in range(_CHUNK):
-            x[j] = scratch[j] * scale * those[j]
+        _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
+        if len(unit):
+            by = unit[start : start + _CHUNK]
+            for j in range(_CHUNK):
+                x[j] = scratch[j] * scale * those[j] * by[j]
+        else:
+            for j in range(_CHUNK):
+                x[j] = scratch[j] * scale * those[j]
     if whole < size:
         width = _power(size - whole)
+        out[whole:] = values[whole:]
         if whole + width < size:
-            _short(values[size - width :])
-            _signed(values[size - width :], signs[size : size + width])
-        _short(values[whole : whole + width])
-        _signed(values[whole : whole + width], signs[whole : whole + width])
+            _short(out[size - width :])
+            _signed(out[size - width :], signs, size)
+        _short(out[whole : whole + width])
+        _signed(out[whole : whole + width], signs, whole)
+        if len(unit):
+            for j in range(whole, size):
+                out[j] *= unit[j]

@@ -76,20 +76,22 @@ class Metric:
             return None
         if self._buffer is None:
             self._buffer = self._blocks.zeros()
-        squares, known = self._buffer.zero_(), sorted(found)
+        squares, known = self._buffer, sorted(found)
         if known != self._known:
+            squares.zero_()
             for position in known:
                 self._blocks.lay_out(position, torch.ones_like(self._blocks.parameters[position]), squares)
             self._known, self._counts = known, _chunk_sums(squares)
-            squares.zero_()
+        unknown = [position for position in range(len(self._blocks.parameters)) if position not in found]
         for position, (values, factor) in found.items():
             self._blocks.lay_out(position, values, squares, factor)
+        for position in unknown:
+            self._blocks.columns(squares, position).zero_()
         means = self._means(_chunk_sums(squares))
-        if len(known) < len(self._blocks.parameters):
+        if unknown:
             spread = _over_chunks(means, self._blocks.block_size)
-            for position in range(len(self._blocks.parameters)):
-                if position not in found:
-                    self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
+            for position in unknown:
+                self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
         floors = means * _FLOOR
         if (fast := _kernels(squares)) is not None:
             fast.floored_roots(squares.numpy(), CHUNK, floors.numpy())
@@ -102,6 +104,10 @@ class Metric:
 
     def _means(self, sums: Tensor) -> Tensor:
         """Of each row's chunks, over the values that are known; (B, ceil(d/1024))."""
+        if (fast := _kernels(sums)) is not None:
+            means = torch.empty_like(sums)
+            fast.chunk_means(sums.numpy(), self._counts.numpy(), _SMALLEST, 1 / _FLOOR, means.numpy())
+            return means
         overall = _total(sums.flatten()) / _total(self._counts.flatten())
         means = torch.where(self._counts > 0, sums / self._counts.clamp(min=1), overall)
         # A chunk of zeros: D is 1 there.
@@ -168,8 +174,7 @@ def _over_chunks(values: Tensor, size: int) -> Tensor:
 
 
 def _kernels(rows: Tensor) -> Any:
-    fits = rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.is_contiguous()
-    return kernels.compiled() if fits else None
+    return kernels.compiled() if kernels.fit(rows) else None
 
 
 def _total(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.wire import CHUNK
 
-_SIGNS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) == 1, -1, 1).astype(np.float32)
+_NONE = np.empty(0, np.float32)
 # Steps along the columns of a chunk that is a square of 32 by 32.
 _WIDE = (32, 64, 128, 256, 512)
 
@@ -57,37 +57,56 @@ class Rotation:
 
     def __init__(self, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self._size, self._seed, self._dtype, self._device = size, seed, dtype, device
-        self._drawn: tuple[int, Tensor] | None = None
+        self._drawn: tuple[int, np.ndarray[Any, np.dtype[np.uint8]]] | None = None
+        self._values: tuple[int, Tensor] | None = None
 
     @torch.no_grad()
     def turn(self, values: Tensor, version: int) -> None:
         """Rotate (d,) values of the dtype, on the device, in place."""
-        signs = self._signs(version)
         if (fast := _kernels(values)) is not None:
-            fast.rotate(values.numpy(), signs.numpy())
+            fast.rotate(values.numpy(), self._bits(version))
             return
+        signs = self._signs(version)
         for span, those in _spans(self._size):
             values[span] = _hadamard(values[span] * signs[those])
 
     @torch.no_grad()
-    def turn_back(self, values: Tensor, version: int) -> None:
-        """The inverse of `turn`, in place."""
-        signs = self._signs(version)
-        if (fast := _kernels(values)) is not None:
-            fast.rotate_back(values.numpy(), signs.numpy())
+    def turn_back(self, values: Tensor, version: int, out: Tensor | None = None, unit: Tensor | None = None) -> None:
+        """The inverse of `turn`.
+
+        Args:
+            values: (d,) of the dtype.
+            version: at which they were turned.
+            out: where it is written, of the dtype and on the device; None: in place.
+            unit: (d,), which it is taken times; None: nothing.
+        """
+        out = values if out is None else out
+        if (fast := _kernels(values, out, *([] if unit is None else [unit]))) is not None:
+            by = _NONE if unit is None else unit.numpy()
+            fast.rotate_back(values.numpy(), self._bits(version), by, out.numpy())
             return
+        signs = self._signs(version)
+        if out is not values:
+            out.copy_(values)
         for span, those in reversed(_spans(self._size)):
-            values[span] = _hadamard(values[span]) * signs[those]
+            out[span] = _hadamard(out[span]) * signs[those]
+        if unit is not None:
+            out.mul_(unit)
+
+    def _bits(self, version: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """A bit for each position, and for those of the last values that are rotated twice: set for -1."""
+        if self._drawn is None or self._drawn[0] != version:
+            key = np.array([self._seed, version], np.uint64)
+            words: Any = np.random.Philox(key=key).random_raw(-(-(self._size + CHUNK) // 64))
+            self._drawn = version, words.astype("<u8").view(np.uint8)
+        return self._drawn[1]
 
     def _signs(self, version: int) -> Tensor:
-        """+-1 for each position, and for those of the last values that are rotated twice."""
-        if self._drawn is None or self._drawn[0] != version:
-            count = self._size + CHUNK
-            key = np.array([self._seed, version], np.uint64)
-            words: Any = np.random.Philox(key=key).random_raw(-(-count // 64))
-            signs = _SIGNS.take(words.astype("<u8").view(np.uint8), axis=0).reshape(-1)[:count]
-            self._drawn = version, torch.from_numpy(signs).to(self._device, self._dtype)
-        return self._drawn[1]
+        """The same as +-1."""
+        if self._values is None or self._values[0] != version:
+            bits = torch.from_numpy(np.unpackbits(self._bits(version), count=self._size + CHUNK)).to(self._device)
+            self._values = version, 1 - 2 * bits.to(self._dtype)
+        return self._values[1]
 
 
 @lru_cache
@@ -121,6 +140,5 @@ def _steps(values: Tensor, steps: Sequence[int]) -> Tensor:
     return values
 
 
-def _kernels(values: Tensor) -> Any:
-    fits = values.dtype == torch.float32 and values.device.type == "cpu" and values.is_contiguous()
-    return kernels.compiled() if fits else None
+def _kernels(*tensors: Tensor) -> Any:
+    return kernels.compiled() if kernels.fit(*tensors) else None

@@ -84,12 +84,10 @@ class WhitenedReceiver(LinearReceiver):
         """Of a copy, as others may read the decoded rows too."""
         if self._rows is None:
             self._rows = torch.empty_like(decoded, device=self._blocks.device, memory_format=torch.contiguous_format)
-        rows = self._rows.copy_(decoded)
-        for row in rows:
-            self._rotation.turn_back(row, version)
-        if (metric := self._metric.at(version)) is not None:
-            rows.mul_(metric)
-        super().gradient(rows, version, touched, views=True)
+        metric = self._metric.at(version)
+        for b, row in enumerate(self._rows):
+            self._rotation.turn_back(decoded[b], version, row, None if metric is None else metric[b])
+        super().gradient(self._rows, version, touched, views=True)
 
     def forget(self) -> None:
         """D is of the optimizer's state."""

@@ -55,6 +55,23 @@ def test_compiled_and_torch_get_the_same_bits(size, version, spread):
         assert torch.equal(compiled, plain)
 
 
+@QUICK
+@given(size=sizes, version=st.integers(0, 2**62), in_a_unit=st.booleans())
+def test_it_is_undone_elsewhere_and_in_a_unit_by_the_same_bits(size, version, in_a_unit):
+    rotation, values = of(size), drawn(size, version % 1000)
+    unit = drawn(size, 1) if in_a_unit else None
+    expected = values.clone()
+    rotation.turn_back(expected, version)
+    expected = expected * unit if in_a_unit else expected
+    for compiled in (kernels.compiled(), None):
+        before, out = values.clone(), torch.full_like(values, torch.nan)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "compiled", lambda compiled=compiled: compiled)
+            rotation.turn_back(before, version, out, unit)
+        assert torch.equal(before, values)
+        assert torch.equal(out, expected)
+
+
 @on_each_device
 @pytest.mark.parametrize("size", [1, 700, CHUNK, 2 * CHUNK + 513])
 def test_a_device_gets_the_hosts_bits(device, size):
