@@ -17,6 +17,7 @@ from omegaconf import open_dict
 
 from lwpd_lightning import command
 from lwpd_lightning.command import job_command
+from tests.commands import PATIENCE_S
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -81,7 +82,7 @@ def place(tmp_path):
 
 
 def started(words, cwd, **settings):
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=60, **settings)
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, **settings)
 
 
 @pytest.mark.parametrize(

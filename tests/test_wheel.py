@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import PATIENCE_S
+
 ROOT = Path(__file__).parents[1]
 SMALL = ("logger=csv", "code=lwpd_4_2_2", "code.wait_for=4", "trainer.max_steps=2", "model.hidden=[16]")
 
@@ -25,7 +27,7 @@ def installed(tmp_path_factory):
     for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", site, source]
-    subprocess.run(pip, check=True, timeout=120)
+    subprocess.run(pip, check=True, timeout=PATIENCE_S)
     (wheel,) = site.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     return site

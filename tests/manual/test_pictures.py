@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from experiments.manual import results
+from tests.commands import PATIENCE_S
 from tests.manual.pages import CURRENT, ROOT, text
 
 OF_A_RACE = {"crossover.png"}
@@ -15,7 +16,7 @@ OF_A_RACE = {"crossover.png"}
 @pytest.mark.slow
 def test_one_command_draws_every_picture_that_a_page_shows(tmp_path):
     command = [sys.executable, "-m", "experiments.manual", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S)
     shown = {name for page in CURRENT for name in re.findall(r"!\[[^]]+\]\([\w/]*?([\w-]+\.(?:svg|png))\)", text(page))}
 
     drawn = {path.name for path in tmp_path.iterdir() if path.stat().st_size > 1000}

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.commands import PATIENCE_S
 from tests.manual.pages import ROOT
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra `docs`)")
@@ -21,7 +22,7 @@ WHOLE = ["schemes", "callbacks", "worker_callback", "injection.stragglers", "cod
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

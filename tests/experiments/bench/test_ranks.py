@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from experiments.bench.ranks import measured
+from tests.commands import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,6 @@ def test_a_link_to_rank_0_takes_one_file_there_and_a_link_between_workers_three(
 @pytest.mark.real_start
 def test_the_command_prints_them():
     command = [sys.executable, "-m", "experiments.bench.ranks", "--ranks", "4", "--updates", "2"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
     assert told.startswith("4 ranks, 2 updates")
     assert all(word in told for word in ("start", "update", "close", "files of links", "memory"))
