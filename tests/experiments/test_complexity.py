@@ -10,6 +10,7 @@ WIDTH = 64
 PARAMETERS = 2 * WIDTH * WIDTH + 2 * WIDTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_counted_operations_are_the_nonzero_coefficients_times_d(scheme):
     for code, wait_for in sizes(scheme, quick=True)[:4]:

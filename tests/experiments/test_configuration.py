@@ -73,6 +73,7 @@ def test_every_choice_composes_and_resolves(tmp_path, group, name):
     assert resolved["trainer"]["devices"] == resolved["code"]["n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_preset_assembles(tmp_path, experiment):
     if experiment == "transformers":
@@ -87,6 +88,7 @@ def test_every_preset_assembles(tmp_path, experiment):
     assert cfg.task_name == experiment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", sorted({*names("scheme")} - {*PEERS}))
 def test_every_coded_scheme_has_a_code_of_every_size(tmp_path, scheme):
     cfg = composed(tmp_path, f"scheme={scheme}")

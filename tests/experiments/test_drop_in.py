@@ -35,6 +35,7 @@ def of_ddp(tmp_path_factory):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["whitened", "lwpd"])
 def test_the_loss_is_ddps(strategy, of_ddp, tmp_path):
     ours = validated(strategy, tmp_path)

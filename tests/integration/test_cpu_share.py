@@ -56,6 +56,7 @@ def fit(strategy, *callbacks, devices=4, updates=8):
     return trainer
 
 
+@pytest.mark.slow
 @needs_cgroups
 @pytest.mark.parametrize(("peer", "kills"), [(False, {}), (False, {2: 3}), (True, {})])
 def test_a_worker_is_throttled_and_its_cgroup_goes(tmp_path, peer, kills):

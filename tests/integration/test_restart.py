@@ -108,6 +108,7 @@ def test_a_fork_is_replaced(happens, reason, wait_for):
         os.kill(once.past.value, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [

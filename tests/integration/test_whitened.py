@@ -70,6 +70,7 @@ def test_it_trains_with_any_optimizer(name):
     fitted(Classifier(OPTIMIZERS[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "precision"), [(1, "32-true"), (2, "bf16-mixed"), (3, "64-true"), (4, "bf16-true")]
 )

@@ -33,6 +33,7 @@ def test_there_are_commands_to_check():
     assert {"-m", "--quick", "--group-by"} <= {word for _, _, words in OF_HYDRA + OTHERS for word in words}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "module", "words"), OF_HYDRA)
 def test_every_setting_on_a_page_is_taken(name, module, words):
     parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])

@@ -51,6 +51,7 @@ def pages(site):
     return {path: Page(path) for path in site.glob("*.html") if path.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_no_page_asks_for_anything_outside(site):
     found = pages(site)
     assert len(found) > 14

@@ -50,6 +50,7 @@ def rate_of(scheme, wait_for, weather):
     return rate, exchange.chosen[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weather", WEATHERS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_it_ends_where_trying_every_fixed_k_ends(scheme, weather):

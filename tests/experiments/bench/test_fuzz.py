@@ -2,11 +2,14 @@
 
 import random
 
+import pytest
+
 from experiments.bench.fuzz import fuzz, outcast
 
 HOW = ("bits", "field", "op", "sizes", "cut", "longer", "frames", "payload")
 
 
+@pytest.mark.slow
 def test_two_thousand_mutated_messages_end_nothing():
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
