@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from .refusals import in_a_sentence
 
@@ -29,6 +30,13 @@ const again = async () => {
 };
 setTimeout(again, %d);
 """
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever closes a tab before the page has come is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,7 +82,7 @@ def _watch(options: argparse.Namespace) -> None:
             pass
 
     try:
-        server = ThreadingHTTPServer((_HERE, options.port), Handler)
+        server = _Server((_HERE, options.port), Handler)
     except (OSError, OverflowError) as error:
         raise ValueError(f"--port {options.port} cannot be had ({error}): use another, or 0 for any.") from None
     with server:

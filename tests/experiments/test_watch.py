@@ -4,10 +4,13 @@ import base64
 import json
 import re
 import signal
+import socket
+import struct
 import sys
 import time
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -41,6 +44,12 @@ def pictures(page):
 
 
 @pytest.mark.slow
+def _ask_and_hang_up(port):
+    with socket.create_connection(("127.0.0.1", port)) as asking:
+        asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as a process that is killed
+
+
 def test_a_run_is_seen_while_it_runs_and_when_it_has_ended(tmp_path):
     with ForkedJob(RUN, cwd=tmp_path, env=ENVIRONMENT) as job:
         live = seen(tmp_path / "run/live.json", lambda live: live["failures"] and live["updates"] > 50)
@@ -51,6 +60,8 @@ def test_a_run_is_seen_while_it_runs_and_when_it_has_ended(tmp_path):
             page = urllib.request.urlopen(address, timeout=PATIENCE_S).read().decode()
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(f"{address}etc/passwd", timeout=PATIENCE_S)
+            _ask_and_hang_up(urlsplit(address).port)
+            assert urllib.request.urlopen(address, timeout=PATIENCE_S).status == 200
             server.send_signal(signal.SIGINT)
             assert server.wait(PATIENCE_S) == 130
             assert server.stderr.read() == b""
