@@ -33,6 +33,8 @@ setTimeout(again, %d);
 
 
 class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # a page that is being made is made to its end: matplotlib in a process that ends crashes it
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Whoever closes a tab before the page has come is no error."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
@@ -66,6 +68,8 @@ def _watch(options: argparse.Namespace) -> None:
     script, one_at_a_time = _SCRIPT % (milliseconds, milliseconds), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 5.0  # seconds for whoever says or takes nothing: Ctrl-C waits for them
+
         def do_GET(self) -> None:
             if self.path != "/":
                 self.send_error(404)
