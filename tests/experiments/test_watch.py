@@ -43,13 +43,13 @@ def pictures(page):
     return [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
 
 
-@pytest.mark.slow
 def _ask_and_hang_up(port):
     with socket.create_connection(("127.0.0.1", port)) as asking:
         asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as a process that is killed
 
 
+@pytest.mark.slow
 def test_a_run_is_seen_while_it_runs_and_when_it_has_ended(tmp_path):
     with ForkedJob(RUN, cwd=tmp_path, env=ENVIRONMENT) as job:
         live = seen(tmp_path / "run/live.json", lambda live: live["failures"] and live["updates"] > 50)
