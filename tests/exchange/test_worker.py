@@ -34,8 +34,7 @@ from lwpd_lightning.rule.adaptive_wait import AdaptiveWait
 from lwpd_lightning.rule.arrivals import ArrivalRule
 from tests.exchange import rank_zero
 from tests.exchange.rank_zero import FINGERPRINT
-from tests.links.links import DEADLINE_S, MAX_BYTES
-from tests.links.links import links as opened
+from tests.links.links import DEADLINE_S, MAX_BYTES, links
 
 MESSAGES = Messages(bytes(range(16)), arena=None)
 QUEUED = 4
@@ -131,7 +130,7 @@ class Fit:
 
     def __init__(
         self, stack, n, *, before=lambda worker, version: None, width=20, timeout_s=DEADLINE_S, peers=True,
-        queued=QUEUED, heartbeat_s=5.0, made=Seat, links=SlowReader, first_version=0, **rule,
+        queued=QUEUED, heartbeat_s=5.0, made=Seat, reader=SlowReader, first_version=0, **rule,
     ):  # fmt: skip
         self.run_key, code, others = RunKey.generate(), uncoded(n), range(1, n)
         self.hub = Hub(
@@ -148,8 +147,8 @@ class Fit:
         )  # fmt: skip
         self.workers = {}
         for worker in others:
-            end = opened(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
-                         queued=queued, heartbeat_s=heartbeat_s, made=links)  # fmt: skip
+            end = links(self.run_key, worker, self.hub, peers=[w for w in others if w != worker and peers],
+                        queued=queued, heartbeat_s=heartbeat_s, made=reader)  # fmt: skip
             self.workers[worker] = FarWorker(end, made(worker, code, end.send, width), before)
         self.checksums = Checksums(self.seat.model, self.seat.blocks.parameters)
         self._step, self._stopped = None, False
@@ -263,7 +262,7 @@ def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, s
     fit = Fit(stack, 4, peers=not share)
     fit.workers.pop(1).links.close()
     fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
-    with closing(opened(fit.run_key, 1, fit.hub, peers=[2, 3])) as short_lived:
+    with closing(links(fit.run_key, 1, fit.hub, peers=[2, 3])) as short_lived:
         join = MESSAGES.pack(Header(Op.JOIN, MESSAGES.run_id, 1), fingerprint, text(short_lived.address))
         short_lived.send(COORDINATOR, join)
 
@@ -290,7 +289,7 @@ def test_a_worker_that_dies_before_another_has_joined_is_not_waited_for(stack, s
 def silent(fit, incarnation):
     """A process of worker 3's that joins, and neither greets nor hears."""
     fingerprint = torch.tensor(list(FINGERPRINT + bytes(32)), dtype=torch.uint8)
-    with closing(opened(fit.run_key, 3, fit.hub, peers=[1, 2])) as ends:
+    with closing(links(fit.run_key, 3, fit.hub, peers=[1, 2])) as ends:
         messages = Messages(MESSAGES.run_id, arena=None, incarnation=incarnation)
         ends.send(COORDINATOR, messages.pack(Header(Op.JOIN, MESSAGES.run_id, 3), fingerprint, text(ends.address)))
         yield
@@ -347,7 +346,7 @@ class Deaf(SlowReader):
 
 
 def test_a_worker_whose_link_ended_is_let_in_though_rank_0_sees_the_link_stand(stack):
-    fit = Fit(stack, 3, heartbeat_s=DEADLINE_S, wait_for=2, links=Deaf)
+    fit = Fit(stack, 3, heartbeat_s=DEADLINE_S, wait_for=2, reader=Deaf)
     fit.start()
     fit.updates(2)
     fit.workers[1].links.ends.set()
