@@ -124,13 +124,16 @@ class BlockMap:
 
     @torch.no_grad()
     def lay_out(self, position: int, values: Tensor, out: Tensor, factor: float = 1.0) -> None:
-        """Write ``factor`` times values, of the shape of the parameter at a position, to where it lies in a (B, d)."""
+        """Write ``factor`` times values, of the shape of the parameter at a position, to where it lies in a (B, d).
+
+        The padding behind it is set to zeros.
+        """
         part, chunk, flat = self.columns(out, position), self._chunks[position], values.reshape(-1)
         for b in range(self.blocks):
             piece = flat[b * chunk : (b + 1) * chunk]
             torch.mul(piece, factor, out=part[b, : piece.numel()])
             if piece.numel() < chunk:
-                part[b, piece.numel() :] = 0  # the padding
+                part[b, piece.numel() :] = 0
 
     @torch.no_grad()
     def scatter(
@@ -170,7 +173,7 @@ class BlockMap:
                 p.grad = torch.empty_like(p)
             contiguous = p.grad.is_contiguous()
             flat = (p.grad if contiguous else torch.empty_like(p, memory_format=torch.contiguous_format)).view(-1)
-            if along is not None and kernels.fit(flat, part[0]) and (fast := kernels.compiled()) is not None:
+            if along is not None and (fast := kernels.compiled_for(flat, part[0])) is not None:
                 fast.spread(part[0].numpy(), np.array(along, np.float32), flat.numpy())
             else:
                 for b, block in enumerate(torch.split(flat, part.shape[1]) if p.numel() else ()):
@@ -203,7 +206,7 @@ class BlockMap:
         """
         self._check_shape(rows, (len(into), self.blocks))
         self._check_shape(into, (len(into), self.block_size))
-        fast = kernels.compiled() if kernels.fit(rows, into) else None
+        fast = kernels.compiled_for(rows, into)
         for grad, chunk, part in self._gradients(into):
             grad = grad.to(into.dtype)
             if fast is not None:

@@ -10,11 +10,6 @@ import torch
 from torch import Tensor
 
 
-def fit(*tensors: Tensor) -> bool:
-    """Whether kernels take these."""
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
-
-
 @functools.cache
 def compiled() -> ModuleType | None:
     """`kernels_numba`, for float32 on the host; None where numba is not installed, or not for this numpy.
@@ -25,3 +20,9 @@ def compiled() -> ModuleType | None:
         return importlib.import_module("lwpd_lightning.coding.kernels_numba")
     except ImportError:
         return None
+
+
+def compiled_for(*tensors: Tensor) -> ModuleType | None:
+    """`compiled`, where kernels take these: float32 on the host and contiguous."""
+    fit = all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+    return compiled() if fit else None

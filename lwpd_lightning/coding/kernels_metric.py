@@ -11,7 +11,10 @@ from lwpd_lightning.coding.compiling import compiled
 
 @compiled()
 def _by_halves(values, halves):  # type: ignore[no-untyped-def]
-    """The sum of at least one value; ``halves`` has room for half of them, and one more."""
+    """The sum of at least one value; ``halves`` has room for half of them, and one more.
+
+    The first half is not copied there before: sums of a (2, 538,005) took 1.6 times as long.
+    """
     length = len(values)
     half = length // 2
     if not half:

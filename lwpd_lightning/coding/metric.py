@@ -77,23 +77,22 @@ class Metric:
         if self._buffer is None:
             self._buffer = self._blocks.zeros()
         squares, known = self._buffer, sorted(found)
+        unknown = [position for position in range(len(self._blocks.parameters)) if position not in found]
+        for position in unknown:
+            self._blocks.columns(squares, position).zero_()
         if known != self._known:
-            squares.zero_()
             for position in known:
                 self._blocks.lay_out(position, torch.ones_like(self._blocks.parameters[position]), squares)
             self._known, self._counts = known, _chunk_sums(squares)
-        unknown = [position for position in range(len(self._blocks.parameters)) if position not in found]
         for position, (values, factor) in found.items():
             self._blocks.lay_out(position, values, squares, factor)
-        for position in unknown:
-            self._blocks.columns(squares, position).zero_()
         means = self._means(_chunk_sums(squares))
         if unknown:
             spread = _over_chunks(means, self._blocks.block_size)
             for position in unknown:
                 self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
         floors = means * _FLOOR
-        if (fast := _kernels(squares)) is not None:
+        if (fast := kernels.compiled_for(squares)) is not None:
             fast.floored_roots(squares.numpy(), CHUNK, floors.numpy())
             return squares
         squares.add_(_over_chunks(floors, self._blocks.block_size))
@@ -104,7 +103,7 @@ class Metric:
 
     def _means(self, sums: Tensor) -> Tensor:
         """Of each row's chunks, over the values that are known; (B, ceil(d/1024))."""
-        if (fast := _kernels(sums)) is not None:
+        if (fast := kernels.compiled_for(sums)) is not None:
             means = torch.empty_like(sums)
             fast.chunk_means(sums.numpy(), self._counts.numpy(), _SMALLEST, 1 / _FLOOR, means.numpy())
             return means
@@ -157,7 +156,7 @@ def _correction(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
 def _chunk_sums(rows: Tensor) -> Tensor:
     """(B, d) -> (B, ceil(d/1024)), each chunk's sum."""
     whole, rest = divmod(rows.shape[1], CHUNK)
-    if (fast := _kernels(rows)) is not None:
+    if (fast := kernels.compiled_for(rows)) is not None:
         sums = rows.new_empty(len(rows), whole + bool(rest))
         fast.chunk_sums(rows.numpy(), CHUNK, sums.numpy())
         return sums
@@ -171,10 +170,6 @@ def _chunk_sums(rows: Tensor) -> Tensor:
 def _over_chunks(values: Tensor, size: int) -> Tensor:
     """(B, ceil(size/1024)) -> (B, size), the same at all positions of a chunk."""
     return values.repeat_interleave(CHUNK, dim=1)[:, :size]
-
-
-def _kernels(rows: Tensor) -> Any:
-    return kernels.compiled() if kernels.fit(rows) else None
 
 
 def _total(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.wire import CHUNK
 
-_NONE = np.empty(0, np.float32)
+_NONE = torch.empty(0, dtype=torch.float32, device="cpu")
 # Steps along the columns of a chunk that is a square of 32 by 32.
 _WIDE = (32, 64, 128, 256, 512)
 
@@ -63,7 +63,7 @@ class Rotation:
     @torch.no_grad()
     def turn(self, values: Tensor, version: int) -> None:
         """Rotate (d,) values of the dtype, on the device, in place."""
-        if (fast := _kernels(values)) is not None:
+        if (fast := kernels.compiled_for(values)) is not None:
             fast.rotate(values.numpy(), self._bits(version))
             return
         signs = self._signs(version)
@@ -81,9 +81,9 @@ class Rotation:
             unit: (d,), which it is taken times; None: nothing.
         """
         out = values if out is None else out
-        if (fast := _kernels(values, out, *([] if unit is None else [unit]))) is not None:
-            by = _NONE if unit is None else unit.numpy()
-            fast.rotate_back(values.numpy(), self._bits(version), by, out.numpy())
+        by = _NONE if unit is None else unit
+        if (fast := kernels.compiled_for(values, by, out)) is not None:
+            fast.rotate_back(values.numpy(), self._bits(version), by.numpy(), out.numpy())
             return
         signs = self._signs(version)
         if out is not values:
@@ -138,7 +138,3 @@ def _steps(values: Tensor, steps: Sequence[int]) -> Tensor:
         a, b = values.view(-1, 2, h).unbind(1)
         values = torch.stack((a + b, a - b), dim=1).view(-1)
     return values
-
-
-def _kernels(*tensors: Tensor) -> Any:
-    return kernels.compiled() if kernels.fit(*tensors) else None

@@ -81,7 +81,7 @@ class WhitenedReceiver(LinearReceiver):
 
     @torch.no_grad()
     def gradient(self, decoded: Tensor, version: int, touched: Sequence[bool], *, views: bool = False) -> None:
-        """Of a copy, as others may read the decoded rows too."""
+        """Elsewhere than in the decoded rows, which others may read too."""
         if self._rows is None:
             self._rows = torch.empty_like(decoded, device=self._blocks.device, memory_format=torch.contiguous_format)
         metric = self._metric.at(version)

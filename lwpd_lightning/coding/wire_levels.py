@@ -55,7 +55,7 @@ class LevelFormat(WireFormat):
         size = codeword.numel()
         values = codeword.detach().float().contiguous()
         payload = torch.empty(self.nbytes(size), dtype=torch.uint8, device=codeword.device)
-        if values.device.type == "cpu" and (fast := kernels.compiled()) is not None:
+        if (fast := kernels.compiled_for(values)) is not None:
             self._pack_fast(fast, values, payload)
             return payload
         header = _level_bytes(size)
@@ -82,8 +82,8 @@ class LevelFormat(WireFormat):
 
     def add_to(self, payload: Tensor, out: Tensor, scale: float) -> None:
         """In one pass on the host."""
-        fast = kernels.compiled()
-        if fast is None or out.dtype != torch.float32 or out.device.type != "cpu":
+        fast = kernels.compiled_for(out)
+        if fast is None:
             super().add_to(payload, out, scale)
             return
         self._check(payload, out.numel())
