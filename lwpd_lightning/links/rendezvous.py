@@ -164,21 +164,21 @@ class Rendezvous:
     def _wait_for(self, name: str, deed: str, timeout_s: float | None = None) -> str:
         """The value of a name once it is signed; ``deed``: what rank 0 did not do where there is none in time."""
         allowed_s = self._timeout.total_seconds() if timeout_s is None else timeout_s
-        deadline, warned = time.monotonic() + allowed_s, False
+        deadline, forged = time.monotonic() + allowed_s, ""
         while True:
             left_s = max(0.001, deadline - time.monotonic())
             try:
                 self._store.wait([name], timedelta(seconds=left_s))
                 signed = self._store.get(name).decode(errors="replace")
             except DistStoreError as error:
-                raise TimeoutError(f"rank 0 did not {deed} within {allowed_s:g} s") from error
+                raise TimeoutError(f"rank 0 did not {deed} within {allowed_s:g} s{forged}") from error
             except DistNetworkError as error:
                 raise ConnectionError(f"rank 0 ended before it could {deed}") from error
             signature, value = signed[:_SIGNATURE], signed[_SIGNATURE:]
             if hmac.compare_digest(signature.encode(), self._key.sign(f"{name} {value}").encode()):
                 return value
-            if not warned:
-                warned = True
+            if not forged:
+                forged = f": {name} is not signed by its key"
                 log.warning(
                     "The store's %s is not signed by the run's key: somebody else wrote it, or a rank has another "
                     "LWPD_RUN_KEY. Waiting for rank 0 to %s",
@@ -186,5 +186,5 @@ class Rendezvous:
                     deed,
                 )
             if time.monotonic() > deadline:
-                raise TimeoutError(f"rank 0 did not {deed} within {allowed_s:g} s: {name} is not signed by its key")
+                raise TimeoutError(f"rank 0 did not {deed} within {allowed_s:g} s{forged}")
             time.sleep(min(_LOOK_AGAIN_S, left_s))

@@ -11,6 +11,7 @@ from lwpd_lightning.links.keys import RunKey
 from lwpd_lightning.links.rendezvous import LOOPBACK, Rendezvous, listen
 
 SOON_S = 0.3
+TO_LOOK_S = 2.0  # at what stands there, on a busy machine
 KEY = RunKey.generate()
 
 
@@ -134,9 +135,9 @@ def test_what_rank_0_said_of_one_thing_does_not_stand_for_another(listener, capl
     thief.set("lwpd/0/0/coordinator/1", thief.get("lwpd/0/0/coordinator/0"))
     thief.set("lwpd/0/1/coordinator/0", thief.get("lwpd/0/0/coordinator/0"))
     with pytest.raises(TimeoutError, match="is not signed by its key"):
-        join(port, timeout_s=SOON_S).coordinator(segment=1)
+        join(port, timeout_s=TO_LOOK_S).coordinator(segment=1)
     with pytest.raises(TimeoutError, match="is not signed by its key"):
-        join(port, generation=1, timeout_s=SOON_S).coordinator()
+        join(port, generation=1, timeout_s=TO_LOOK_S).coordinator()
 
 
 def test_a_forged_outcome_is_not_believed(listener, caplog):
@@ -166,7 +167,26 @@ def test_a_rank_of_another_key_says_so(listener, caplog):
     port = listener.getsockname()[1]
     host = Rendezvous.host(listener, 0, 20.0, KEY)
     host.announce("tcp://127.0.0.1:1", 5)
-    other = Rendezvous.join(LOOPBACK, port, 0, SOON_S, RunKey.generate())
+    other = Rendezvous.join(LOOPBACK, port, 0, TO_LOOK_S, RunKey.generate())
     with pytest.raises(TimeoutError, match="is not signed by its key"):
         other.coordinator()
     assert "a rank has another LWPD_RUN_KEY" in caplog.text
+
+
+def test_whose_last_look_finds_nothing_says_what_an_earlier_one_found(listener, caplog):
+    port, name = listener.getsockname()[1], "lwpd/0/0/coordinator/0"
+    host = Rendezvous.host(listener, 0, 20.0, KEY)
+    other = stranger(port)
+    other.set(name, ELSEWHERE)
+
+    def wait():
+        with pytest.raises(TimeoutError) as refusal:
+            join(port, timeout_s=TO_LOOK_S).coordinator()
+        return str(refusal.value)
+
+    waiting, found = in_thread(wait)
+    waits_on(waiting, caplog, name)
+    other.delete_key(name)
+    waiting.join(20)
+    assert found == [f"rank 0 did not start its fit within 2 s: {name} is not signed by its key"]
+    del host
