@@ -70,6 +70,9 @@ class Loop:
         data = instantiate(cfg.data, _convert_="all")
         self.model = instantiate(cfg.model, _convert_="all")
         self.model.log = lambda *_, **__: None  # there is no Trainer
+        self._metrics = [one for one in self.model.children() if hasattr(one, "metric_state")]
+        for metric in self._metrics:
+            metric.distributed_available_fn = lambda: False  # rank 0 alone computes it, of what the others tell
         data.setup()
         loader = data.train_dataloader()
         self._batches = CodedLoader(loader, data_parts=self.ranks, parts=(rank,), seed=seed_of_the_run())
@@ -156,9 +159,8 @@ class Loop:
             print(f"update {updates}: {target.metric} {self.value:.4f}", flush=True)
             reached = self.value >= target.value if target.mode == "max" else self.value <= target.value
             self.store.set(f"{updates}/reached", str(int(reached)))
-        for one in self.model.children():
-            if hasattr(one, "metric_state"):
-                one.reset()
+        for one in self._metrics:
+            one.reset()
         return bool(int(self.store.get(f"{updates}/reached")))
 
     def _summarise(self, updates: int, first_at: float, reached_s: float | None) -> None:
