@@ -165,15 +165,16 @@ class CodewordComputation:
     def finish(self, samples: int, touched: set[int], logged: Mapping[str, Logged]) -> tuple[Codeword, Contribution]:
         """The finished codeword, as it is until the next `begin` or until it is settled, and what is told of it."""
         codeword, touched = self._sender.codeword(), self._sender.held(touched)
+        packed = self._packed(codeword)
         # 16-mixed leaves a step with infinities out itself, and learns its scale by them.
-        if not (finite := scales_loss(self._precision) or _finite(codeword)):
+        if not (finite := scales_loss(self._precision) or self._wire.finite(packed, len(codeword))):
             self._sender.discard()
         norm = _norm(codeword) if self._measures else None
         for callback in self._callbacks:
             callback.on_codeword_end(self._trainer, self._worker, self._version, time.monotonic() - self._started)
         statistics = self._statistics.buffer()
         self._statistics.pack(statistics)
-        return Codeword(codeword, self._packed(codeword)), Contribution(
+        return Codeword(codeword, packed), Contribution(
             version=self._version,
             touched=[position in touched for position in range(len(self.blocks.parameters))],
             loss=sum(self._losses) / len(self._losses),

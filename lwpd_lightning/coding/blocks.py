@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lwpd_lightning.coding import kernels
+from lwpd_lightning.coding.unit import Unit
+from lwpd_lightning.coding.wire import CHUNK
 
 
 class BlockMap:
@@ -27,7 +29,8 @@ class BlockMap:
     Attributes:
         parameters: the trainable parameters, in order.
         blocks: B.
-        block_size: d, columns of the (B, d) view, padding included.
+        widths: columns of each parameter in the (B, d) view, padding included.
+        block_size: d, the sum of them.
         numel: P, the number of trainable values, padding not included.
         dtype: of the (B, d) buffer and of codewords: float64 where a parameter is, else float32.
         device: of all parameters.
@@ -59,8 +62,8 @@ class BlockMap:
             raise ValueError("parameters has a complex entry: use real parameters, such as torch.view_as_real gives.")
         self.blocks = blocks
         self.numel = sum(p.numel() for p in self.parameters)
-        self._chunks = [-(-p.numel() // blocks) for p in self.parameters]
-        self.block_size = sum(self._chunks)
+        self.widths = [-(-p.numel() // blocks) for p in self.parameters]
+        self.block_size = sum(self.widths)
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
         self.device = self.parameters[0].device
 
@@ -77,7 +80,9 @@ class BlockMap:
         return [p.grad is not None for p in self.parameters]
 
     @torch.no_grad()
-    def encode(self, coefficients: Sequence[float] | Tensor, out: Tensor, unit: Tensor | None = None) -> None:
+    def encode(
+        self, coefficients: Sequence[float] | Tensor, out: Tensor, unit: Unit | None = None, *, fresh: bool = False
+    ) -> None:
         """Add ``sum_b coefficients[b] * block b`` of the current gradients to a codeword.
 
         One data part's share of a worker's codeword: call it after each part's backward pass with that part's row of
@@ -87,7 +92,8 @@ class BlockMap:
         Args:
             coefficients: B numbers.
             out: (d,) codeword, changed in place.
-            unit: (B, d), which each block's values are divided by first; None: by nothing.
+            unit: of (B, d), which each block's values are divided by first; None: by nothing.
+            fresh: begin the codeword: what it held does not count.
 
         Raises:
             ValueError: for a wrong number of coefficients, a codeword of another shape or a sparse gradient.
@@ -96,12 +102,15 @@ class BlockMap:
         self._check_shape(out, (self.block_size,))
         nonzero = [b for b, w in enumerate(weights) if w != 0]
         if unit is not None:
-            self._check_shape(unit, (self.blocks, self.block_size))
-            self._encode_in_units(weights, nonzero, out, unit)
+            self._check_shape(unit.squares, (self.blocks, self.block_size))
+            self._encode_in_units(weights, nonzero, out, unit, fresh)
             return
+        if fresh:
+            out.zero_()
         # Profiled: with every block wanted, one BLAS call a parameter moves less memory and costs fewer dispatches.
         dense = torch.tensor(weights, dtype=out.dtype, device=out.device) if len(nonzero) == self.blocks > 1 else None
-        for grad, chunk, part in self._gradients(out):
+        for grad, chunk, first in self._gradients():
+            part = out[first : first + chunk]
             if dense is not None and grad.dtype == out.dtype and grad.numel() == self.blocks * chunk:
                 part.addmv_(grad.view(self.blocks, chunk).T, dense)
                 continue
@@ -110,27 +119,37 @@ class BlockMap:
                 column = part if piece.numel() == chunk else part[: piece.numel()]  # each slice costs a dispatch
                 column.add_(piece, alpha=weights[b])
 
-    def _encode_in_units(self, weights: list[float], nonzero: list[int], out: Tensor, unit: Tensor) -> None:
-        for grad, chunk, part in self._gradients(out):
-            first = part.storage_offset() - out.storage_offset()
+    def _encode_in_units(self, weights: list[float], nonzero: list[int], out: Tensor, unit: Unit, fresh: bool) -> None:
+        fast = kernels.compiled_for(out, *unit)
+        if fresh and (fast is None or not all(self.touched())):
+            out.zero_()
+            fresh = False
+        if fast is not None:
+            given, into, of = np.array(weights, np.float32), out.numpy(), [one.numpy() for one in unit]
+            for grad, chunk, first in self._gradients():
+                values = grad.to(out.dtype).contiguous().numpy()
+                fast.encode(values, given, *of, first, chunk, CHUNK, into, fresh)
+            return
+        roots = unit.roots()
+        for grad, chunk, first in self._gradients():
             for b in nonzero:
                 piece = grad[b * chunk : (b + 1) * chunk]
                 columns = slice(first, first + piece.numel())
-                out[columns].addcdiv_(piece.to(out.dtype), unit[b, columns], value=weights[b])
+                out[columns].addcdiv_(piece.to(out.dtype), roots[b, columns], value=weights[b])
 
     def columns(self, matrix: Tensor, position: int) -> Tensor:
         """The columns of a (m, d) matrix that belong to the parameter at a position: (m, c), a view."""
-        return matrix.narrow(1, sum(self._chunks[:position]), self._chunks[position])
+        return matrix.narrow(1, sum(self.widths[:position]), self.widths[position])
 
     @torch.no_grad()
-    def lay_out(self, position: int, values: Tensor, out: Tensor, factor: float = 1.0) -> None:
+    def lay_out(self, position: int, values: Tensor, factor: float = 1.0, *, out: Tensor) -> None:
         """Write ``factor`` times values, of the shape of the parameter at a position, to where it lies in a (B, d).
 
         The padding behind it is set to zeros.
         """
-        part, chunk, flat = self.columns(out, position), self._chunks[position], values.reshape(-1)
+        part, chunk, flat = self.columns(out, position), self.widths[position], values.reshape(-1)
         for b in range(self.blocks):
-            piece = flat[b * chunk : (b + 1) * chunk]
+            piece = flat[b * chunk : (b + 1) * chunk].to(out)
             torch.mul(piece, factor, out=part[b, : piece.numel()])
             if piece.numel() < chunk:
                 part[b, piece.numel() :] = 0
@@ -162,7 +181,7 @@ class BlockMap:
             raise ValueError(f"touched has {len(touched)} entries: give one for each of {len(self.parameters)} params.")
         along = None if direction is None else self._checked(direction)
         views = views and self.blocks == 1 and along is None
-        for i, (p, part) in enumerate(zip(self.parameters, torch.split(decoded, self._chunks, dim=1), strict=True)):
+        for i, (p, part) in enumerate(zip(self.parameters, torch.split(decoded, self.widths, dim=1), strict=True)):
             if touched is not None and not touched[i]:
                 p.grad = None
                 continue
@@ -188,9 +207,9 @@ class BlockMap:
     def gather(self) -> Tensor:
         """The current gradients as a (B, d) matrix, zeros where there is none: the dense reference of `encode`."""
         flat = self.zeros()
-        for grad, chunk, part in self._gradients(flat):
+        for grad, chunk, first in self._gradients():
             for b, block in enumerate(torch.split(grad, chunk)):
-                part[b, : block.numel()] = block
+                flat[b, first : first + block.numel()] = block
         return flat
 
     @torch.no_grad()
@@ -207,13 +226,12 @@ class BlockMap:
         self._check_shape(rows, (len(into), self.blocks))
         self._check_shape(into, (len(into), self.block_size))
         fast = kernels.compiled_for(rows, into)
-        for grad, chunk, part in self._gradients(into):
+        for grad, chunk, first in self._gradients():
             grad = grad.to(into.dtype)
             if fast is not None:
-                fast.add_along(
-                    rows.numpy(), grad.numpy(), chunk, into.numpy(), part.storage_offset() - into.storage_offset()
-                )
+                fast.add_along(rows.numpy(), grad.numpy(), chunk, into.numpy(), first)
                 continue
+            part = into[:, first : first + chunk]
             full, rest = divmod(grad.numel(), chunk)
             # A last block may be shorter: its columns have one block more than the others.
             for start, stop, count in ((0, rest, full + 1), (rest, chunk, full)):
@@ -221,16 +239,16 @@ class BlockMap:
                     some = grad.as_strided((count, stop - start), (chunk, 1), grad.storage_offset() + start)
                     part[:, start:stop].addmm_(rows[:, :count], some)
 
-    def _gradients(self, columns: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """For each present gradient: it flattened, its chunk length, and its slice of the last dimension."""
-        for p, chunk, part in zip(
-            self.parameters, self._chunks, torch.split(columns, self._chunks, dim=-1), strict=True
-        ):
+    def _gradients(self) -> Iterator[tuple[Tensor, int, int]]:
+        """For each present gradient: it flattened, how many columns it has, and which is the first."""
+        stop = 0
+        for p, chunk in zip(self.parameters, self.widths, strict=True):
+            stop += chunk
             if p.grad is None or chunk == 0:
                 continue
             if p.grad.layout != torch.strided:
                 raise ValueError(f"grad of a parameter of shape {tuple(p.shape)} is {p.grad.layout}: use dense ones.")
-            yield p.grad.reshape(-1), chunk, part
+            yield p.grad.reshape(-1), chunk, stop - chunk
 
     def _checked(self, coefficients: Sequence[float] | Tensor) -> list[float]:
         weights: list[float] = coefficients.tolist() if isinstance(coefficients, Tensor) else list(coefficients)

@@ -34,13 +34,50 @@ def _by_halves(values, halves):  # type: ignore[no-untyped-def]
     return halves[0]
 
 
-@compiled("void(f4[:, ::1], i8, f4[:, ::1])")
-def chunk_sums(rows, chunk, sums):  # type: ignore[no-untyped-def]
-    """(B, d) -> (B, ceil(d/chunk)): each chunk's sum, by halves."""
-    size, halves = rows.shape[1], np.empty(chunk // 2 + 1, np.float32)
+@compiled("void(f4[::1], f4, f4[:, ::1], i8, i8, i8, f4[:, ::1])")
+def lay_out(values, factor, rows, first, width, chunk, sums):  # type: ignore[no-untyped-def]
+    """Write ``factor`` times values to columns ``first`` to ``first + width`` of (B, d), block by block, then zeros.
+
+    Of chunks that end there the sums, by halves, are written to (B, ceil(d/chunk)): parameters come in their order.
+    """
+    size, stop, halves = rows.shape[1], first + width, np.empty(chunk // 2 + 1, np.float32)
     for b in range(len(rows)):
-        for i in range(sums.shape[1]):
-            sums[b, i] = _by_halves(rows[b, i * chunk : min(size, (i + 1) * chunk)], halves)
+        row, piece = rows[b], values[min(len(values), b * width) : min(len(values), (b + 1) * width)]
+        done = first
+        while done < stop:
+            chunk_ends = min(size, (done // chunk + 1) * chunk)
+            until = min(stop, chunk_ends)
+            some, into = piece[min(len(piece), done - first) : min(len(piece), until - first)], row[done:until]
+            for j in range(len(some)):
+                into[j] = some[j] * factor
+            into[len(some) :] = 0
+            if until == chunk_ends:
+                sums[b, done // chunk] = _by_halves(row[done // chunk * chunk : chunk_ends], halves)
+            done = until
+
+
+@compiled("void(f4[::1], f4[::1], f4[:, ::1], f4[:, ::1], i8, i8, i8, f4[::1], b1)", error_model="numpy")
+def encode(grad, weights, squares, floors, first, width, chunk, out, fresh):  # type: ignore[no-untyped-def]
+    """``out[first : first + width] += sum_b weights[b] * G[b] / D[b]``, where G (B, width) is ``grad`` and zeros.
+
+    ``D^2 = squares + floors``, (B, d) and (B, ceil(d/chunk)). ``fresh``: what ``out`` holds there does not count.
+    """
+    stop, done = first + width, first
+    while done < stop:
+        until = min(stop, (done // chunk + 1) * chunk)
+        into = out[done:until]
+        if fresh:
+            into[:] = 0
+        for b in range(len(weights)):
+            weight, floor, start = weights[b], floors[b, done // chunk], b * width - first
+            if weight != 0:
+                piece, square = (
+                    grad[min(len(grad), start + done) : min(len(grad), start + until)],
+                    squares[b, done:until],
+                )
+                for j in range(len(piece)):
+                    into[j] += weight * piece[j] / math.sqrt(square[j] + floor)
+        done = until
 
 
 @compiled("void(f4[:, ::1], f4[:, ::1], f4, f4, f4[:, ::1])")
@@ -52,14 +89,3 @@ def chunk_means(sums, counts, smallest, otherwise, means):  # type: ignore[no-un
         for i in range(sums.shape[1]):
             mean = sums[b, i] / max(counts[b, i], np.float32(1)) if counts[b, i] > 0 else overall
             means[b, i] = max(mean, smallest) if mean > 0 else otherwise
-
-
-@compiled("void(f4[:, ::1], i8, f4[:, ::1])")
-def floored_roots(rows, chunk, floors):  # type: ignore[no-untyped-def]
-    """The roots of (B, d) squares, to which (B, ceil(d/chunk)) floors are added, in place."""
-    size = rows.shape[1]
-    for b in range(len(rows)):
-        for i in range(floors.shape[1]):
-            part, floor = rows[b, i * chunk : min(size, (i + 1) * chunk)], floors[b, i]
-            for j in range(len(part)):
-                part[j] = math.sqrt(part[j] + floor)

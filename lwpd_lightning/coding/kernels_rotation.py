@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lwpd_lightning.coding.compiling import compiled
@@ -111,9 +113,12 @@ def rotate(values, signs):  # type: ignore[no-untyped-def]
             _short(values[size - width :])
 
 
-@compiled("void(f4[::1], u1[::1], f4[::1], f4[::1])")
-def rotate_back(values, signs, unit, out):  # type: ignore[no-untyped-def]
-    """Write to ``out`` the inverse of `rotate`, times ``unit``: (d,), or nothing. ``out`` may be ``values``."""
+@compiled("void(f4[::1], u1[::1], f4[::1], f4[::1], f4[::1])")
+def rotate_back(values, signs, squares, floors, out):  # type: ignore[no-untyped-def]
+    """Write to ``out`` the inverse of `rotate`, times the root of (d,) squares and a floor for each chunk of 1024.
+
+    Without squares times nothing. ``out`` may be ``values``.
+    """
     size, scratch, scale = len(values), np.empty(_CHUNK, np.float32), np.float32(1 / _SIDE)
     those, whole = np.empty(_CHUNK, np.float32), size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
@@ -121,10 +126,10 @@ def rotate_back(values, signs, unit, out):  # type: ignore[no-untyped-def]
         x[:] = values[start : start + _CHUNK]
         _mix(x, scratch)
         _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
-        if len(unit):
-            by = unit[start : start + _CHUNK]
+        if len(squares):
+            square, floor = squares[start : start + _CHUNK], floors[start // _CHUNK]
             for j in range(_CHUNK):
-                x[j] = scratch[j] * scale * those[j] * by[j]
+                x[j] = scratch[j] * scale * those[j] * math.sqrt(square[j] + floor)
         else:
             for j in range(_CHUNK):
                 x[j] = scratch[j] * scale * those[j]
@@ -136,6 +141,6 @@ def rotate_back(values, signs, unit, out):  # type: ignore[no-untyped-def]
             _signed(out[size - width :], signs, size)
         _short(out[whole : whole + width])
         _signed(out[whole : whole + width], signs, whole)
-        if len(unit):
+        if len(squares):
             for j in range(whole, size):
-                out[j] *= unit[j]
+                out[j] *= math.sqrt(squares[j] + floors[whole // _CHUNK])

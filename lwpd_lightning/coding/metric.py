@@ -11,11 +11,13 @@ from torch import Tensor
 
 from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.blocks import BlockMap
+from lwpd_lightning.coding.unit import Unit, over_chunks
 from lwpd_lightning.coding.wire import CHUNK
 
 # Of the chunk's mean square: what a value is taken to be at least, as one that hardly ever gets a gradient.
 _FLOOR = 0.1
 _SMALLEST = 1e-30  # mean square that float32 can be divided by the root of
+_NOTHING = torch.empty(0, device="cpu")
 
 
 class Metric:
@@ -53,53 +55,57 @@ class Metric:
         self._version: int | None = None
         self._known: list[int] | None = None  # parameters with state, when they were counted
         self._counts = torch.empty(0)
-        self._roots: Tensor | None = None  # None: all are 1
+        self._unit: Unit | None = None  # None: all are 1
         self._buffer: Tensor | None = None
 
-    def at(self, version: int) -> Tensor | None:
-        """D of the version that the model is at, (B, d) of the layout's dtype and device; None: all are 1.
+    def at(self, version: int) -> Unit | None:
+        """D of the version that the model is at, in the layout's dtype and on its device; None: all are 1.
 
-        The same tensor until it is asked for another version or told to `forget`.
+        The same tensors until it is asked for another version or told to `forget`.
         """
         if self._version != version:
-            self._version, self._roots = version, self._compute()
-        return self._roots
+            self._version, self._unit = version, self._compute()
+        return self._unit
 
     def forget(self) -> None:
         """The optimizer's state is another one."""
         self._version = None
 
     @torch.no_grad()
-    def _compute(self) -> Tensor | None:
+    def _compute(self) -> Unit | None:
         found = dict(self._squares())
         if not found:
             return None
         if self._buffer is None:
             self._buffer = self._blocks.zeros()
         squares, known = self._buffer, sorted(found)
-        unknown = [position for position in range(len(self._blocks.parameters)) if position not in found]
-        for position in unknown:
-            self._blocks.columns(squares, position).zero_()
         if known != self._known:
-            for position in known:
-                self._blocks.lay_out(position, torch.ones_like(self._blocks.parameters[position]), squares)
-            self._known, self._counts = known, _chunk_sums(squares)
-        for position, (values, factor) in found.items():
-            self._blocks.lay_out(position, values, squares, factor)
-        means = self._means(_chunk_sums(squares))
+            ones = {position: (torch.ones_like(self._blocks.parameters[position]), 1.0) for position in known}
+            self._known, self._counts = known, self._laid_out(ones, squares)
+        means = self._means(self._laid_out(found, squares))
+        unknown = [position for position in range(len(self._blocks.parameters)) if position not in found]
         if unknown:
-            spread = _over_chunks(means, self._blocks.block_size)
+            spread = over_chunks(means, self._blocks.block_size)
             for position in unknown:
                 self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
-        floors = means * _FLOOR
-        if (fast := kernels.compiled_for(squares)) is not None:
-            fast.floored_roots(squares.numpy(), CHUNK, floors.numpy())
-            return squares
-        squares.add_(_over_chunks(floors, self._blocks.block_size))
-        if squares.device.type == "cpu":
-            np.sqrt(squares.numpy(), out=squares.numpy())  # torch's is off by a last bit here and there
-            return squares
-        return squares.sqrt_()
+        return Unit(squares, means * _FLOOR)
+
+    def _laid_out(self, found: Mapping[int, tuple[Tensor, float]], squares: Tensor) -> Tensor:
+        """Write what is found to where it lies, and zeros elsewhere; returns the sum of each chunk."""
+        fast, first = kernels.compiled_for(squares), 0
+        if fast is None:
+            for position in range(len(self._blocks.parameters)):
+                self._blocks.lay_out(position, *found.get(position, (_NOTHING, 1.0)), out=squares)
+            return _chunk_sums(squares)
+        rows, sums = squares.numpy(), np.empty((len(squares), -(-squares.shape[1] // CHUNK)), np.float32)
+        for position, width in enumerate(self._blocks.widths):
+            values, factor = found.get(position, (_NOTHING, 1.0))
+            if values.dtype != squares.dtype or not values.is_contiguous():
+                values = values.to(squares.dtype).contiguous()
+            # Each chunk is added up while it is in the cache.
+            fast.lay_out(values.view(-1).numpy(), factor, rows, first, width, CHUNK, sums)
+            first += width
+        return torch.from_numpy(sums)
 
     def _means(self, sums: Tensor) -> Tensor:
         """Of each row's chunks, over the values that are known; (B, ceil(d/1024))."""
@@ -156,20 +162,11 @@ def _correction(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
 def _chunk_sums(rows: Tensor) -> Tensor:
     """(B, d) -> (B, ceil(d/1024)), each chunk's sum."""
     whole, rest = divmod(rows.shape[1], CHUNK)
-    if (fast := kernels.compiled_for(rows)) is not None:
-        sums = rows.new_empty(len(rows), whole + bool(rest))
-        fast.chunk_sums(rows.numpy(), CHUNK, sums.numpy())
-        return sums
     chunks = rows[:, : whole * CHUNK].reshape(len(rows), whole, CHUNK)
     some = [_total(chunks.movedim(-1, 0))] if whole else []
     if rest:
         some.append(_total(rows[:, whole * CHUNK :].movedim(-1, 0))[:, None])
     return torch.cat(some, dim=1)
-
-
-def _over_chunks(values: Tensor, size: int) -> Tensor:
-    """(B, ceil(size/1024)) -> (B, size), the same at all positions of a chunk."""
-    return values.repeat_interleave(CHUNK, dim=1)[:, :size]
 
 
 def _total(values: Tensor) -> Tensor:

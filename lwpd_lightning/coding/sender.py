@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.code import Code
+from lwpd_lightning.coding.unit import Unit
 from lwpd_lightning.coding.wire import WireFormat
 
 
@@ -128,19 +129,26 @@ class PlainSender(Sender):
     def __init__(self, code: Code, worker: int, blocks: BlockMap, into: Tensor | None = None) -> None:
         super().__init__(code, worker, blocks, into)
         self._codeword = blocks.codeword() if into is None else into
-        self._rows = code.coefficients(worker)
+        self._rows, self._fresh = code.coefficients(worker), True
 
     def begin(self, version: int) -> None:
-        """Start from zeros."""
-        self._codeword.zero_()
+        """Start from nothing."""
+        self._fresh = True
         self._rows = self._code.at(version).coefficients(self._worker)
 
     def add(self, part: int, factor: float = 1.0) -> None:
         """Mix the gradients in by the part's coefficients."""
-        self._blocks.encode(factor * self._rows[part], self._codeword)
+        self._mix(factor * self._rows[part], None)
+
+    def _mix(self, coefficients: Tensor, unit: Unit | None) -> None:
+        self._blocks.encode(coefficients, self._codeword, unit, fresh=self._fresh)
+        self._fresh = False
 
     def codeword(self) -> Tensor:
         """The same buffer each time."""
+        if self._fresh:
+            self._codeword.zero_()
+            self._fresh = False
         return self._codeword
 
     def discard(self) -> None:

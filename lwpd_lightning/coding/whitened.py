@@ -47,20 +47,21 @@ class WhitenedSender(PlainSender):
         self._version, self._rotated = 0, False
 
     def begin(self, version: int) -> None:
-        """Start from zeros."""
+        """Start from nothing."""
         super().begin(version)
         self._version, self._rotated = version, False
 
     def add(self, part: int, factor: float = 1.0) -> None:
         """Mix the gradients in by the part's coefficients, in the metric of the version."""
-        self._blocks.encode(factor * self._rows[part], self._codeword, unit=self._metric.at(self._version))
+        self._mix(factor * self._rows[part], self._metric.at(self._version))
 
     def codeword(self) -> Tensor:
         """What was mixed, rotated once."""
+        codeword = super().codeword()
         if not self._rotated:
-            self._rotation.turn(self._codeword, self._version)
+            self._rotation.turn(codeword, self._version)
             self._rotated = True
-        return self._codeword
+        return codeword
 
 
 class WhitenedReceiver(LinearReceiver):
@@ -84,9 +85,9 @@ class WhitenedReceiver(LinearReceiver):
         """Elsewhere than in the decoded rows, which others may read too."""
         if self._rows is None:
             self._rows = torch.empty_like(decoded, device=self._blocks.device, memory_format=torch.contiguous_format)
-        metric = self._metric.at(version)
+        unit = self._metric.at(version)
         for b, row in enumerate(self._rows):
-            self._rotation.turn_back(decoded[b], version, row, None if metric is None else metric[b])
+            self._rotation.turn_back(decoded[b], version, row, None if unit is None else unit.row(b))
         super().gradient(self._rows, version, touched, views=True)
 
     def forget(self) -> None:

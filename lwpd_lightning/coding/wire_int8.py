@@ -63,6 +63,10 @@ class _Int8(WireFormat):
         scales = payload[4 * (start // CHUNK) : 4 * -(-stop // CHUNK)]
         return torch.cat([scales, payload[header + start : header + stop]])
 
+    def finite(self, payload: Tensor, size: int) -> bool:
+        scales = payload[: self.nbytes(size) - size].clone().view(torch.float32)
+        return bool(scales.isfinite().all())
+
     def read(self, payload: Tensor, size: int) -> Tensor:
         header = self.nbytes(size) - size
         scales = payload[:header].clone().view(torch.float32)

@@ -44,8 +44,8 @@ def laid_out(blocks, values):
     out, shown = torch.zeros(2, blocks.blocks, blocks.block_size, dtype=torch.float64)
     for position, of in enumerate(values):
         if of is not None:
-            blocks.lay_out(position, of.double().cpu(), out)
-            blocks.lay_out(position, torch.ones(of.shape), shown)
+            blocks.lay_out(position, of.double().cpu(), out=out)
+            blocks.lay_out(position, torch.ones(of.shape), out=shown)
     return out.where(shown > 0, math.nan)
 
 
@@ -64,7 +64,7 @@ def reference(blocks, squares):
 
 
 def check(blocks, optimizer, squares):
-    got, expected = Metric(blocks, optimizer).at(0).double().cpu(), reference(blocks, squares)
+    got, expected = Metric(blocks, optimizer).at(0).roots().double().cpu(), reference(blocks, squares)
     torch.testing.assert_close(got.where(~expected.isnan(), torch.nan), expected, rtol=1e-5, atol=0, equal_nan=True)
 
 
@@ -140,8 +140,8 @@ def test_it_is_one_before_the_first_step_and_in_chunks_of_zeros():
     held[0].grad = torch.zeros(3 * CHUNK)
     held[0].grad[:CHUNK] = 2.0
     optimizer.step()
-    assert torch.equal(metric.at(1)[0, CHUNK:], torch.ones(2 * CHUNK))
-    torch.testing.assert_close(metric.at(1)[0, :CHUNK], torch.full((CHUNK,), 2 * 1.1**0.5))
+    assert torch.equal(metric.at(1).roots()[0, CHUNK:], torch.ones(2 * CHUNK))
+    torch.testing.assert_close(metric.at(1).roots()[0, :CHUNK], torch.full((CHUNK,), 2 * 1.1**0.5))
 
 
 def test_what_hardly_ever_gets_a_gradient_is_taken_for_a_tenth_of_the_others():
@@ -151,7 +151,7 @@ def test_what_hardly_ever_gets_a_gradient_is_taken_for_a_tenth_of_the_others():
     held[0].grad[3] = 0.0
     optimizer.step()
     torch.testing.assert_close(
-        Metric(BlockMap(held, 1), optimizer).at(0).view(8, 128)[3], torch.full((128,), (0.1 * 7 / 8) ** 0.5)
+        Metric(BlockMap(held, 1), optimizer).at(0).roots().view(8, 128)[3], torch.full((128,), (0.1 * 7 / 8) ** 0.5)
     )
 
 
@@ -172,7 +172,7 @@ def test_parameters_that_have_made_other_numbers_of_steps_are_in_one_unit():
             for p in held:
                 p.grad = torch.full_like(p, 2.0) if any(p is q for q in of) else None
             optimizer.step()
-    torch.testing.assert_close(Metric(BlockMap(held, 1), optimizer).at(0)[0], torch.full((600,), 2 * 1.1**0.5))
+    torch.testing.assert_close(Metric(BlockMap(held, 1), optimizer).at(0).roots()[0], torch.full((600,), 2 * 1.1**0.5))
 
 
 def test_it_is_kept_for_a_version_and_forgotten_when_told():
@@ -180,19 +180,19 @@ def test_it_is_kept_for_a_version_and_forgotten_when_told():
     optimizer = torch.optim.Adam(held)
     stepped(optimizer)
     metric, other = Metric(BlockMap(held, 1), optimizer), torch.optim.Adam(parameters())
-    before = metric.at(4).clone()
+    before = metric.at(4).roots()
     optimizer.load_state_dict(stepped(other, seed=9).state_dict())
-    assert torch.equal(metric.at(4), before)
+    assert torch.equal(metric.at(4).roots(), before)
     metric.forget()
-    assert not torch.allclose(metric.at(4), before)
-    assert torch.equal(metric.at(4), Metric(BlockMap(held, 1), optimizer).at(0))
+    assert not torch.allclose(metric.at(4).roots(), before)
+    assert torch.equal(metric.at(4).roots(), Metric(BlockMap(held, 1), optimizer).at(0).roots())
 
 
 def test_it_takes_nothing_from_the_optimizer_and_adds_nothing():
     held = parameters()
     optimizer = stepped(torch.optim.AdamW(held[:3], amsgrad=True))
     before = copy.deepcopy(optimizer.state_dict())
-    Metric(BlockMap(held, 2), optimizer).at(0)
+    Metric(BlockMap(held, 2), optimizer).at(0).roots()
     torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
     assert held[3] not in optimizer.state
 
@@ -205,10 +205,10 @@ def test_any_number_of_threads_gives_the_same_bits_compiled_or_not(rows, columns
     try:
         for number in (1, 2, 5):
             torch.set_num_threads(number)
-            seen.append(Metric(BlockMap(held, count), optimizer).at(0).clone())
+            seen.append(Metric(BlockMap(held, count), optimizer).at(0).roots())
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(kernels, "compiled", lambda: None)
-                seen.append(Metric(BlockMap(held, count), optimizer).at(0).clone())
+                seen.append(Metric(BlockMap(held, count), optimizer).at(0).roots())
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(seen[0], other) for other in seen[1:])
@@ -220,6 +220,6 @@ def test_it_can_be_divided_by_however_small_gradients_are(scale):
     optimizer = torch.optim.Adam(held)
     held[0].grad = scale * torch.randn(5000, generator=torch.Generator().manual_seed(0))
     optimizer.step()
-    roots = Metric(BlockMap(held, 1), optimizer).at(0)
+    roots = Metric(BlockMap(held, 1), optimizer).at(0).roots()
     assert (roots > 0).all()
     assert (held[0].grad / roots).isfinite().all()

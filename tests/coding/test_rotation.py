@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.rotation import Rotation
+from lwpd_lightning.coding.unit import Unit
 from lwpd_lightning.coding.wire import CHUNK, format_class
 from tests.devices import on_each_device
 
@@ -59,10 +60,10 @@ def test_compiled_and_torch_get_the_same_bits(size, version, spread):
 @given(size=sizes, version=st.integers(0, 2**62), in_a_unit=st.booleans())
 def test_it_is_undone_elsewhere_and_in_a_unit_by_the_same_bits(size, version, in_a_unit):
     rotation, values = of(size), drawn(size, version % 1000)
-    unit = drawn(size, 1) if in_a_unit else None
+    unit = Unit(drawn(size, 1).square(), drawn(-(-size // CHUNK), 2).square()) if in_a_unit else None
     expected = values.clone()
     rotation.turn_back(expected, version)
-    expected = expected * unit if in_a_unit else expected
+    expected = expected * unit.roots() if in_a_unit else expected
     for compiled in (kernels.compiled(), None):
         before, out = values.clone(), torch.full_like(values, torch.nan)
         with pytest.MonkeyPatch.context() as patch:
