@@ -75,9 +75,7 @@ def test_refused_jobs_fail_alone_and_are_told_at_the_end(tmp_path):
 
 def test_losing_all_workers_of_a_job_leaves_the_others_right(tmp_path):
     deaths = "+callbacks.faults={_target_: lwpd_lightning.injection.FaultInjector, kills: {1: 3, 2: 3, 3: 3}}"
-    with sweep(
-        tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=20", deaths, *JOBLIB
-    ) as running:
+    with sweep(tmp_path, "-m", *SHORT, "code=lwpd_4_2_2,lwpd_8_4_2", "trainer.max_steps=20", deaths) as running:
         result = running.wait(PATIENCE_S)
         running.wait_until_nothing_is_left(ENDING_S)
 
@@ -130,9 +128,7 @@ def test_what_has_not_finished_is_repeated_on_request(tmp_path):
     assert {number: summary["updates"] for number, summary in summaries(tmp_path / sweeps).items()} == {0: 2, 1: 11}
 
 
-@pytest.mark.parametrize(
-    ("launcher", "end"), [((), "interrupt"), ((), "kill"), (JOBLIB, "interrupt"), (SUBMITIT, "interrupt")]
-)
+@pytest.mark.parametrize(("launcher", "end"), [((), "interrupt"), ((), "kill"), (SUBMITIT, "interrupt")])
 def test_a_sweep_that_is_ended_leaves_nothing(tmp_path, launcher, end):
     with sweep(tmp_path, "-m", *ENDLESS, *launcher) as running:
         rank(running, 3)
@@ -141,6 +137,20 @@ def test_a_sweep_that_is_ended_leaves_nothing(tmp_path, launcher, end):
         running.wait_until_nothing_is_left(ENDING_S)
 
     assert summaries(tmp_path) == {}
+
+
+def test_of_jobs_beside_each_other_one_finishes_and_ctrl_c_ends_the_other(tmp_path):
+    words = ("code=lwpd_4_2_2", "trainer.max_steps=2,-1", "trainer.max_epochs=100000", "logger=csv")
+    with sweep(tmp_path, "-m", *words, *JOBLIB) as running:
+        deadline = time.monotonic() + PATIENCE_S
+        while not summaries(tmp_path) and running.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        rank(running, 3)
+        running.interrupt()
+        assert running.wait(ENDING_S).exit_code != 0
+        running.wait_until_nothing_is_left(ENDING_S)
+
+    assert {number: summary["updates"] for number, summary in summaries(tmp_path).items()} == {0: 2}
 
 
 def test_a_resume_without_a_sweep_to_resume_is_one_sentence(tmp_path):
