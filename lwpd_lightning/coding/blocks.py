@@ -105,19 +105,26 @@ class BlockMap:
             self._check_shape(unit.squares, (self.blocks, self.block_size))
             self._encode_in_units(weights, nonzero, out, unit, fresh)
             return
-        if fresh:
+        if fresh and not (nonzero and all(self.touched())):
             out.zero_()
+            fresh = False
         # Profiled: with every block wanted, one BLAS call a parameter moves less memory and costs fewer dispatches.
         dense = torch.tensor(weights, dtype=out.dtype, device=out.device) if len(nonzero) == self.blocks > 1 else None
         for grad, chunk, first in self._gradients():
             part = out[first : first + chunk]
             if dense is not None and grad.dtype == out.dtype and grad.numel() == self.blocks * chunk:
-                part.addmv_(grad.view(self.blocks, chunk).T, dense)
+                part.addmv_(grad.view(self.blocks, chunk).T, dense, beta=0 if fresh else 1)
                 continue
             for b in nonzero:
                 piece = grad[b * chunk : (b + 1) * chunk]
                 column = part if piece.numel() == chunk else part[: piece.numel()]  # each slice costs a dispatch
-                column.add_(piece, alpha=weights[b])
+                if fresh and b == nonzero[0]:
+                    column.copy_(piece)
+                    part[piece.numel() :] = 0
+                    if weights[b] != 1:
+                        column.mul_(weights[b])
+                else:
+                    column.add_(piece, alpha=weights[b])
 
     def _encode_in_units(self, weights: list[float], nonzero: list[int], out: Tensor, unit: Unit, fresh: bool) -> None:
         fast = kernels.compiled_for(out, *unit)

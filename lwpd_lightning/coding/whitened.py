@@ -82,13 +82,17 @@ class WhitenedReceiver(LinearReceiver):
 
     @torch.no_grad()
     def gradient(self, decoded: Tensor, version: int, touched: Sequence[bool], *, views: bool = False) -> None:
-        """Elsewhere than in the decoded rows, which others may read too."""
-        if self._rows is None:
-            self._rows = torch.empty_like(decoded, device=self._blocks.device, memory_format=torch.contiguous_format)
+        """In the decoded rows where they are for nobody else."""
+        rows = decoded.to(self._blocks.device) if views else self._own_rows(decoded)
         unit = self._metric.at(version)
-        for b, row in enumerate(self._rows):
-            self._rotation.turn_back(decoded[b], version, row, None if unit is None else unit.row(b))
-        super().gradient(self._rows, version, touched, views=True)
+        for b, (turned, row) in enumerate(zip(rows if views else decoded, rows, strict=True)):
+            self._rotation.turn_back(turned, version, row, None if unit is None else unit.row(b))
+        super().gradient(rows, version, touched, views=True)
+
+    def _own_rows(self, like: Tensor) -> Tensor:
+        if self._rows is None:
+            self._rows = torch.empty_like(like, device=self._blocks.device, memory_format=torch.contiguous_format)
+        return self._rows
 
     def forget(self) -> None:
         """D is of the optimizer's state."""

@@ -89,10 +89,11 @@ def test_encode_and_gather_against_the_dense_reference(parameters, blocks, data)
 
     coefficients = data.draw(st.lists(st.sampled_from([0.0, 0.5, -1.0, 0.3]), min_size=blocks, max_size=blocks))
     before = torch.randn(block_map.block_size, dtype=block_map.dtype)
-    codeword = before.clone()
-    block_map.encode(coefficients, codeword)
-    expected = before.double() + torch.tensor(coefficients, dtype=torch.float64) @ reference
-    torch.testing.assert_close(codeword, expected.to(block_map.dtype))
+    expected = torch.tensor(coefficients, dtype=torch.float64) @ reference
+    for fresh, held in ((False, before.double()), (True, 0)):
+        codeword = before.clone()
+        block_map.encode(coefficients, codeword, fresh=fresh)
+        torch.testing.assert_close(codeword, (held + expected).to(block_map.dtype))
 
 
 @settings(deadline=None, max_examples=100)

@@ -78,6 +78,8 @@ def test_all_codewords_decode_to_what_plain_ones_do(code, shapes, version, name)
     receiver.gradient(sums, version, [True] * len(shapes))  # again
     assert torch.equal(blocks.gather(), got)
     assert torch.equal(sums, kept)
+    receiver.gradient(sums.clone(), version, [True] * len(shapes), views=True)
+    assert torch.equal(blocks.gather(), got)
     linear.gradient(weights.float() @ codewords(code, reference, plain, version), version, [True] * len(shapes))
     expected = reference.gather()
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
