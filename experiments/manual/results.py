@@ -74,7 +74,7 @@ def draw_times(raced: dict[str, list[Raced]], path: Path) -> None:
         for axes, (title, rows) in zip(panels, raced.items(), strict=True):
             _rows(axes, title, rows, lambda one: one.time_s)
         figure.supxlabel(
-            "seconds to the target, logarithmic: median of three seeds, line from the fastest to the slowest",
+            "seconds to the target, logarithmic: median of the seeds, line from the fastest to the slowest",
             fontsize=9.5,
         )
 
