@@ -18,7 +18,7 @@ from torch import Tensor
 from lwpd_lightning.carried import Carried
 from lwpd_lightning.coding import BlockMap, Code
 from lwpd_lightning.coding.sender import Sender
-from lwpd_lightning.coding.wire import WireFormat
+from lwpd_lightning.coding.wire import WireFormat, all_finite
 from lwpd_lightning.data import CodedBatch, derive_seed, drawing_from
 from lwpd_lightning.exchange.state import StateLayout
 from lwpd_lightning.exchange.update import Contribution, Logged
@@ -205,16 +205,11 @@ class CodewordComputation:
         return output
 
 
-def _finite(values: Tensor) -> bool:
-    # A sum is one pass that makes nothing; it may be infinite of values that are not.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
 def _norm(values: Tensor) -> float | None:
     """The Euclidean norm; None of what is not finite."""
     # In float64, in which squares of any float32 add up to something finite.
     norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
-    return norm if math.isfinite(norm) or _finite(values) else None
+    return norm if math.isfinite(norm) or all_finite(values) else None
 
 
 def closure_loss(output: Any) -> Tensor:

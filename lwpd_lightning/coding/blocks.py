@@ -101,13 +101,13 @@ class BlockMap:
         weights = self._checked(coefficients)
         self._check_shape(out, (self.block_size,))
         nonzero = [b for b, w in enumerate(weights) if w != 0]
+        if fresh and not (nonzero and all(self.touched())):
+            out.zero_()
+            fresh = False
         if unit is not None:
             self._check_shape(unit.squares, (self.blocks, self.block_size))
             self._encode_in_units(weights, nonzero, out, unit, fresh)
             return
-        if fresh and not (nonzero and all(self.touched())):
-            out.zero_()
-            fresh = False
         # Profiled: with every block wanted, one BLAS call a parameter moves less memory and costs fewer dispatches.
         dense = torch.tensor(weights, dtype=out.dtype, device=out.device) if len(nonzero) == self.blocks > 1 else None
         for grad, chunk, first in self._gradients():
@@ -128,15 +128,14 @@ class BlockMap:
 
     def _encode_in_units(self, weights: list[float], nonzero: list[int], out: Tensor, unit: Unit, fresh: bool) -> None:
         fast = kernels.compiled_for(out, *unit)
-        if fresh and (fast is None or not all(self.touched())):
-            out.zero_()
-            fresh = False
         if fast is not None:
             given, into, of = np.array(weights, np.float32), out.numpy(), [one.numpy() for one in unit]
             for grad, chunk, first in self._gradients():
                 values = grad.to(out.dtype).contiguous().numpy()
                 fast.encode(values, given, *of, first, chunk, CHUNK, into, fresh)
             return
+        if fresh:
+            out.zero_()
         roots = unit.roots()
         for grad, chunk, first in self._gradients():
             for b in nonzero:

@@ -98,9 +98,7 @@ class WireFormat(ABC):
 
     def finite(self, payload: Tensor, size: int) -> bool:
         """Whether all values of a packed codeword are finite."""
-        values = self.unpack(payload, size)
-        # A sum is one pass that makes nothing; it may be infinite of values that are not.
-        return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
+        return all_finite(self.unpack(payload, size))
 
     @abstractmethod
     def cut(self, payload: Tensor, size: int, start: int, stop: int) -> Tensor:
@@ -112,6 +110,12 @@ class WireFormat(ABC):
     @abstractmethod
     def read(self, payload: Tensor, size: int) -> Tensor:
         """`unpack` of a payload whose length has been checked."""
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is infinite or NaN."""
+    # A sum is one pass that makes nothing; it may be infinite of values that are not.
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 _FORMATS: dict[str, type[WireFormat]] = {}
