@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,7 @@ class Metric:
             self._buffer = self._blocks.zeros()
         squares, known = self._buffer, sorted(found)
         if known != self._known:
-            ones = {position: (torch.ones_like(self._blocks.parameters[position]), 1.0) for position in known}
-            self._known, self._counts = known, self._laid_out(ones, squares)
+            self._known, self._counts = known, self._counted(known).to(squares)
         means = self._means(self._laid_out(found, squares))
         unknown = [position for position in range(len(self._blocks.parameters)) if position not in found]
         if unknown:
@@ -106,6 +106,19 @@ class Metric:
             fast.lay_out(values.view(-1).numpy(), factor, rows, first, width, CHUNK, sums)
             first += width
         return torch.from_numpy(sums)
+
+    def _counted(self, known: Iterable[int]) -> Tensor:
+        """How many values of each chunk have state; (B, ceil(d/1024))."""
+        blocks, firsts = self._blocks, [0, *accumulate(self._blocks.widths)]
+        counts = torch.zeros(blocks.blocks, -(-blocks.block_size // CHUNK))
+        for position in known:
+            first, width, left = firsts[position], blocks.widths[position], blocks.parameters[position].numel()
+            for b in range(blocks.blocks):
+                stop = first + max(0, min(width, left - b * width))
+                chunks = slice(first // CHUNK, -(-stop // CHUNK))
+                starts = torch.arange(chunks.start, chunks.stop) * CHUNK
+                counts[b, chunks] += (starts + CHUNK).clamp(max=stop) - starts.clamp(min=first)
+        return counts
 
     def _means(self, sums: Tensor) -> Tensor:
         """Of each row's chunks, over the values that are known; (B, ceil(d/1024))."""

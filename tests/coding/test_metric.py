@@ -164,6 +164,16 @@ def test_parameters_without_state_are_taken_for_their_chunks_mean_or_all_chunks(
     check(BlockMap(held, count), optimizer, [None if of is None else of / (1 - 0.999**3) for of in state])
 
 
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.lists(st.tuples(st.integers(1, 3000), st.booleans()), min_size=1, max_size=6), count=st.integers(1, 4))
+def test_any_sizes_of_which_any_have_state_lie_in_their_chunks(sizes, count):
+    held = parameters([(1,), *((size,) for size, _ in sizes)])
+    without = [position for position, (_, has) in enumerate(sizes, start=1) if not has]
+    optimizer = stepped(torch.optim.Adam([p for position, p in enumerate(held) if position not in without]), 1)
+    state = [optimizer.state.get(p, {}).get("exp_avg_sq") for p in held]
+    check(BlockMap(held, count), optimizer, [None if of is None else of / (1 - 0.999) for of in state])
+
+
 def test_parameters_that_have_made_other_numbers_of_steps_are_in_one_unit():
     held = parameters([(300,), (300,)])
     optimizer = torch.optim.Adam(held)
