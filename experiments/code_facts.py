@@ -85,7 +85,7 @@ def tolerance(code: Code, worth: Sequence[Arrivals]) -> str | None:
     >>> tolerance(lwpd_code(8, 4, 2), recovery(lwpd_code(8, 4, 2)))
     'any 5 of 8'
     >>> tolerance(uncoded(4), recovery(uncoded(4)))
-    'all 4 of 4'
+    'all 4'
     """
     # More arrivals never span less: one set that fails proves that some smaller sets fail too, tried or not.
     failing = max((at.count for at in worth if at.share < 1), default=0)
@@ -93,7 +93,7 @@ def tolerance(code: Code, worth: Sequence[Arrivals]) -> str | None:
         return None
     held = worth[failing:]
     proven = next(at.count for at in held if at.all_tried or at.count == code.recovery_threshold)
-    exact = f"all {proven} of {code.n}" if proven == code.n else f"any {proven} of {code.n}"
+    exact = f"all {proven}" if proven == code.n else f"any {proven} of {code.n}"
     if held[0].count == proven:
         return exact
     return f"{exact}, and each of {held[0].tried} sampled sets of {held[0].count}"

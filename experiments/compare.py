@@ -35,6 +35,7 @@ def _compare(options: argparse.Namespace) -> None:
     from .comparison import figures, page, parts, report, table
     from .comparison.baselines import baselines
     from .comparison.groups import group
+    from .comparison.labels import unsaid
     from .console import open_console
 
     if options.report and not options.online:
@@ -49,7 +50,11 @@ def _compare(options: argparse.Namespace) -> None:
     rows = table.rows(groups, against, options.x)
     title = _title(runs, groups, against, options.x)
     repeated = [line for one in groups if not one.pooled for line in parts.repeated_seeds(one.label, one.runs)]
+    usual = unsaid({tuple(one.values.values()): one.runs[0] for one in groups}, list(groups[0].values))
+    unmeasured += table.unrated(rows, options.x)
     remarks = [*_pooled(groups), *repeated, *unmeasured, *parts.remarks(runs), *_unfinished(left_out)]
+    if usual is not None:
+        remarks.insert(0, usual)
 
     console = open_console()
     table.show(console, rows, title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:
 def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
     """(name, text) of each line; a figure that the run did not measure has none."""
     lines = [("result", _result(summary)), ("time", _time(summary))]
+    went_on = summary.get("resumed_at_update")
+    since = f" (since update {went_on}, where it went on)" if went_on else ""
     if code is not None:
         lines.append(("any arrivals", _arrivals(code, summary["wait_for"])))
     if summary["bytes_up"] is not None:
@@ -37,12 +40,12 @@ def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
                 f"{readable_bytes(summary['bytes_up'])} up, {readable_bytes(summary['bytes_down'])} down, "
                 "all workers together",
             ),
-            ("waiting", _waiting(summary)),
+            ("waiting", _waiting(summary) + since),
         ]
         if summary["inclusion_rate"]:  # empty where a finished run went on, with no update left
             lines += [
-                ("staleness", _staleness(summary)),
-                ("inclusion rate", _inclusion(summary["inclusion_rate"])),
+                ("staleness", _staleness(summary) + since),
+                ("inclusion rate", _inclusion(summary["inclusion_rate"]) + since),
                 ("lost workers", _failures(summary["failures"], summary.get("kills_to_come") or [])),
             ]
     if code is not None:
@@ -63,7 +66,7 @@ def _title(summary: dict[str, Any]) -> str:
 def _result(summary: dict[str, Any]) -> str:
     metric, value = summary["target"]["metric"], summary["target"]["value"]
     reached = summary["time_to_target_s"]
-    target = f"not reached: {value}" if reached is None else f"{value} reached after {reached:.1f} s"
+    target = f"not reached: {value}" if reached is None else f"{value} first reached after {reached:.1f} s"
     measured = "not measured" if summary.get(metric) is None else f"{summary[metric]:.4f}"
     return f"{metric} {measured} after {summary['updates']} updates (target {target})"
 
@@ -124,7 +127,8 @@ def compute_cost(code: Code) -> str:
     """What redundancy costs: the share of the batch that a worker computes, and the sum over all workers."""
     loads = worker_loads(code)
     extent = f"{min(loads):.0%}" if min(loads) == max(loads) else f"{min(loads):.0%} to {max(loads):.0%}"
-    return f"each worker computes {extent} of every batch, all together {sum(loads):.3g} batches an update"
+    batches = "1 batch" if math.isclose(sum(loads), 1) else f"{sum(loads):.3g} batches"
+    return f"each worker computes {extent} of every batch, all together {batches} an update"
 
 
 def readable_bytes(count: float) -> str:

@@ -63,6 +63,7 @@ def _watch(options: argparse.Namespace) -> None:
             options.once.write_text(page(options.paths, ""), encoding="utf-8")
         except OSError as error:
             raise ValueError(f"--once {options.once} cannot be written ({error.strerror}): use another file.") from None
+        print(options.once)
         return
     milliseconds = round(1000 * options.every)
     script, one_at_a_time = _SCRIPT % (milliseconds, milliseconds), threading.Lock()

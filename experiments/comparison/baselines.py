@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from . import budgets
-from .groups import Group, as_text, chosen_word, value_of
+from .groups import Group, as_text, value_of
+from .labels import chosen_word
 from .run import MISSING
 
 # Chosen in this order where nobody names a baseline.
@@ -35,7 +36,8 @@ def baselines(groups: Sequence[Group], wanted: str | None) -> tuple[dict[int, Gr
         if not found:
             raise ValueError(f"--baseline {wanted} fits no group: {_why_none(groups, conditions)}.")
     told_apart = [key for key in found[0].values if len({one.values[key] for one in found}) > 1] if found else []
-    matched, reasons = {}, []
+    matched: dict[int, Group] = {}
+    reasons: dict[str, list[str]] = {}
     for index, one in enumerate(groups):
         agreeing = [base for base in found if all(base.values[key] == one.values[key] for key in told_apart)]
         if len(agreeing) == 1 and (agreeing[0] is one or not budgets.differences(one.runs, agreeing[0].runs)):
@@ -51,9 +53,10 @@ def baselines(groups: Sequence[Group], wanted: str | None) -> tuple[dict[int, Gr
             for base in alike_but_for_budgets
             if (differences := budgets.differences(one.runs, base.runs))
         ]
-        if others:
-            reasons.append(f"No ratio for {one.label}: {'; '.join(others)}.")
-    return matched, reasons
+        if found:
+            reason = "; ".join(others) or f"no run of {found[0].scheme or found[0].label} has its other settings"
+            reasons.setdefault(reason, []).append(one.label)
+    return matched, [f"No ratio for {'; '.join(labels)}: {reason}." for reason, labels in reasons.items()]
 
 
 def _conditions(wanted: str) -> dict[str, str]:

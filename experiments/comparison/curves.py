@@ -69,7 +69,7 @@ def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
         lines = []
         for place, axes in enumerate(panels):
             for one, look, found in drawn[place : place + 1] if apart else drawn:
-                lines.append(_line(axes, one, look, found, scale))
+                lines.append(_line(axes, one, look, found, scale, in_sight=_touches(found[1], low, high)))
             for _, _, (spent, median, _, _) in drawn if apart else []:  # whom it is to be told from
                 axes.plot(spent / scale, median, color="0.85", linewidth=0.6, zorder=0)
             for value in sorted(targets):
@@ -98,11 +98,18 @@ def draw(path: Path, groups: Sequence[Group], axis: str) -> list[str]:
     return left_out
 
 
-def _line(axes: Axes, one: Group, look: Look, found: tuple[Column, Column, Column, Column], scale: float) -> Line2D:
+def _touches(values: Column, low: float, high: float) -> bool:
+    return bool(((values >= low) & (values <= high)).any())
+
+
+def _line(
+    axes: Axes, one: Group, look: Look, found: tuple[Column, Column, Column, Column], scale: float, *, in_sight: bool
+) -> Line2D:
     spent, median, lower, upper = found
+    label = one.label if in_sight else f"{one.label} (out of sight)"
     axes.fill_between(spent / scale, lower, upper, color=look.colour, alpha=0.15, linewidth=0)
     (line,) = axes.plot(
-        spent / scale, median, label=one.label, color=look.colour, linestyle=look.dashes,
+        spent / scale, median, label=label, color=look.colour, linestyle=look.dashes,
         marker=look.marker, fillstyle=look.fill, markevery=max(1, len(spent) // 10),
     )  # fmt: skip
     return line
@@ -110,7 +117,12 @@ def _line(axes: Axes, one: Group, look: Look, found: tuple[Column, Column, Colum
 
 def statistic(groups: Sequence[Group]) -> str:
     """What lines and bands show; single runs have neither median nor quartiles."""
-    return "median and quartiles over runs" if any(len(one.runs) > 1 for one in groups) else "single runs"
+    several = [len(one.runs) > 1 for one in groups]
+    if not any(several):
+        return "single runs"
+    return (
+        "median and quartiles over runs" if all(several) else "median and quartiles over runs, where there are several"
+    )
 
 
 def focus(values: Column, targets: set[float], minimised: bool) -> tuple[float, float]:
@@ -132,7 +144,8 @@ def _say_target(axes: Axes, value: float) -> None:
     # On the left, where curves are still far from it.
     axes.annotate(
         f"target {value:g}", (0.0, value), xycoords=("axes fraction", "data"), xytext=(2, 2),
-        textcoords="offset points", ha="left", va="bottom", fontsize=6.5, color="0.4",
+        textcoords="offset points", ha="left", va="bottom", fontsize=6.5, color="0.4", zorder=5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )  # fmt: skip
 
 

@@ -43,8 +43,20 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     logs = [_log_alone(directory) for directory in unfinished] if any(run.resumed_from for run in runs) else []
     whole = join(runs, [log for log in logs if log is not None])
     continued = {source for run in whole for source in run.parts}
-    left_out += [f"{directory} (unfinished)" for directory in unfinished if str(directory) not in continued]
+    left_out += [
+        f"{directory} ({why})"
+        for directory in unfinished
+        if str(directory) not in continued and (why := _why_unfinished(directory)) is not None
+    ]
     return whole, left_out
+
+
+def _why_unfinished(directory: Path) -> str | None:
+    """None of a command that was refused, or that is no training, and so left no log."""
+    failure = directory / "failure.json"
+    if failure.is_file():
+        return f"failed: {json.loads(failure.read_text(encoding='utf-8')).get('sentence')}"
+    return "unfinished" if (directory / "csv").is_dir() else None
 
 
 def run_directories(path: Path) -> Iterator[Path]:

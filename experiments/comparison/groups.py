@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from . import budgets
+from .labels import labels
 from .run import MISSING, Run
 from .schemes import known
 
@@ -16,8 +17,10 @@ _METHOD = ("scheme", "world_size", "code.family", "code.n", "code.k", "code.t", 
 # Parts of a configuration that change no result (what a run is called among them), or that the summary tells better.
 _IDLE = {
     *("code", "seed", "paths", "logger", "sweep", "task_name", "tags"),
-    *("ckpt_path", "resume", "restarts", "resumed_from", "choices"),
+    *("ckpt_path", "resume", "restarts", "resumed_from", "choices", "optimized_metric"),
 }
+# Callbacks, by their names in the configuration, that only look on.
+_LOOKING_ON = {"exchange", "checkpoint", "last", "recent", "target", "progress", "live"}
 # Parts of a configuration that follow from the method, or from the code and the machine that ran it.
 _OF_METHOD = {"scheme", "callbacks", "git_revision", "versions"}
 _STRATEGY = "scheme.strategy"
@@ -75,19 +78,13 @@ def group(runs: Sequence[Run], keys: Sequence[str] | None = None) -> list[Group]
     parts: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         parts.setdefault(tuple(as_text(value_of(run, key)) for key in chosen), []).append(run)
-    shown = _labels({values: members[0] for values, members in parts.items()}, chosen)
+    shown = labels({values: members[0] for values, members in parts.items()}, chosen)
     groups = []
     for values in sorted(parts, key=_natural):
         members = sorted(parts[values], key=lambda run: _natural((as_text(run.get("seed")),)))
         pooled = _splitting(members, [key for key in differing if key not in chosen])
         groups.append(Group(shown[values], dict(zip(chosen, values, strict=True)), members, pooled))
     return groups
-
-
-def chosen_word(run: Run, key: str) -> str | None:
-    """The word that chose a whole group of the configuration, such as straggler=one_slow."""
-    choices = run.config.get("choices")
-    return choices.get(key) if isinstance(choices, dict) else None
 
 
 def value_of(run: Run, key: str) -> Any:
@@ -144,6 +141,8 @@ def _differing(nodes: Sequence[Any], path: str = "") -> list[str]:
 
 def _normalised(run: Run) -> Any:
     settings = {name: node for name, node in run.config.items() if name not in _IDLE}
+    if isinstance(callbacks := settings.get("callbacks"), dict):
+        settings["callbacks"] = {name: node for name, node in callbacks.items() if name not in _LOOKING_ON}
     if isinstance(scheme := settings.get("scheme"), dict):
         settings["scheme"] = {name: node for name, node in scheme.items() if name != "look"}
     return _without_the_run(settings, run)
@@ -182,31 +181,6 @@ def as_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(as_text, value)) + "]"
     return value if isinstance(value, str) else repr(value) if value is MISSING else json.dumps(value, default=repr)
-
-
-def _labels(members: Mapping[tuple[str, ...], Run], keys: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """One label for each group: the scheme by its word, other keys by their last part, objects by word or class."""
-    labels: dict[tuple[str, ...], list[str]] = {values: [] for values in members}
-    for place, key in enumerate(keys):
-        words = {
-            values[place]: chosen_word(run, key) or values[place].partition("(")[0] for values, run in members.items()
-        }
-        telling = len(set(words.values())) == len(words)
-        for values, parts in labels.items():
-            # A scheme without a code has no k; saying so would only lengthen its name.
-            if values[place] == "none" and key.startswith(("code.", "wait_for")):
-                continue
-            text = words[values[place]] if telling else values[place]
-            parts.append(text if key == "scheme" else f"{_short_key(key, keys)}={text}")
-    return {values: " ".join(parts) or "all runs" for values, parts in labels.items()}
-
-
-def _short_key(key: str, keys: Sequence[str]) -> str:
-    parts = key.split(".")
-    # A number alone is no name: slowdown.1.
-    last = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
-    name = last if sum(other.endswith(f".{last}") or other == last for other in keys) == 1 else key
-    return {"wait_for": "K", "world_size": "workers"}.get(name, name)
 
 
 def _natural(values: Sequence[str]) -> list[tuple[float, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,13 +18,15 @@ from .run import AXES, MISSING, Run
 from .statistics import LEVEL, Comparison, Spread, adjusted, compare, spread
 
 NOTE = (
-    "Time since the start of fit, bytes over all links and updates are those to the target. Median over runs, "
+    "Time since the start of fit, bytes over all links and updates are those to the target; an update is the mean time "
+    "from one to the next, validation included. Median over runs, "
     "lowest..highest below it; a run that missed the target counts as slower than all that met it. Ratio to the "
     "baseline: below 1 is cheaper. p: exact two-sided rank test (pairs are of the same seed), Holm-adjusted; "
     f"* p <= {LEVEL}; few: no result of so many runs could have reached that."
 )
 # Narrower consoles get each range on two lines.
 _WIDE = 100
+_NONE = "-"
 _COST = {"wall": "time", "bytes": "bytes", "updates": "updates"}  # to the target
 
 
@@ -67,6 +70,24 @@ def rows(groups: Sequence[Group], baselines: Mapping[int, Group], axis: str) -> 
         )
         for index, one in enumerate(groups)
     ]
+
+
+def unrated(rows: Sequence[Row], axis: str) -> list[str]:
+    """A line for each group that has a baseline and yet no ratio to it."""
+    return [
+        f"No ratio for {row.group.label}: {_why_unrated(row, axis)}."
+        for row in rows
+        if row.baseline is not None and row.baseline is not row.group and _ratio(row) == _NONE
+    ]
+
+
+def _why_unrated(row: Row, axis: str) -> str:
+    if row.comparison is not None:
+        return "most pairs, or the median run of either, missed the target"
+    cost = row.costs[axis]
+    if cost is not None and math.isinf(cost.low):
+        return "no run of it or of its baseline reached the target"
+    return f"its {_COST[axis]} to the target, or its baseline's, was not measured"
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -145,15 +166,19 @@ def _costs(one: Group, axis: str) -> list[tuple[object, float]]:
 
 
 def _update_s(run: Run) -> float:
+    if run.parts:  # the summary is the last one's
+        took = run.read(lambda name: name == "exchange/update_s").get("exchange/update_s", np.empty(0))
+        took = took[~np.isnan(took)]
+        return float(took.mean()) if took.size else math.nan
     value = run.get("update_s_mean")
-    return float("nan") if value in (None, MISSING) else float(value)
+    return math.nan if value in (None, MISSING) else float(value)
 
 
 def _ratio(row: Row) -> str:
     if row.baseline is row.group:
         return "base"
     if row.comparison is None or not math.isfinite(row.comparison.ratio):
-        return "-"
+        return _NONE
     return f"{row.comparison.ratio:.2f}"
 
 
@@ -172,16 +197,16 @@ def _spread(value: Spread | None, unit_of: Callable[[float], tuple[float, str]],
     >>> _spread(Spread(median=3.0, low=1.0, high=5.0, n=3, missed=0), _seconds)
     '3 s\\n1..5'
     >>> _spread(Spread(median=math.inf, low=1.0, high=math.inf, n=3, missed=2), _seconds)
-    'missed\\n1 s..missed'
+    'missed\\n1s..missed'
     """
     if value is None:
-        return "-"
+        return _NONE
     if math.isinf(value.low):
         return "missed"
     scale, unit = unit_of(value.low if math.isinf(value.median) else value.median)
     middle, low = _number(value.median / scale, digits), _number(value.low / scale)
     if middle == "missed":
-        low = f"{low} {unit}".strip()
+        low = f"{low}{unit}"  # one word, which is not broken over lines
     else:
         middle = f"{middle} {unit}".strip()
     return middle if value.n == 1 else f"{middle}\n{low}..{_number(value.high / scale)}"

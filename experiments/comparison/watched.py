@@ -105,7 +105,7 @@ def page(paths: Sequence[Path], script: str) -> str:
     left_out = [f"Figures show the newest {DRAWN} of {len(shown)} runs."] if len(shown) > DRAWN else []
     body = [
         "<h1>Runs</h1>",
-        f'<p class="quiet">as of {time.strftime("%H:%M:%S")}</p>',
+        f'<p class="quiet">as of {time.strftime("%Y-%m-%d %H:%M:%S")}</p>',
         f'<div class="wide">{table_of(HEADER, [_line(one) for one in shown])}</div>',
         f"<p>Medians of the last {_RECENT} updates; bytes over all links.</p>",
         *(f"<p>{html.escape(line)}</p>" for line in [*others, *left_out]),
@@ -123,6 +123,7 @@ def _line(one: Watched) -> list[str]:
     loss, metric = one.column("exchange/loss", "train_loss"), one.column(run.metric)
     traffic = sum(float(one.column(f"exchange/bytes_{way}").sum()) for way in ("up", "down"))
     scale, unit = bytes_unit(traffic)
+    part = "\nsince it went on" if run.resumed_from is not None else ""  # the log is of this part alone
     alive = one.column("exchange/live")
     total = live.get("total") or "?"
     return [
@@ -133,7 +134,7 @@ def _line(one: Watched) -> list[str]:
         f"{loss[-1]:.3g}" if loss.size else "",
         f"{run.metric} {metric[-1]:.4g}" if metric.size else "",
         *(_duration(one.column(f"exchange/{name}_s")) for name in ("update", "wait", "compute")),
-        f"{traffic / scale:.3g} {unit}" if traffic else "",
+        f"{traffic / scale:.3g} {unit}{part}" if traffic else "",
         f"{alive[-1]:.0f}/{run.get('code.n')}" if alive.size else "",
     ]
 

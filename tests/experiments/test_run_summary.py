@@ -8,7 +8,7 @@ import pytest
 from experiments.provenance import git_revision
 from experiments.report import rows
 from experiments.summary import write_atomically
-from lwpd_lightning import lwpd_code
+from lwpd_lightning import lwpd_code, uncoded
 
 MEASURED = {
     "scheme": "lwpd",
@@ -40,13 +40,24 @@ MEASURED = {
 def test_the_table_is_made_of_measured_figures():
     lines = dict(rows(MEASURED, lwpd_code(8, 4, 2)))
 
-    assert lines["result"] == "val_acc 0.9375 after 40 updates (target 0.9 reached after 3.2 s)"
+    assert lines["result"] == "val_acc 0.9375 after 40 updates (target 0.9 first reached after 3.2 s)"
     assert lines["upload"] == "2 kB a codeword, 50% of the whole gradient (4 kB)"
     assert lines["inclusion rate"] == "lowest 0.25 (worker 1), highest 1.00 (worker 0)"
     assert lines["lost workers"] == "worker 2 after update 17 (killed)"
     assert lines["staleness"] == "11 late codewords counted, 0 dropped; mean 0.25, highest 3 updates"
     assert "any 5 of 8 codewords" in lines["any arrivals"]
     assert lines["cost"] == "each worker computes 50% to 100% of every batch, all together 6 batches an update"
+
+
+def test_figures_of_the_last_part_of_a_run_that_went_on_are_said_to_be():
+    lines = dict(rows({**MEASURED, "resumed_at_update": 20}, lwpd_code(8, 4, 2)))
+
+    of_the_part = {name for name, text in lines.items() if text.endswith(" (since update 20, where it went on)")}
+    assert of_the_part == {"waiting", "staleness", "inclusion rate"}
+
+
+def test_one_batch_is_one():
+    assert dict(rows(MEASURED, uncoded(4)))["cost"].endswith("all together 1 batch an update")
 
 
 def test_whom_a_shortened_run_spared_is_said():

@@ -76,7 +76,32 @@ def test_without_a_counterpart_a_group_is_measured_against_nothing():
         *(run("ddp", config={"data": {"batch_size": size}}) for size in (64, 128)),
     ]
 
-    assert set(baselines(group(runs), "scheme=ddp")[0]) == {1, 2}
+    against, reasons = baselines(group(runs), "scheme=ddp")
+
+    assert set(against) == {1, 2}
+    assert reasons == ["No ratio for lwpd batch_size=32: no run of ddp has its other settings."]
+
+
+def test_groups_that_lack_a_ratio_for_one_reason_share_a_line():
+    groups = group([budget("lwpd", max_epochs=30), budget("local", max_epochs=30), budget("ddp", max_epochs=4)])
+
+    assert baselines(groups, None)[1] == [
+        "No ratio for lwpd max_epochs=30; local max_epochs=30: ddp max_epochs=4 had another budget "
+        "(trainer.max_epochs=30 against 4)."
+    ]
+
+
+def test_why_a_group_with_a_baseline_has_no_ratio_is_said():
+    missed, silent = {"time_to_target_s": None, "val_acc": 0.5}, {"bytes_up": None}
+    groups = group([run("lwpd", summary=missed), run("local", summary=silent), run("ddp")])
+    rows = table.rows(groups, baselines(groups, None)[0], "wall")
+
+    assert table.unrated(rows, "wall") == [
+        "No ratio for lwpd: most pairs, or the median run of either, missed the target."
+    ]
+    assert "No ratio for local: its bytes to the target, or its baseline's, was not measured." in table.unrated(
+        table.rows(groups, baselines(groups, None)[0], "bytes"), "bytes"
+    )
 
 
 def test_the_plainest_scheme_is_the_baseline_of_those_who_name_none():

@@ -61,6 +61,16 @@ def compare(directory, *arguments):
     )
 
 
+def test_a_command_that_was_refused_is_no_run_and_a_failed_one_is_named(tmp_path):
+    for place in ("refused/.hydra", "failed/.hydra", "killed/csv"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "failed/failure.json").write_text('{"sentence": "ValueError: no data"}')
+
+    assert local_runs([tmp_path]) == (
+        [], [f"{tmp_path}/failed (failed: ValueError: no data)", f"{tmp_path}/killed (unfinished)"]
+    )  # fmt: skip
+
+
 @pytest.mark.real_start
 def test_a_sweep_becomes_a_table_figures_a_csv_and_a_page(sweep, tmp_path):
     runs = tmp_path / "runs"

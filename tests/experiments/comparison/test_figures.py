@@ -110,7 +110,19 @@ def test_single_runs_have_no_quartiles():
     single, both = group([run("lwpd"), run("ddp")]), group([run("lwpd", 0), run("lwpd", 1), run("ddp")])
 
     assert statistic(single) == "single runs"
-    assert statistic(both) == "median and quartiles over runs"
+    assert statistic(both) == "median and quartiles over runs, where there are several"
+    assert statistic(group([run("lwpd", 0), run("lwpd", 1)])) == "median and quartiles over runs"
+
+
+def test_a_curve_that_is_nowhere_in_sight_is_said_to_be(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(curves, "legend", lambda figure, lines, title: shown.extend(line.get_label() for line in lines))
+    good = [run(scheme, series=curve([0.9, 0.95, 0.97], [1.0, 2.0, 3.0], (1, 2, 3))) for scheme in ("lwpd", "local")]
+    bad = run("ddp", series=curve([0.1], [1.0], (1,)))
+
+    curves.draw(tmp_path / "curve.png", group([*good, bad]), "updates")
+
+    assert shown == ["lwpd", "local", "ddp (out of sight)"]
 
 
 @pytest.mark.parametrize(("updates", "label"), [((1, 5), "updates"), ((1, 50), "updates, logarithmic")])

@@ -4,6 +4,7 @@ import pytest
 
 from experiments.comparison.baselines import baselines
 from experiments.comparison.groups import group
+from experiments.comparison.labels import unsaid
 from tests.experiments.comparison.runs import run
 
 SLOW = {"_target_": "lwpd_lightning.injection.StragglerInjector", "slowdown": {1: 5.0}}
@@ -109,6 +110,35 @@ def test_labels_say_only_what_differs():
     sizes = [run(seed=seed, config={"data": {"batch_size": size}}) for size in (64, 256, 128) for seed in (0, 1)]
 
     assert labels(group(sizes)) == ["batch_size=64", "batch_size=128", "batch_size=256"]
+
+
+def test_of_many_settings_labels_say_what_is_not_as_in_most_groups():
+    usual = {"batch_size": 128, "context": 64, "shuffle": True, "workers": 0}
+    others = [{"batch_size": 64}, {"context": 32}, {"shuffle": False}, {"workers": 2, "context": 32}]
+    runs = [run(scheme, config={"data": {**usual, **other}}) for scheme in ("lwpd", "ddp") for other in ({}, *others)]
+
+    groups = group(runs)
+
+    told = {"", " batch_size=64", " context=32", " shuffle=false", " context=32 workers=2"}
+    assert {*labels(groups)} == {f"{scheme}{setting}" for scheme in ("lwpd", "ddp") for setting in told}
+    assert unsaid({tuple(one.values.values()): one.runs[0] for one in groups}, list(groups[0].values)) == (
+        "Where a group does not say otherwise: batch_size=128, context=64, shuffle=true, workers=0."
+    )
+
+
+def test_of_few_settings_labels_say_all():
+    groups = group([run(config={"data": {"batch_size": size}}) for size in (64, 128)])
+
+    assert unsaid({tuple(one.values.values()): one.runs[0] for one in groups}, list(groups[0].values)) is None
+
+
+def test_who_only_looks_on_and_what_a_sweeper_is_told_are_no_settings():
+    watched = {"callbacks": {"live": {"every_s": 1}, "recent": {"every_s": 5}}, "optimized_metric": "val_acc"}
+    other = {"callbacks": {"live": None, "recent": {"every_s": 60}}, "optimized_metric": "val_loss"}
+
+    (together,) = group([run(seed=seed, config=config) for seed, config in enumerate((watched, other))])
+
+    assert together.pooled == []
 
 
 def test_a_group_of_the_configuration_is_called_by_the_word_that_chose_it():
