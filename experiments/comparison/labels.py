@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from .run import Run
 
 _SPELT_OUT = 3  # settings; of more, labels leave out what most groups have
+_DIGITS = 8  # of a number that is written in full
 
 
 def chosen_word(run: Run, key: str) -> str | None:
@@ -42,9 +43,21 @@ def unsaid(members: Mapping[tuple[str, ...], Run], keys: Sequence[str]) -> str |
 
 
 def _words(members: Mapping[tuple[str, ...], Run], key: str, place: int) -> dict[str, str]:
-    """A key's value -> how it is written: the word that chose it, where no two have the same."""
-    words = {values[place]: chosen_word(run, key) or values[place].partition("(")[0] for values, run in members.items()}
+    """A key's value -> how it is written: the word that chose it, or briefly, where no two then have the same."""
+    words = {values[place]: chosen_word(run, key) or _brief(values[place]) for values, run in members.items()}
     return words if len(set(words.values())) == len(words) else {value: value for value in words}
+
+
+def _brief(value: str) -> str:
+    """An object by its class, a long number by four digits.
+
+    >>> _brief("StragglerInjector(slowdown={1: 5.0})"), _brief("0.00017666386"), _brief("1000000"), _brief("0.3")
+    ('StragglerInjector', '0.0001767', '1000000', '0.3')
+    """
+    try:
+        return f"{float(value):.4g}" if "." in value and len(value) > _DIGITS else value
+    except ValueError:
+        return value.partition("(")[0]
 
 
 def _usual(values: Sequence[tuple[str, ...]], keys: Sequence[str]) -> dict[str, str]:

@@ -126,6 +126,17 @@ def test_of_many_settings_labels_say_what_is_not_as_in_most_groups():
     )
 
 
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ((0.000176663862, 0.00203879297), ["lr=0.0001767", "lr=0.002039"]),
+        ((0.123456789, 0.123456788), ["lr=0.123456788", "lr=0.123456789"]),
+    ],
+)
+def test_numbers_have_as_few_digits_as_tell_them_apart(rates, shown):
+    assert labels(group([run(config={"model": {"lr": rate}}) for rate in rates])) == shown
+
+
 def test_of_few_settings_labels_say_all():
     groups = group([run(config={"data": {"batch_size": size}}) for size in (64, 128)])
 
