@@ -21,6 +21,9 @@ MEASURED = {
     "wall_s": 9.5,
     "fit_s": 6.5,
     "startup_s": 1.5,
+    "imports_s": 1.0,
+    "assembly_s": 0.5,
+    "judging_s": 0.25,
     "gradient_bytes": 4000,
     "bytes_up": 560_000,
     "bytes_down": 1_234_000,
@@ -47,6 +50,15 @@ def test_the_table_is_made_of_measured_figures():
     assert lines["staleness"] == "11 late codewords counted, 0 dropped; mean 0.25, highest 3 updates"
     assert "any 5 of 8 codewords" in lines["any arrivals"]
     assert lines["cost"] == "each worker computes 50% to 100% of every batch, all together 6 batches an update"
+
+
+def test_the_parts_of_a_runs_time_add_up():
+    parts = "imports 1.0 s, data and model 0.5 s, the workers' start-up 1.5 s, training 5.0 s, judging the model 0.2 s"
+    assert dict(rows(MEASURED, None))["time"] == f"9.5 s in all: {parts}, the rest 1.2 s"
+
+    unmeasured = {**MEASURED, "startup_s": None, "fit_s": None}
+    parts = "imports 1.0 s, data and model 0.5 s, judging the model 0.2 s"
+    assert dict(rows(unmeasured, None))["time"] == f"9.5 s in all: {parts}, training and the rest 7.8 s"
 
 
 def test_whom_a_shortened_run_spared_is_said():
