@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .refusals import in_a_sentence
+from .typed_command import beside
 
 if TYPE_CHECKING:
     from .comparison.groups import Group
@@ -104,7 +105,7 @@ def _read(options: argparse.Namespace) -> tuple[list[Run], list[str]]:
     if not runs:
         where = " ".join([*map(str, options.paths), *([options.online] if options.online else [])])
         raise ValueError(
-            f"No finished run in {where}: train one with python -m {__package__}.train, "
+            f"No finished run in {where}: train one with {beside('train')}, "
             f"which leaves summary.json when it ends. {' '.join(_unfinished(left_out))}".rstrip()
         )
     return runs, left_out

@@ -12,6 +12,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from .identity import identity
+from .stopping import told_by
+
 LIVE = "live.json"
 _SHARE = 0.02  # of a run's time, at most
 
@@ -20,7 +23,7 @@ class Live(Callback):
     """Writes every few seconds what the CSV log holds back, and how far the run is, who was lost and why.
 
     `live.json` has the updates made, those that the fit is to make (null: no end is known), the moment (seconds since
-    1970), the strategy's `failures`, and how the fit ended (null: it has not).
+    1970), the strategy's `failures`, how the fit ended (null: it has not), and which process says so.
 
     Args:
         directory: the run's.
@@ -57,7 +60,7 @@ class Live(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what ended it."""
-        self._tell(trainer, f"{type(exception).__name__}: {exception}".removesuffix(": "))
+        self._tell(trainer, told_by(exception) or f"{type(exception).__name__}: {exception}".removesuffix(": "))
 
     def _tell(self, trainer: Trainer, ended: str | None) -> None:
         if not trainer.is_global_zero:
@@ -72,6 +75,7 @@ class Live(Callback):
             "at": time.time(),
             "failures": [vars(failure) for failure in getattr(trainer.strategy, "failures", [])],
             "ended": ended,
+            "process": identity(os.getpid()),
         }
         unfinished = self._path.with_name(f".{LIVE}")
         unfinished.write_text(json.dumps(document), encoding="utf-8")

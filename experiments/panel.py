@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -15,8 +16,10 @@ from lwpd_lightning.settings import ExchangeSettings
 from .code_facts import exactness, layout, recovery, size, span, tasks_text
 from .description import decoding, waits
 from .job import Job
+from .labels import labelled
 from .progress import is_interactive
 from .report import compute_cost, readable_bytes
+from .typed_command import beside
 
 _GROUPS = 8  # groups of workers that are listed
 
@@ -29,14 +32,15 @@ def announce(job: Job, scheme: str) -> None:
         figures = dict(lines)
         sentences = {"model": "", "decodes exactly": "decodes exactly ", "an update": "an update "}
         kept = [start + figures[name] for name, start in sentences.items() if name in figures]
-        console.print(f"scheme {scheme}: {'; '.join(kept)}", soft_wrap=True, highlight=False)
+        line = labelled(f"scheme {scheme}: {'; '.join(kept)}")
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in lines:
         table.add_row(name, text)
-    console.print(Panel(Group(table), title=f"scheme {scheme}", title_align="left", expand=False))
+    console.print(Panel(Group(table), title=escape(labelled(f"scheme {scheme}")), title_align="left", expand=False))
 
 
 def rows(job: Job) -> list[tuple[str, str]]:
@@ -70,7 +74,7 @@ def rows(job: Job) -> list[tuple[str, str]]:
         who = f"worker{'s' * (len(group.workers) > 1)} {span(group.workers)}"
         lines.append((who, tasks_text(group, code)))
     if len(groups) > _GROUPS:
-        lines.append(("", f"and {len(groups) - _GROUPS} more groups of workers: python -m {__package__}.describe"))
+        lines.append(("", f"and {len(groups) - _GROUPS} more groups of workers: {beside('describe')}"))
     if len(code.cycle) > 1:
         lines.append(("rows", "change from version to version"))
     return [

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import typed_command
+from .typed_command import ENV_ATTEMPT
+
+# What ends a run, in order.
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 # Pid of the process that waits for this job: the job ends when that is gone.
 ENV_WAITING = "LWPD_SWEEP"
-# What was typed, as JSON, in all processes of a run that `restarts` starts.
-ENV_ATTEMPT = "LWPD_ATTEMPT"
 
 
 def command(hydra: Any, directory: Path, overrides: Sequence[str]) -> list[str]:
@@ -32,6 +37,26 @@ def command(hydra: Any, directory: Path, overrides: Sequence[str]) -> list[str]:
         f"hydra.run.dir={quoted(str(directory))}",
         "hydra.output_subdir=null",  # this process has written .hydra/
     ]
+
+
+def start(command: Sequence[str], cwd: str, added: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a job that Ctrl-C and SIGTERM reach when it can answer them, at `hear`, and not amid its imports.
+
+    Args:
+        command: program and arguments.
+        cwd: working directory.
+        added: to the environment.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # which what is started inherits
+    try:
+        return subprocess.Popen(command, cwd=cwd, env={**os.environ, **added})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear() -> None:
+    """Let in what has been held back since this process was started."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def quoted(value: str) -> str:
@@ -64,11 +89,9 @@ def is_attempt() -> bool:
     return ENV_ATTEMPT in os.environ
 
 
-def typed() -> list[str]:
-    """The program and the words that the user typed, also where another process has started this one for it."""
-    told = os.environ.get(ENV_ATTEMPT)
-    words: list[str] = sys.argv if told is None else json.loads(told)
-    return words
+def attempt() -> dict[str, str]:
+    """Environment of a run that this process starts, and starts again when it dies."""
+    return {ENV_WAITING: str(os.getpid()), ENV_ATTEMPT: json.dumps(typed_command.typed())}
 
 
 def own_group() -> None:

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .labels import is_beside_others, labelled
 from .report import readable_bytes
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def _epochs(trainer: pl.Trainer) -> int | None:
 
 
 def is_interactive(console: Console) -> bool:
-    """Whether lines can be redrawn: a terminal that understands it, and not under continuous integration."""
-    return console.file.isatty() and not console.is_dumb_terminal and not os.environ.get("CI")
+    """Whether lines can be redrawn: a terminal that understands it, this job's alone, no continuous integration."""
+    redraws = console.file.isatty() and not console.is_dumb_terminal
+    return redraws and not os.environ.get("CI") and not is_beside_others()
 
 
 class ExchangeProgressBar(ProgressBar):
@@ -49,7 +51,7 @@ class ExchangeProgressBar(ProgressBar):
 
     Args:
         refresh_s: seconds between two drawings of the bar.
-        line_every_s: seconds between two lines where standard output is no terminal, or the environment has CI set.
+        line_every_s: seconds between two lines where standard output is no terminal or other jobs', or CI is set.
     """
 
     def __init__(self, refresh_s: float = 0.1, line_every_s: float = 30.0) -> None:
@@ -197,7 +199,8 @@ class ExchangeProgressBar(ProgressBar):
             return
         counted = f"update {task.completed:.0f}/{task.fields['end']}"
         left = f"{_duration(task.time_remaining)} left" if task.time_remaining is not None else ""
-        self._console.print(", ".join(filter(None, [counted, rate, left, *figures])), soft_wrap=True, highlight=False)
+        line = labelled(", ".join(filter(None, [counted, rate, left, *figures])))
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _exchange(self, trainer: pl.Trainer) -> list[str]:
         if not self._recent:

@@ -7,22 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lwpd_lightning import Code
 
 from .code_facts import exactness, recovery, worker_loads
+from .labels import labelled
 
 
 def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:
     """Print the table of `summary`, a document that `experiments.summary.summarise` made."""
-    table = Table(title=_title(summary), title_justify="left", show_header=False)
+    table = Table(title=escape(labelled(_title(summary))), title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows(summary, code):
         table.add_row(name, text)
-    table.add_row("files", str(directory))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    # Beside the table, whose cells are cut over several lines, so that it can be copied.
+    console.print(labelled(f"files: {directory}"), soft_wrap=True, highlight=False, markup=False)
 
 
 def rows(summary: dict[str, Any], code: Code | None) -> list[tuple[str, str]]:
@@ -72,12 +76,17 @@ def _result(summary: dict[str, Any]) -> str:
 
 
 def _time(summary: dict[str, Any]) -> str:
-    if summary["startup_s"] is None:
-        return f"{summary['wall_s']:.1f} s in all"
-    return (
-        f"{summary['wall_s']:.1f} s in all: training {summary['fit_s']:.1f} s, "
-        f"the workers' start-up {summary['startup_s']:.1f} s"
-    )
+    whole, startup = summary["wall_s"], summary["startup_s"]
+    parts = {
+        "imports": summary.get("imports_s"),
+        "data and model": summary.get("assembly_s"),
+        "the workers' start-up": startup,
+        "training": None if startup is None else summary["fit_s"] - startup,
+        "judging the model": summary.get("judging_s"),
+    }
+    known = {name: seconds for name, seconds in parts.items() if seconds is not None}
+    known["training and the rest" if startup is None else "the rest"] = max(0.0, whole - sum(known.values()))
+    return f"{whole:.1f} s in all: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in known.items())
 
 
 def _arrivals(code: Code, wait_for: int | str | None) -> str:

@@ -6,7 +6,6 @@ that whatever ends this process ends all; a signal that it gets the run gets, wh
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,11 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from . import processes
-from .processes import ENV_ATTEMPT, ENV_WAITING
+from . import labels, processes
+from .processes import STOPPING
 from .sweep import FAILURE
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S = 0.1
 # Before the run is started again; what is left of the one before ends by itself within the first.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
@@ -64,8 +62,9 @@ def supervise(cfg: DictConfig, restarts: int) -> int:
     directory = Path(hydra.runtime.output_dir)
     command = processes.command(hydra, directory, hydra.overrides.task)
     told = _Told()
-    before = {signum: signal.signal(signum, told.on_signal) for signum in _HANDLED}
+    before = {signum: signal.signal(signum, told.on_signal) for signum in STOPPING}
     try:
+        processes.hear()
         for attempt in range(restarts + 1):
             (directory / FAILURE).unlink(missing_ok=True)
             code = _run(command, hydra.runtime.cwd, told, waiting)
@@ -73,12 +72,9 @@ def supervise(cfg: DictConfig, restarts: int) -> int:
             if told.signum is not None or reason is None or attempt == restarts:
                 break
             pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
-            print(
-                f"The run {reason}; it is started again in {pause_s:g} s, {restarts - attempt} of {restarts} restarts "
-                f"are left.",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = f"{restarts - attempt} of {restarts} restarts are left."
+            said = f"The run {reason}; it is started again in {pause_s:g} s, {left}"
+            print(labels.labelled(said), file=sys.stderr, flush=True)
             deadline = time.monotonic() + pause_s
             while told.signum is None and time.monotonic() < deadline:
                 _end_with(waiting)
@@ -99,14 +95,15 @@ class _Told:
         self.run: subprocess.Popen[bytes] | None = None
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None and labels.label() is not None:
+            return  # Ctrl-C reaches this process, and the sweep passes it on as well
         self.signum = signum
         if self.run is not None and self.run.poll() is None:
             self.run.send_signal(signum)
 
 
 def _run(command: list[str], cwd: str, told: _Told, waiting: int | None) -> int:
-    environment = {**os.environ, ENV_WAITING: str(os.getpid()), ENV_ATTEMPT: json.dumps(sys.argv)}
-    told.run = run = subprocess.Popen(command, cwd=cwd, env=environment)
+    told.run = run = processes.start(command, cwd, processes.attempt())
     if told.signum is not None:  # before there was a run that it could be passed on to
         run.send_signal(told.signum)
     try:

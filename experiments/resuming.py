@@ -51,6 +51,8 @@ class SettingsInCheckpoints(Callback):
 def resumed(cfg: DictConfig) -> Iterator[None]:
     """Within, `cfg.ckpt_path` is what `resume=auto` goes on from; without `resume=auto` it stays as it is.
 
+    A job of a sweep that was stopped, and a run that is started again, go on in the same way.
+
     Where the directory holds no checkpoint, it stays as it is, too.
 
     Raises:
@@ -59,7 +61,7 @@ def resumed(cfg: DictConfig) -> Iterator[None]:
     """
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume={as_typed(cfg.resume)} is unknown: use resume=auto, or leave it out.")
-    if cfg.resume is None and not is_attempt():
+    if cfg.resume is None and not is_attempt() and not cfg.sweep.continues:
         yield
         return
     _refuse_changing_directory()

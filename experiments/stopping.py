@@ -1,11 +1,14 @@
-"""A run that is told to stop: by Ctrl-C or SIGTERM between two updates, with a word of how to go on."""
+"""A run that is told to stop: by Ctrl-C or SIGTERM between two updates, with a word of how to go on.
+
+A job of a sweep leaves that word in its `failure.json`, for the sweep's own line (see `stopping_sweeps`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -14,12 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from . import processes
+from . import labels, processes, typed_command
+from .processes import STOPPING
+from .summary import FAILURE, job_overrides, write_atomically
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
+_LIGHTNINGS = "lightning.pytorch.trainer.connectors.signal_connector"
 _PLAIN = re.compile(r"[\w./-]+")  # what Hydra reads as it stands
 
 
@@ -36,6 +41,8 @@ class Stop:
         if self._passed_on:  # by Lightning's handler, which calls this one
             return
         again, lightnings = self._signum is not None, signal.getsignal(signal.SIGTERM)
+        if again and labels.label() is not None:  # by the terminal or a scheduler, and by the sweep as well
+            return
         self._signum = self._signum or signum
         if again or lightnings == self.on_signal or not callable(lightnings):
             raise SystemExit(128 + self._signum)
@@ -49,31 +56,53 @@ class Stop:
         if isinstance(end, KeyboardInterrupt):
             return signal.SIGINT
         if self._signum is None and type(end).__name__ == "SIGTERMException":
-            return signal.SIGTERM  # in a job of a sweep, where signals are not handled here
+            return signal.SIGTERM  # of a rank that another process has started, where signals are not handled here
         if self._signum is None and isinstance(end, SystemExit) and end.code == 128 + signal.SIGTERM:
             return signal.SIGTERM  # of a peer's launcher, which comes first
         return self._signum
 
 
+_stop = Stop()
+
+
 @contextlib.contextmanager
-def telling() -> Iterator[Stop]:
-    """Within, a signal that stops the run ends this process with 128 + its number and one line on standard error."""
-    stop = Stop()
-    handled = _HANDLED if _is_users_process() else ()
+def telling(directory: Path) -> Iterator[Stop]:
+    """Within, a signal that stops the run ends this process with 128 + its number and one line on standard error.
+
+    Args:
+        directory: the run's, for the word of a job of a sweep.
+    """
+    global _stop
+    _stop = stop = Stop()
+    handled = STOPPING if _is_users_process() else ()
     before = {signum: signal.signal(signum, stop.on_signal) for signum in handled}
+    logging.getLogger(_LIGHTNINGS).addFilter(_is_news)
     try:
+        processes.hear()
         yield stop
     except (KeyboardInterrupt, SystemExit) as end:
         signum = stop.reason(end)
         if signum is None:
             raise
         if speaks_for_the_run():
-            print(_line(signal.Signals(signum).name, stop.trainer), file=sys.stderr, flush=True)
+            _tell(signal.Signals(signum).name, stop.trainer, directory)
         raise SystemExit(128 + signum) from None
     finally:
+        logging.getLogger(_LIGHTNINGS).removeFilter(_is_news)
         for signum, handler in before.items():
             if signal.getsignal(signum) == stop.on_signal:
                 signal.signal(signum, handler)
+
+
+def told_by(end: BaseException) -> str | None:
+    """Name of the signal that led to `end`; None where it was none."""
+    signum = _stop.reason(end) if isinstance(end, KeyboardInterrupt | SystemExit) else None
+    return None if signum is None else signal.Signals(signum).name
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Lightning calls Ctrl-C a SIGTERM, since that is how it is told; our line has the right name."""
+    return "Received SIGTERM" not in record.getMessage()
 
 
 def speaks_for_the_run() -> bool:
@@ -86,13 +115,18 @@ def _is_users_process() -> bool:
     return speaks_for_the_run() and threading.current_thread() is threading.main_thread()
 
 
-def _line(name: str, trainer: Trainer | None) -> str:
+def _tell(name: str, trainer: Trainer | None, directory: Path) -> None:
     last = _last(trainer)
-    updates = trainer.global_step if trainer is not None else 0
-    if last is None:
-        return f"{name} after {updates} updates, of which no checkpoint was kept; to start again: {_command(None)}"
-    path, saved = last
-    return f"{name} after {updates} updates; {path} holds {saved} of them; to continue: {_command(path)}"
+    after = f"after {trainer.global_step if trainer is not None else 0} updates"
+    kept = "no checkpoint was kept" if last is None else f"{last[0]} holds {last[1]} of them"
+    if labels.label() is not None:
+        document = {"overrides": job_overrides(), "sentence": f"{name} {after}; {kept}", "stopped": f"{after}, {kept}"}
+        with contextlib.suppress(OSError):
+            write_atomically(directory / FAILURE, document)
+    elif last is None:
+        print(f"{name} {after}, of which {kept}; to start again: {_command(None)}", file=sys.stderr, flush=True)
+    else:
+        print(f"{name} {after}; {kept}; to continue: {_command(last[0])}", file=sys.stderr, flush=True)
 
 
 def _last(trainer: Trainer | None) -> tuple[str, int] | None:
@@ -110,9 +144,8 @@ def _last(trainer: Trainer | None) -> tuple[str, int] | None:
 
 def _command(checkpoint: str | None) -> str:
     """The command as typed, but for where it continues."""
-    program, *typed = processes.typed()
+    _, words = typed_command.typed()
     if checkpoint is not None:
         quoted = checkpoint if _PLAIN.fullmatch(checkpoint) else processes.quoted(checkpoint)
-        typed = [word for word in typed if not word.startswith("ckpt_path=")] + [f"ckpt_path={quoted}"]
-    program = "lwpd-train" if Path(program).name == "lwpd-train" else f"python -m {__package__}.train"
-    return " ".join([program, shlex.join(typed)]).rstrip()
+        words = [word for word in words if not word.startswith("ckpt_path=")] + [f"ckpt_path={quoted}"]
+    return typed_command.command_line(words)

@@ -13,6 +13,9 @@ from omegaconf import DictConfig
 
 from .provenance import git_revision, versions
 
+# What a run leaves of its end.
+SUMMARY, FAILURE = "summary.json", "failure.json"
+
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a sweep's process needs none of it
     from .job import Job
 

@@ -2,7 +2,8 @@
 
 A Hydra launcher (basic, joblib, submitit) calls the task function once for each job, in a process of its choice. That
 process runs the job's own command, `hydra.mode=RUN` with the job's overrides, and waits: whatever ends a job, a kill
-of its rank 0 included, ends this job alone, and no job inherits another's environment, threads or W&B run.
+of its rank 0 included, ends this job alone, and no job inherits another's environment, threads or W&B run. What tells
+the sweep to stop it passes on to them (see `stopping_sweeps`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from . import processes
+from . import labels, processes, typed_command
 from .processes import ENV_WAITING, quoted, read
 from .refusals import lost
 from .stopping import speaks_for_the_run
-from .summary import job_overrides, without_sweep, write_atomically
+from .stopping_sweeps import Stop, Stopped
+from .summary import FAILURE, SUMMARY, job_overrides, without_sweep, write_atomically
+from .sweep_jobs import resuming
 
-SUMMARY, FAILURE = "summary.json", "failure.json"
-# After Ctrl-C a job may have a checkpoint to finish.
-_INTERRUPT_GRACE_S = 15.0
+# Where the launcher's time is over, a job may have a checkpoint to finish.
+_GRACE_S = 15.0
+_LOOK_S = 0.1
+_stop = Stop()
 
 
 def is_job_of_sweep() -> bool:
@@ -46,25 +50,39 @@ def run_job(cfg: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     directory, overrides = Path(hydra.runtime.output_dir), without_sweep(hydra.overrides.task)
-    if cfg.sweep.resume and _finished(directory, overrides):
-        print(f"job {hydra.job.num} is finished: {directory}", flush=True)
+    with _stop.running(hydra):
+        if _stop.told() is not None:
+            return None
+        if cfg.sweep.resume and _finished(directory, overrides):
+            print(f"job {hydra.job.num} is finished: {directory}", flush=True)
+        elif (failure := _failure(cfg, hydra, directory, overrides)) is not None:
+            write_atomically(directory / FAILURE, failure)
+            return None
         return optimized(cfg, read(directory / SUMMARY))
+
+
+def _failure(cfg: DictConfig, hydra: Any, directory: Path, overrides: list[str]) -> dict[str, Any] | None:
+    """Run the job; what is to be said of its end, None where it has finished."""
+    words = [*overrides, f"sweep.name={quoted(Path(hydra.sweep.dir).name)}"]
+    if cfg.sweep.resume and "stopped" in read(directory / FAILURE):
+        words.append("sweep.continues=true")
     for old in (SUMMARY, FAILURE):
         (directory / old).unlink(missing_ok=True)
-    words = [*overrides, f"sweep.name={quoted(Path(hydra.sweep.dir).name)}"]
+    about = {"number": hydra.job.num, "overrides": overrides}
+    told = labels.environment(hydra.job.num, overrides, beside=not _stop.is_own)
     command = processes.command(hydra, directory, words)
     try:
-        code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd, env=_environment()))
+        code = _wait(processes.start(command, hydra.runtime.cwd, {**_environment(), **told}))
     except Exception as error:  # submitit's way to end a job whose time is over, and that it does not queue again
-        sentence = str(error)
-    else:
-        if code == 0 and (directory / SUMMARY).is_file():
-            return optimized(cfg, read(directory / SUMMARY))
-        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        sentence = read(directory / FAILURE).get("sentence", f"rank 0 {ended}")
-    failure = {"number": hydra.job.num, "overrides": overrides, "sentence": sentence}
-    write_atomically(directory / FAILURE, failure)
-    return None
+        return {**read(directory / FAILURE), **about, "sentence": str(error)}
+    except Stopped:
+        sentence = "was killed, since it was told to stop again"
+        write_atomically(directory / FAILURE, {**about, "sentence": sentence, "stopped": sentence})
+        raise
+    if code == 0 and (directory / SUMMARY).is_file():
+        return None
+    ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return {"sentence": f"rank 0 {ended}", **read(directory / FAILURE), **about}
 
 
 def optimized(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
@@ -94,8 +112,11 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """With `sweep.resume=true`, continue in the directory of the newest sweep of the same overrides."""
-        if not config.sweep.resume:
-            return
+        if config.sweep.resume:
+            self._continue(config)
+        _stop.begin(config)
+
+    def _continue(self, config: DictConfig) -> None:
         directory = _to_resume(config)
         print(f"continuing the sweep in {directory}", flush=True)
         with read_write(config):
@@ -105,6 +126,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say which jobs failed, and exit with status 1 if any did."""
+        _stop.end()
         directory = Path(config.hydra.sweep.dir)
         jobs = sorted(path.parents[1] for path in directory.rglob(".hydra/overrides.yaml"))
         failures = [read(job / FAILURE) | {"job": job} for job in jobs if not (job / SUMMARY).is_file()]
@@ -116,8 +138,15 @@ class Sweep(Callback):
             words = " ".join(failure.get("overrides") or ())
             sentence = failure.get("sentence", f"left no word of its end in {failure['job']}")
             print(f"job {failure.get('number', failure['job'].name)} ({words}): {sentence}", file=sys.stderr)
-        print("The same command with sweep.resume=true repeats only what has not finished.", file=sys.stderr)
+        again = typed_command.command_line(resuming(typed_command.typed()[1]))
+        print(f"To repeat only what has not finished: {again}", file=sys.stderr)
         sys.exit(1)
+
+
+def ended_by_a_signal(stopped: Stopped) -> None:
+    """Say what became of the jobs, in the sweep's own process, and end as a stopped run does."""
+    print(_stop.line(), file=sys.stderr, flush=True)
+    raise SystemExit(stopped.code)
 
 
 def _to_resume(config: DictConfig) -> Path:
@@ -148,11 +177,20 @@ def _environment() -> dict[str, str]:
 
 
 def _wait(job: subprocess.Popen[bytes]) -> int:
+    passed_on = False
     try:
-        return job.wait()
-    except BaseException:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # the terminal's Ctrl-C has reached the job too
-            job.wait(_INTERRUPT_GRACE_S)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return job.wait(_LOOK_S)
+            signum = _stop.told()
+            if signum is not None and not passed_on:
+                job.send_signal(signum)
+                passed_on = True
+    except BaseException as end:
+        if not isinstance(end, Stopped):
+            job.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(_GRACE_S)
         job.kill()
         job.wait()
         raise

@@ -9,7 +9,6 @@ Lightning code. Files go to a new folder under `outputs/` in the current directo
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from . import processes, restarting, stopping, sweep
+from . import labels, processes, restarting, stopping, sweep
 from .names import CONFIG_PATH
 from .typed import by_typed_names, options_first, refuse_numbers, refuse_plugins
 from .wandb_online import refuse_unreachable
@@ -45,8 +44,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         CompactHydraException: the configuration cannot run; its message is one sentence that says why.
     """
+    labels.label_logs()
     try:
-        with stopping.telling() as stop, contextlib.ExitStack() as resuming:
+        with stopping.telling(Path(cfg.paths.run_dir)) as stop, contextlib.ExitStack() as resuming:
             return _trained(cfg, stop, resuming)
     except Exception as error:
         sweep.record_failure(Path(cfg.paths.run_dir), error)
@@ -70,12 +70,13 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
 
         waiting = processes.waiting_process()
         if waiting is not None:
-            # Of a sweep, Ctrl-C is the sweep's to answer; a run that is started again is passed signals on.
-            watch_parent(waiting, deaf=not processes.is_attempt())
+            watch_parent(waiting, deaf=False)
+        imported = time.perf_counter()
         resuming.enter_context(resumed(cfg))
         job = assemble(cfg)
         job.earlier.started = started
         stop.trainer = job.trainer
+        assembled = time.perf_counter()
     except Exception as error:
         _refuse(error)
     finished = False
@@ -92,8 +93,11 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
         if not job.trainer.is_global_zero:  # another machine's rank, which has done its part
             finished = True
             return {}
+        trained = time.perf_counter()
         metrics = job.trainer.validate(job.model, datamodule=job.data, verbose=False)[0]
-        summary = summarise(cfg, job, dict(metrics), wall_s=time.perf_counter() - started)
+        ended = time.perf_counter()
+        summary = summarise(cfg, job, dict(metrics), wall_s=ended - started)
+        summary |= {"imports_s": imported - started, "assembly_s": assembled - imported, "judging_s": ended - trained}
         directory = Path(cfg.paths.run_dir)
         (directory / sweep.FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
         write_atomically(directory / sweep.SUMMARY, summary)
@@ -131,10 +135,13 @@ def _command(cfg: DictConfig) -> float | None:
 
 
 def _begin() -> None:
-    """A first sign of life on a terminal: what is imported next takes seconds."""
-    shows_only = any(word.split("=")[0] in _SHOWING for word in sys.argv[1:])
-    if sys.stdout.isatty() and not os.environ.get("CI") and not shows_only and not processes.is_attempt():
-        print("loading torch and Lightning", flush=True)
+    """A first sign of life: what is imported next takes seconds."""
+    words = sys.argv[1:]
+    shows_only = any(word.split("=")[0] in _SHOWING for word in words)
+    if shows_only or processes.is_attempt() or not stopping.speaks_for_the_run():
+        return
+    is_sweep = any(word in ("-m", "--multirun", "hydra.mode=MULTIRUN") or word.startswith("sweep=") for word in words)
+    print("composing the jobs" if is_sweep else labels.labelled("loading torch and Lightning"), flush=True)
 
 
 def main() -> None:
@@ -149,6 +156,8 @@ def main() -> None:
     _begin()
     try:
         _command()
+    except sweep.Stopped as stopped:
+        sweep.ended_by_a_signal(stopped)
     except KeyboardInterrupt:
         sys.exit(130)
 

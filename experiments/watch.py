@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .refusals import in_a_sentence
+from .typed_command import beside
 
 _HERE = "127.0.0.1"
 # The page asks for itself again; what is scrolled to, or marked, stays where the text is the same.
@@ -57,7 +58,7 @@ def _watch(options: argparse.Namespace) -> None:
         if not path.is_dir():
             raise ValueError(f"{path} is no directory: use a run's, or one that holds runs, such as outputs.")
         if next(run_directories(path), None) is None:
-            raise ValueError(f"No run in {path}: start one with python -m {__package__}.train.")
+            raise ValueError(f"No run in {path}: start one with {beside('train')}.")
     if options.once is not None:
         try:
             options.once.write_text(page(options.paths, ""), encoding="utf-8")

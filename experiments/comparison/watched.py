@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..identity import is_gone
 from . import curves, timeline
 from .find import configuration, run_directories
 from .groups import Group
@@ -86,6 +87,8 @@ def _state(live: dict[str, Any], summary: dict[str, Any], failure: dict[str, Any
         return "finished"
     if failure or live.get("ended") not in (None, "trained"):
         return f"ended\n{failure.get('sentence') or live['ended']}"
+    if is_gone(live.get("process") or {}):
+        return "ended\nits process is gone, and left no word"
     if live.get("ended"):
         return "trained, judging the model"
     silent_s = time.time() - live.get("at", time.time())

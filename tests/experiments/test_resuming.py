@@ -167,7 +167,7 @@ def test_a_run_that_is_told_to_stop_is_not_started_again(tmp_path, signum):
     assert "Traceback" not in result.output
     line = result.output.splitlines()[-1]
     assert line.startswith(signum.name)
-    assert f"to continue: python -m experiments.train {words[0]}" in line
+    assert f"to continue: {sys.executable} -m experiments.train {words[0]}" in line
     assert "hydra.mode" not in line
 
 

@@ -21,6 +21,9 @@ MEASURED = {
     "wall_s": 9.5,
     "fit_s": 6.5,
     "startup_s": 1.5,
+    "imports_s": 1.0,
+    "assembly_s": 0.5,
+    "judging_s": 0.25,
     "gradient_bytes": 4000,
     "bytes_up": 560_000,
     "bytes_down": 1_234_000,
@@ -58,6 +61,15 @@ def test_figures_of_the_last_part_of_a_run_that_went_on_are_said_to_be():
 
 def test_one_batch_is_one():
     assert dict(rows(MEASURED, uncoded(4)))["cost"].endswith("all together 1 batch an update")
+
+
+def test_the_parts_of_a_runs_time_add_up():
+    parts = "imports 1.0 s, data and model 0.5 s, the workers' start-up 1.5 s, training 5.0 s, judging the model 0.2 s"
+    assert dict(rows(MEASURED, None))["time"] == f"9.5 s in all: {parts}, the rest 1.2 s"
+
+    unmeasured = {**MEASURED, "startup_s": None, "fit_s": None}
+    parts = "imports 1.0 s, data and model 0.5 s, judging the model 0.2 s"
+    assert dict(rows(unmeasured, None))["time"] == f"9.5 s in all: {parts}, training and the rest 7.8 s"
 
 
 def test_whom_a_shortened_run_spared_is_said():

@@ -21,7 +21,7 @@ from experiments.panel import rows
 from experiments.progress import ExchangeProgressBar
 from experiments.report import readable_bytes
 from lwpd_lightning.links.header import HEADER_BYTES
-from tests.commands import PATIENCE_S, popen
+from tests.commands import PATIENCE_S, popen, run
 
 ROOT = Path(__file__).parents[2]
 RUN = [
@@ -39,11 +39,11 @@ def environment(**added: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **added}
 
 
-def on_a_terminal(directory: Path, **added: str) -> str:
+def on_a_terminal(directory: Path, *words: str, **added: str) -> str:
     """All that the run writes to a pseudo-terminal of 150 columns."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 150, 0, 0))
-    with popen(RUN, cwd=directory, env=environment(**added), stdout=theirs, stderr=theirs) as process:
+    with popen([*RUN, *words], cwd=directory, env=environment(**added), stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         written = b""
         while select.select([ours], [], [], PATIENCE_S)[0]:
@@ -80,6 +80,25 @@ def test_a_terminal_shows_the_code_and_a_live_bar_and_gets_its_cursor_back(tmp_p
     assert re.search(r"WARNING\] - Worker 3 is lost after update \d \(was killed by SIGKILL\)", shown)
     assert written.count(HIDE_CURSOR) == written.count(SHOW_CURSOR) == 1
     assert "what the code bought" in shown
+    (directory,) = (tmp_path / "outputs").glob("train/*/*")
+    assert f"\r\nfiles: {directory}\r\n" in shown  # on a line of its own, which nothing cuts
+
+
+@pytest.mark.slow
+def test_jobs_beside_each_other_draw_no_bars_on_a_terminal(tmp_path):
+    written = on_a_terminal(tmp_path, "-m", "seed=8,9", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+    assert HIDE_CURSOR not in written
+    assert "job 0 (seed=8): update 6/6, " in plain(written)
+    assert "job 1 (seed=9): update 6/6, " in plain(written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["--help", "--cfg=job"])
+def test_what_only_shows_something_says_nothing_else(tmp_path, word):
+    done = run([sys.executable, "-m", "experiments.train", word], cwd=tmp_path, env=environment())
+
+    assert "loading" not in done.stdout
 
 
 @pytest.mark.slow
@@ -99,7 +118,8 @@ def test_a_pipe_gets_lines_without_control_codes(tmp_path):
     assert process.returncode == 0, errors
     assert "\x1b" not in output + errors
     assert "\r" not in output + errors
-    first, *_ = output.splitlines()
+    loading, first, *_ = output.splitlines()
+    assert loading == "loading torch and Lightning"
     assert "decodes exactly from any 3 of 4 codewords; an update waits for K=4 of 4: projective, exact" in first
     lines = [line for line in output.splitlines() if line.startswith("update ")]
     assert [line.split(",")[0] for line in lines] == [f"update {count}/6" for count in range(1, 7)]

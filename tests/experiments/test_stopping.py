@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: what the run says, what it leaves, and that its own words continue it."""
 
+import json
 import shlex
 import signal
 import sys
@@ -42,6 +43,8 @@ def test_a_stopped_run_says_how_to_continue_it(tmp_path, signum, scheme):
 
     assert result.exit_code == 128 + signum
     assert "Traceback" not in result.output
+    assert "Received SIGTERM" not in result.output
+    assert json.loads((tmp_path / "a=b/live.json").read_text())["ended"] == signum.name
     line = result.output.splitlines()[-1]
     said, again = line.split("; to continue: ")
     updates, holds = (int(word) for word in said.split() if word.isdigit())
@@ -49,7 +52,13 @@ def test_a_stopped_run_says_how_to_continue_it(tmp_path, signum, scheme):
     # All of the coded run; where ranks meet in collectives, what the last epoch's validation kept.
     assert updates >= 15
     assert holds == (updates if scheme == "lwpd" else updates // 11 * 11)
-    assert shlex.split(again) == ["python", "-m", "experiments.train", *words, "ckpt_path='a=b/checkpoints/last.ckpt'"]
+    assert shlex.split(again) == [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        *words,
+        "ckpt_path='a=b/checkpoints/last.ckpt'",
+    ]
 
     more = [f"trainer.max_steps={updates + 2}", "hydra.run.dir=next"]
     done = run([sys.executable, *shlex.split(again)[1:], *more], cwd=tmp_path, env=ENVIRONMENT)

@@ -1,6 +1,7 @@
 """Sweeps as a user starts them: real launchers, real jobs with real workers, real signals."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from experiments.typed import options_first
 from lwpd_lightning.testing import Job
 from tests.commands import ENDING_S, PATIENCE_S, ForkedJob, run
 from tests.experiments.offline_runs import records
@@ -103,7 +105,8 @@ def test_what_has_not_finished_is_repeated_on_request(tmp_path):
         "logger=csv",
     )
     changing.write_text("# @package _global_\ntrainer:\n  max_steps: -1\n")
-    with sweep(tmp_path, *words, f"hydra.sweep.dir={sweeps}/sweep") as running:
+    directory = f"hydra.sweep.dir={sweeps}/sweep"
+    with sweep(tmp_path, *words, directory) as running:
         running.kill(parent(rank(running, 1)))
         result = running.wait(PATIENCE_S)
         running.wait_until_nothing_is_left(ENDING_S)
@@ -111,6 +114,7 @@ def test_what_has_not_finished_is_repeated_on_request(tmp_path):
     assert failures(tmp_path / sweeps) == {0: "rank 0 was killed by SIGKILL"}
     assert {number: summary["updates"] for number, summary in summaries(tmp_path / sweeps).items()} == {1: 11}
     assert "trainer.max_epochs=100000 " in result.output.splitlines()[-2]
+    again = shlex.split(result.output.splitlines()[-1].removeprefix("To repeat only what has not finished: "))
 
     record = tmp_path / sweeps / "sweep/multirun.yaml"
     other = tmp_path / sweeps / "newer/multirun.yaml"
@@ -118,6 +122,7 @@ def test_what_has_not_finished_is_repeated_on_request(tmp_path):
     other.write_text(record.read_text().replace("code=lwpd_4_2_2", "code=lwpd_8_4_2"))
 
     changing.write_text("# @package _global_\ntrainer:\n  max_steps: 2\n")
+    assert again == [sys.executable, "-m", "experiments.train", *options_first(words), directory, "sweep.resume=true"]
     with sweep(tmp_path, *words, "sweep.resume=true") as running:
         result = running.wait(PATIENCE_S)
 

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 import urllib.error
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from experiments.comparison import timeline, watched
+from experiments.identity import identity
 from experiments.watch import main
 from tests.commands import PATIENCE_S, ForkedJob, popen
 from tests.experiments.comparison.runs import run
@@ -54,6 +56,7 @@ def test_a_run_is_seen_while_it_runs_and_when_it_has_ended(tmp_path):
     with ForkedJob(RUN, cwd=tmp_path, env=ENVIRONMENT) as job:
         live = seen(tmp_path / "run/live.json", lambda live: live["failures"] and live["updates"] > 50)
         assert (live["total"], live["ended"]) == (1000000, None)
+        assert live["process"] == identity(job.pid)
         command = [sys.executable, "-m", "experiments.watch", "run", "--port", "0"]
         with popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=-1, stderr=-1) as server:
             address = re.match(r"(http://127.0.0.1:\d+/) ", server.stdout.readline().decode())[1]
@@ -123,6 +126,22 @@ def test_the_state_of_a_run_is_said_in_words(tmp_path, told, state):
     assert "<td>250 ms</td><td>100 ms</td><td>150 ms</td><td>1.5 kB</td>" in page
 
 
+def test_a_run_whose_process_is_gone_has_ended(tmp_path):
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        live = {"ended": None, "at": time.time(), "process": identity(process.pid)}
+        written(tmp_path / "one", live=live)
+        alive = watched.watch([tmp_path])[0][0].state
+        process.kill()
+    ((one,), _) = watched.watch([tmp_path])
+
+    assert alive == "running"
+    assert one.state == "ended\nits process is gone, and left no word"
+    # Of another machine nothing is known.
+    written(tmp_path / "two", live={**live, "at": 1000.0, "process": {**live["process"], "machine": "another"}})
+    ((two,), _) = watched.watch([tmp_path / "two"])
+    assert two.state.startswith("running?")
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for day in ("monday", "tuesday"):
         (tmp_path / day).mkdir()
@@ -159,7 +178,7 @@ def test_the_newest_updates_are_drawn(tmp_path, monkeypatch):
     ("arguments", "sentence"),
     [
         (["{empty}/none"], r"none is no directory: use a run's, or one that holds runs, such as outputs.$"),
-        (["{empty}"], r"^No run in .*: start one with python -m experiments.train.$"),
+        (["{empty}"], r"^No run in .*: start one with \S+ -m experiments.train.$"),
         (["{run}", "--once", "{empty}/none/page.html"], r"cannot be written \(No such file or directory\)"),
         (["{run}", "--once", "page.html", "{empty}/none"], r"none is no directory: use a run's, or one that holds"),
         (["{run}", "--port", "70000"], r"^--port 70000 cannot be had \(.*\): use another, or 0 for any.$"),

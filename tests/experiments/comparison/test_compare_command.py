@@ -199,7 +199,7 @@ def test_summaries_that_are_none_are_named(sweep, tmp_path):
     ("arguments", "sentence"),
     [
         ([], r"^Nothing to compare: name directories that hold runs, such as outputs, or --online entity/project.$"),
-        (["{empty}"], r"^No finished run in .*: train one with python -m experiments.train, .*ends.$"),
+        (["{empty}"], r"^No finished run in .*: train one with \S+ -m experiments.train, .*ends.$"),
         (["{empty}/none"], r"none is no directory: use one that holds runs, such as outputs.$"),
         (["{sweep}", "--x", "bytes", "{empty}/none"], r"none is no directory: use one that holds runs, such as"),
         (["{sweep}", "--report"], r"^--report writes to W&B: name the project with --online entity/project.$"),
