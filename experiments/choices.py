@@ -9,7 +9,7 @@ from pathlib import Path
 from .names import CONFIG_PATH
 
 # With these there may be files that are not ours.
-_ELSEWHERE = {"--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath"}
+_ELSEWHERE = ("--config-", "-cd", "-cp", "hydra.searchpath")
 _PLAIN = re.compile(r"[\w-]+")
 
 
@@ -21,7 +21,7 @@ def refuse_choices(words: Sequence[str]) -> str | None:
     >>> refuse_choices(["debug=overfit", "experiment=null", "scheme=lwpd,ddp"]) is None
     True
     """
-    if any(word.lstrip("+~").partition("=")[0] in _ELSEWHERE for word in words):
+    if any(word.lstrip("+~").startswith(_ELSEWHERE) for word in words):
         return None
     for word in words:
         group, _, given = word.lstrip("+").partition("=")

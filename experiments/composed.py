@@ -105,7 +105,9 @@ def _refuse_model(model: DictConfig) -> None:
         refuse_widths(**{name: model[name] for name in _WIDTHS if name in model})
         smoothing = model.get("label_smoothing", 0.0)
         if not is_number(smoothing) or not 0 <= smoothing < 1:
-            raise ValueError(f"model.label_smoothing={smoothing} is no share: use a number from 0 to below 1.")
+            raise ValueError(
+                f"model.label_smoothing={as_typed(smoothing)} is no share: use a number from 0 to below 1."
+            )
 
 
 def _refuse_seconds(cfg: DictConfig) -> None:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
+from .processes import as_typed
+
 
 def is_whole(given: object) -> TypeGuard[int]:
     """True and false are numbers too, in Python."""
@@ -27,15 +29,15 @@ def is_number(given: object) -> TypeGuard[float]:
 def refuse_target(value: Any, mode: Any) -> None:
     """Raise ValueError for a target that no metric can be held against."""
     if not is_number(value):
-        raise ValueError(f"target.value={value} is no number: use one in the metric's unit, such as 0.9.")
+        raise ValueError(f"target.value={as_typed(value)} is no number: use one in the metric's unit, such as 0.9.")
     if mode not in ("min", "max"):
-        raise ValueError(f"target.mode={mode} is unknown: use min or max.")
+        raise ValueError(f"target.mode={as_typed(mode)} is unknown: use min or max.")
 
 
 def refuse_share(name: str, share: Any) -> None:
     """Raise ValueError for a share of the data, held out for validation, that leaves nothing on one side."""
     if not is_number(share) or not 0 < share < 1:
-        raise ValueError(f"{name}={share} leaves one split empty: use a number between 0 and 1.")
+        raise ValueError(f"{name}={as_typed(share)} leaves one split empty: use a number between 0 and 1.")
 
 
 def refuse_batch(batch_size: Any, parts: int, whose: str) -> None:
@@ -47,7 +49,7 @@ def refuse_batch(batch_size: Any, parts: int, whose: str) -> None:
         whose: the parts in words.
     """
     if not is_whole(batch_size) or batch_size < 1:
-        raise ValueError(f"data.batch_size={batch_size} is no number of samples: use a multiple of {parts}.")
+        raise ValueError(f"data.batch_size={as_typed(batch_size)} is no number of samples: use a multiple of {parts}.")
     if batch_size % parts:
         raise ValueError(f"data.batch_size={batch_size} is not divisible by {whose}: use a multiple of {parts}.")
 
@@ -65,6 +67,6 @@ def refuse_widths(**given: Any) -> None:
     for name, sizes in given.items():
         several = not isinstance(sizes, str) and isinstance(sizes, Iterable)
         if not all(is_whole(size) and size >= 1 for size in (sizes if several else [sizes])):
-            shown = list(sizes) if several else sizes
+            shown = f"[{', '.join(map(as_typed, sizes))}]" if several else as_typed(sizes)
             works = "whole numbers" if several else "a whole number"
             raise ValueError(f"model.{name}={shown} is no size of a model: use {works} of 1 or more.")

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from .choices import refuse_choices
 from .given import is_whole
+from .processes import as_typed
 from .sizes import refuse_sizes
 
 # Words of Hydra's own groups, and of a preset that chooses one, that only an extra brings: module and extra.
@@ -80,11 +81,12 @@ def refuse_numbers(cfg: DictConfig) -> None:
     """
     most = 2**32 - 1
     if not is_whole(cfg.seed) or not 0 <= cfg.seed <= most:
-        raise ValueError(f"seed={cfg.seed} is no seed: use a whole number in 0..{most}.")
+        raise ValueError(f"seed={as_typed(cfg.seed)} is no seed: use a whole number in 0..{most}.")
     for name in ("n", "k", "t"):
         if not is_whole(cfg.code[name]):
             raise ValueError(
-                f"code.{name}={cfg.code[name]} is no size: use a whole number, or a size whole, code=lwpd_8_4_2."
+                f"code.{name}={as_typed(cfg.code[name])} is no size: use a whole number, or a size whole, "
+                "code=lwpd_8_4_2."
             )
     if cfg.code.n < 1:
         raise ValueError(
@@ -105,7 +107,9 @@ def _refuse_waiting(cfg: DictConfig) -> None:
         return
     setting = "code.wait_for" if wait_for == cfg.code.wait_for else "scheme.strategy.wait_for"
     alone = ", or 1 with scheme.strategy.dedicated_coordinator=true" if least == 2 and wait_for == 1 else ""
-    raise ValueError(f"{setting}={wait_for}: use {least}..{n} codewords of the n={n} workers, or adaptive{alone}.")
+    raise ValueError(
+        f"{setting}={as_typed(wait_for)}: use {least}..{n} codewords of the n={n} workers, or adaptive{alone}."
+    )
 
 
 def _refuse_devices(cfg: DictConfig) -> None:

@@ -17,7 +17,7 @@ from tests.experiments.test_sizes import composed
     [
         (["seed=abc"], "seed=abc is no seed: use a whole number in 0..4294967295."),
         (["seed=-1"], "seed=-1 is no seed: use a whole number in 0..4294967295."),
-        (["seed=true"], "seed=True is no seed: use a whole number in 0..4294967295."),
+        (["seed=true"], "seed=true is no seed: use a whole number in 0..4294967295."),
         (["code.n=x"], "code.n=x is no size: use a whole number, or a size whole, code=lwpd_8_4_2."),
         (["code.t=1.5"], "code.t=1.5 is no size: use a whole number, or a size whole, code=lwpd_8_4_2."),
         (["code.wait_for=0"], "code.wait_for=0: use 2..8 codewords of the n=8 workers, or adaptive."),
