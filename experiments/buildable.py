@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from lwpd_lightning.injection import FaultInjector, StragglerInjector
 
@@ -20,16 +21,19 @@ def refuse_optimizer(node: DictConfig | None) -> None:
         return
     try:
         instantiate(node, _convert_="all")([torch.nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError, RuntimeError) as error:
-        while error.__cause__ is not None:
-            error = error.__cause__  # type: ignore[assignment]
+    except (TypeError, ValueError) as error:
         settings = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
         # Torch compares before it looks: of a word it says what cannot be compared, and not which argument it is.
-        blamed = {name: value for name, value in settings.items() if str(value) in str(error)} or {
+        blamed = {name: value for name, value in settings.items() if _is_named(value, str(error))} or {
             name: value for name, value in settings.items() if isinstance(value, str)
         }
         said = ", ".join(f"model.optimizer.{name}={value}" for name, value in blamed.items()) or "model.optimizer"
         raise ValueError(f"{said}: {' '.join(str(error).split())}{_works(node._target_, blamed)}") from None
+
+
+def _is_named(value: Any, sentence: str) -> bool:
+    values = value if isinstance(value, ListConfig) else [value]
+    return any(re.search(rf"(?<![\w.-]){re.escape(str(one))}(?!\w|\.\d)", sentence) for one in values)
 
 
 def _works(target: str, blamed: dict[str, Any]) -> str:
