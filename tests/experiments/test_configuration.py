@@ -275,7 +275,7 @@ def test_without_transformers_one_sentence_names_the_extra(tmp_path, monkeypatch
         ),
         (
             "+model.optimizer.betas=[0.9, 2]",
-            r"^model.optimizer: Invalid beta .*; torch.optim.Adam takes lr, betas, eps",
+            r"^model.optimizer.betas=\[0.9, 2\]: Invalid beta .* has betas=\(0.9, 0.999",
         ),
         ("+model.optimizer.speed=9", "model.optimizer: .*unexpected keyword argument 'speed'; .* takes lr, betas, "),
     ],
