@@ -123,7 +123,8 @@ from experiments.train import main
 sys.argv = {words}
 try:
     main()
-except SystemExit:
+except SystemExit as refused:
+    print(refused, file=sys.stderr)
     sys.exit("torch" in sys.modules)
 """
     done = subprocess.run(
