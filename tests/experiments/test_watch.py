@@ -145,14 +145,30 @@ def test_a_run_that_has_logged_nothing_is_named(tmp_path):
     assert "two: t=3 does not divide k=4." in page
 
 
+def test_a_run_whose_target_is_a_word_leaves_the_others_to_be_seen_while_they_run(tmp_path):
+    for directory in ("bad", "good"):
+        written(tmp_path / directory, live={"ended": None, "at": time.time() + 3600})
+    hparams = tmp_path / "bad/csv/hparams.yaml"
+    hparams.write_text(hparams.read_text().replace("value: 0.9", "value: high"))
+    (tmp_path / "bad/csv/metrics.csv").write_text("step,val_acc,val_wall_s\n1,0.5,\n1,,2.0\n")
+
+    main([str(tmp_path), "--once", str(tmp_path / "page.html")])
+
+    page = (tmp_path / "page.html").read_text()
+    assert "<td>good: ddp</td>" in page
+    assert "<p>bad: its target.value=high is no number</p>" in page
+
+
+TARGET = {"metric": "val_acc", "mode": "max", "value": 0.9}
 BROKEN = {
-    "a word": ("csv/hparams.yaml", "scheme: {name: ddp}\ntarget: {metric: val_acc, value: high}\n",
+    "a word": ("summary.json", '{"target": {"metric": "val_acc", "value": "high"}}',
                "its target.value=high is no number"),
     "a list": ("csv/hparams.yaml", "[1, 2]\n", "hparams.yaml holds no settings or figures by name"),
     "no YAML": ("csv/hparams.yaml", "a: b: c\n", "hparams.yaml is broken: "),
     "no JSON": ("summary.json", '{"updates": ', "summary.json is broken: "),
     "a number": ("failure.json", "3", "failure.json holds no settings or figures by name"),
-    "no figure": ("summary.json", '{"val_acc": "good"}', "could not convert string to float: 'good'"),
+    "no figure": ("summary.json", json.dumps({"target": TARGET, "val_acc": "good"}),
+                  "could not convert string to float: 'good'"),
     "no worker": ("live.json", '{"failures": [{"reason": "burnt"}]}', "KeyError: 'worker'"),
     "no number": ("csv/metrics.csv", "step,val_acc\n0,0.5\n1,high\n", "metrics.csv is broken at line 3: could not"),
 }  # fmt: skip
@@ -162,7 +178,7 @@ BROKEN = {
 def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path, kind):
     name, text, reason = BROKEN[kind]
     for directory in ("bad", "good"):
-        written(tmp_path / directory, live={"ended": "trained", "at": 1.0}, summary={"updates": 7, "val_acc": 0.5})
+        written(tmp_path / directory, live={"ended": "trained", "at": 1.0}, summary={"target": TARGET, "val_acc": 0.5})
     (tmp_path / "bad" / name).write_text(text)
 
     main([str(tmp_path), "--once", str(tmp_path / "page.html")])
