@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .given import is_number, is_whole, refuse_batch, refuse_share, refuse_target, refuse_widths
 from .processes import as_typed, is_attempt
@@ -24,6 +24,8 @@ def refuse_composed(cfg: DictConfig) -> None:
     Raises:
         ValueError: it cannot run; its sentence names the setting, its value and what would work.
     """
+    if not isinstance(cfg.tags, ListConfig):
+        raise ValueError(f"tags={as_typed(cfg.tags)} is no list: use tags=[{as_typed(cfg.tags)}].")
     _refuse_missing(OmegaConf.to_container(cfg, resolve=False), "")
     refuse_numbers(cfg)
     _refuse_checkpoints(cfg)
@@ -84,9 +86,18 @@ def _refuse_lengths(trainer: DictConfig) -> None:
                 f"trainer.{name}={as_typed(limit)} is no number of batches: use 1 or more, a share such as 0.5, or "
                 "null for all."
             )
+    every = trainer.get("check_val_every_n_epoch")
+    if every is not None and not (is_whole(every) and every >= 1):
+        raise ValueError(f"trainer.check_val_every_n_epoch={as_typed(every)} is no number of epochs: use 1 or more.")
+    clip = trainer.get("gradient_clip_val")
+    if clip is not None and not (is_number(clip) and clip > 0):
+        raise ValueError(f"trainer.gradient_clip_val={as_typed(clip)} is no bound: use a number above 0, or null.")
 
 
 def _refuse_data(cfg: DictConfig) -> None:
+    seed = cfg.data.get("split_seed", 0)
+    if not is_whole(seed) or seed < 0:
+        raise ValueError(f"data.split_seed={as_typed(seed)} is no seed: use a whole number of 0 or more.")
     if "val_share" in cfg.data:
         refuse_share("data.val_share", cfg.data.val_share)
     parts = data_parts(cfg)

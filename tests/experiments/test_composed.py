@@ -39,6 +39,10 @@ SENTENCES = [
      "such as 0.5, or null for all."),
     ("trainer.limit_val_batches=2.5", "trainer.limit_val_batches=2.5 is no number of batches: use 1 or more, a share "
      "such as 0.5, or null for all."),
+    ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0 is no number of epochs: use 1 or more."),
+    ("trainer.gradient_clip_val=x", "trainer.gradient_clip_val=x is no bound: use a number above 0, or null."),
+    ("data.split_seed=x", "data.split_seed=x is no seed: use a whole number of 0 or more."),
+    ("tags=fast", "tags=fast is no list: use tags=[fast]."),
     ("optimized_metric=foo", f"optimized_metric=foo is no figure of summary.json: use one of {', '.join(FIGURES)}."),
     ("callbacks.recent.every_s=often", "callbacks.recent.every_s=often is no duration: use seconds."),
     ("code.n=0", "code.n=0 is no number of workers: use 1 or more, or a size whole, code=lwpd_8_4_2."),
