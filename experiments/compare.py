@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .places import refuse_unwritable
 from .refusals import in_a_sentence
 from .typed_command import beside
 
@@ -28,10 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; exit status 1 and one sentence where there is nothing to compare."""
     options = _parser().parse_intermixed_args(arguments)
     with in_a_sentence(ValueError, ModuleNotFoundError):
-        _compare(options)
+        _compare(options, _out(options))
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _out(options: argparse.Namespace) -> Path:
+    """Where files go. Raises ValueError where they cannot."""
+    if options.out is not None:
+        refuse_unwritable(f"--out {options.out}", options.out)
+        return Path(options.out)
+    out = options.paths[0] / "comparison" if options.paths else Path("comparison")
+    if not options.paths or options.paths[0].is_dir():  # a path that is none is refused in its own words
+        refuse_unwritable(f"--out, which is {out} where it is left out,", out)
+    return out
+
+
+def _compare(options: argparse.Namespace, out: Path) -> None:
     # matplotlib takes a second to import, and `--help` needs none of it; where it is missing, one sentence says so.
     from .comparison import figures, page, parts, report, table
     from .comparison.baselines import baselines
@@ -61,7 +73,6 @@ def _compare(options: argparse.Namespace) -> None:
     table.show(console, rows, title)
     for remark in remarks:
         console.print(remark, highlight=False, markup=False)
-    out = options.out or (options.paths[0] / "comparison" if options.paths else Path("comparison"))
     out.mkdir(parents=True, exist_ok=True)
     table.write_csv(out / "runs.csv", groups)
     pictures, undrawn = figures.draw(out, groups, options.x)

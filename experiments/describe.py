@@ -9,16 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .refusals import in_a_sentence, refusal
+from .refusals import in_a_sentence
 
 with in_a_sentence(ModuleNotFoundError):
     import hydra
 
-from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from .names import CONFIG_PATH
-from .typed import options_first
+from .places import refuse_unwritable
+from .sentences import alone, refuse
+from .typed import options_first, refuse_numbers, refuse_words
 
 
 def run(cfg: DictConfig) -> Path:
@@ -31,6 +32,8 @@ def run(cfg: DictConfig) -> Path:
         CompactHydraException: the configuration has no code or cannot run; one sentence says why.
     """
     try:
+        refuse_numbers(cfg)
+        picture = _picture(cfg)
         # Lightning takes seconds to import, and `--help` needs none of it.
         from lwpd_lightning import LWPDStrategy
 
@@ -42,28 +45,35 @@ def run(cfg: DictConfig) -> Path:
         if not isinstance(strategy, LWPDStrategy):
             raise ValueError(f"scheme={cfg.scheme.name} has no code to describe: use scheme=lwpd, local or k_async.")
         settings = strategy.settings.resolved(strategy.code.n + strategy.settings.dedicated_coordinator)
-        picture = Path(cfg.out if cfg.out is not None else Path(cfg.paths.run_dir) / "code.png")
-        if picture.suffix != ".png":
-            raise ValueError(f"out={cfg.out} is no PNG file: use a name that ends in .png.")
         describe(settings, cfg.scheme.name)
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw(strategy.code, settings.waits[1], picture)
     except Exception as error:
-        sentence = refusal(error)
-        if sentence is None:
-            raise
-        raise CompactHydraException(sentence) from error
+        refuse(error)
     print(f"drawn to {picture}")
+    return picture
+
+
+def _picture(cfg: DictConfig) -> Path:
+    if cfg.out is None:
+        return Path(cfg.paths.run_dir) / "code.png"
+    picture = Path(str(cfg.out))
+    if picture.suffix != ".png" or picture.is_dir():
+        raise ValueError(f"out={cfg.out} is no PNG file: use a name that ends in .png.")
+    refuse_unwritable(f"out={cfg.out}", picture.parent)
     return picture
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="describe")
 def _command(cfg: DictConfig) -> None:
-    run(cfg)
+    with alone():
+        run(cfg)
 
 
 def main() -> None:
     """Command line; exit status 1 and one sentence where the configuration cannot run."""
+    if (sentence := refuse_words(sys.argv[1:])) is not None:
+        raise SystemExit(sentence)
     sys.argv[1:] = options_first(sys.argv[1:])
     _command()
 

@@ -1,14 +1,15 @@
-"""The directory that a run or a sweep writes to, refused in a sentence where it cannot."""
+"""The directory that a command writes to, refused in a sentence where it cannot."""
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+
+from .places import make
 
 
 class Writable(Callback):
@@ -26,9 +27,7 @@ class Writable(Callback):
 def _refuse_unwritable(setting: str, config: DictConfig) -> None:
     directory = Path(OmegaConf.select(config, setting))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
+        make(f"{setting}={directory}", directory)
+    except ValueError as error:
         # Hydra turns an exception of a callback's into a warning.
-        sys.exit(f"{setting}={directory} cannot be written to ({error.strerror}): use a directory that can.")
+        sys.exit(str(error))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -16,8 +14,10 @@ from lwpd_lightning import Code, LWPDStrategy
 from lwpd_lightning.callbacks import ExchangeMonitor
 
 from . import names, wandb_run  # noqa: F401 - the configuration says ${experiments:...}
+from .buildable import refuse_injectors, refuse_metrics, refuse_optimizer
 from .data import SplitData
 from .earlier_parts import EarlierParts, resumed_from
+from .given import refuse_batch
 from .peers import AllReduceMonitor, DDPPeer
 from .provenance import git_revision, versions
 from .resuming import SettingsInCheckpoints
@@ -47,12 +47,10 @@ def assemble(cfg: DictConfig) -> Job:
     Raises:
         ValueError: parts of the configuration do not go together; also as the cause of Hydra's InstantiationException.
     """
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-        raise ValueError(f"ckpt_path={cfg.ckpt_path} is no file: use a run's checkpoints/last.ckpt or best.ckpt.")
     wandb_run.refuse_uploads(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     strategy = strategy_of(cfg.scheme)
-    _refuse_optimizer(cfg.model.get("optimizer"))
+    refuse_optimizer(cfg.model.get("optimizer"))
     data = _build(cfg.data)
     model = _build(cfg.model)
     if model.learns != data.learns:
@@ -61,6 +59,7 @@ def assemble(cfg: DictConfig) -> Job:
             "use model=mlp or cnn with data=digits or another of images, model=gpt with data=stdlib_text or "
             "data=shakespeare, model=transformer with data=lines."
         )
+    refuse_metrics(cfg, model)
     data.setup()
     callbacks = [*_build_all(cfg.callbacks), *_build_all({"straggler": cfg.straggler})]
     if isinstance(strategy, DDPPeer):
@@ -75,9 +74,8 @@ def assemble(cfg: DictConfig) -> Job:
     )
     code = strategy.code if isinstance(strategy, LWPDStrategy) else None
     parts = code.data_parts if code is not None else trainer.world_size
-    if data.batch_size % parts:
-        whose = f"the code's {parts} data parts" if code is not None else f"the {parts} ranks"
-        raise ValueError(f"data.batch_size={data.batch_size} is not divisible by {whose}: use a multiple of {parts}.")
+    refuse_batch(data.batch_size, parts, f"the code's {parts} data parts" if code is not None else f"the {parts} ranks")
+    refuse_injectors(trainer, model)
     return Job(
         model=model,
         data=data,
@@ -110,17 +108,6 @@ def _loggers(cfg: DictConfig, strategy: Any) -> list[Any]:
     loggers = [_build(node, **described.get(node._target_, {})) for node in _objects(cfg.logger)]
     wandb_run.hush(loggers)
     return loggers
-
-
-def _refuse_optimizer(node: DictConfig | None) -> None:
-    """Raise ValueError for what an optimizer does not take: it is not made before the fit."""
-    if node is None:
-        return
-    try:
-        _build(node)([torch.nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        named = [f"model.optimizer.{name}={value}" for name, value in node.items() if str(value) in str(error)]
-        raise ValueError(f"{', '.join(named) or 'model.optimizer'}: {error}") from None
 
 
 def _build(node: DictConfig, **arguments: Any) -> Any:

@@ -66,7 +66,7 @@ def quoted(value: str) -> str:
 
 def as_typed(value: Any) -> str:
     """A value as it is typed on the command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def waiting_process() -> int | None:

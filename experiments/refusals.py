@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 # Importable name of each module that only an extra brings, and what to install instead of giving up.
 EXTRAS = {
@@ -43,9 +44,16 @@ def refusal(error: BaseException) -> str | None:
             f"The installed torchvision was not made for torch {version('torch')}: "
             "pip install the one that was, as 'lwpd-lightning[vision]' does, or uninstall it and use data=digits."
         )
+    if isinstance(error, ValueError) and type(error).__name__ == "ValidationError":
+        return _invalid(error)
     if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
         return str(error)
     return None
+
+
+def _invalid(error: Any) -> str:
+    # Pydantic's, by which W&B checks its settings: a line for each, and an address to read on.
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}={one['input']}: {one['msg']}" for one in error.errors())
 
 
 @contextlib.contextmanager

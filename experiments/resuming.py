@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from .checkpoints import BEFORE, LAST, RECENT
-from .processes import as_typed, is_attempt
+from .processes import is_attempt
 from .stopping import speaks_for_the_run
 
 # What rank 0 goes on from, for the processes that it starts: what they would find later is newer.
@@ -56,15 +55,11 @@ def resumed(cfg: DictConfig) -> Iterator[None]:
     Where the directory holds no checkpoint, it stays as it is, too.
 
     Raises:
-        ValueError: `resume` is another word, the directory changes from start to start, or it holds checkpoints of
-            another configuration alone, or none that can be read.
+        ValueError: the directory holds checkpoints of another configuration alone, or none that can be read.
     """
-    if cfg.resume not in (None, "auto"):
-        raise ValueError(f"resume={as_typed(cfg.resume)} is unknown: use resume=auto, or leave it out.")
     if cfg.resume is None and not is_attempt() and not cfg.sweep.continues:
         yield
         return
-    _refuse_changing_directory()
     told = os.environ.get(ENV_RESUMED)
     path = Path(told) if told else None if told is not None else _newest(cfg)
     if told is None and speaks_for_the_run():
@@ -77,14 +72,6 @@ def resumed(cfg: DictConfig) -> Iterator[None]:
     finally:
         if told is None:
             os.environ.pop(ENV_RESUMED, None)
-
-
-def _refuse_changing_directory() -> None:
-    if not HydraConfig.initialized() or is_attempt():
-        return
-    directory: Any = OmegaConf.to_container(HydraConfig.get().run, resolve=False)
-    if "${now:" in directory["dir"]:
-        raise ValueError("resume=auto needs a directory that is the same each time: add hydra.run.dir=outputs/mine.")
 
 
 def _newest(cfg: DictConfig) -> Path | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
+from .given import is_whole
+
 
 def refuse_sizes(cfg: DictConfig) -> None:
     """Check n, k, t and wait_for against each other and against what the scheme can do.
@@ -24,6 +26,24 @@ def refuse_sizes(cfg: DictConfig) -> None:
             f"code.wait_for={wait_for} is more than the n={n} workers of the code: add "
             f"code.wait_for={max(n - n // 4, 1)} (at most {n}), or choose a size whole, code=lwpd_8_4_2 for example."
         )
+
+
+def data_parts(cfg: DictConfig) -> tuple[int, str] | None:
+    """Into how many parts the scheme cuts a batch, and the same in words; None of a scheme that is not one of ours."""
+    strategy = cfg.scheme.strategy
+    target, code = str(strategy.get("_target_")), strategy.get("code")
+    if target.startswith(f"{__package__}.peers."):
+        devices, nodes = cfg.trainer.devices, cfg.trainer.get("num_nodes", 1)
+        return (devices * nodes, f"the {devices * nodes} ranks") if is_whole(devices) and is_whole(nodes) else None
+    if not target.startswith("lwpd_lightning.schemes.") or not isinstance(code, DictConfig):
+        return None
+    parts = code.get("n")
+    if (why := _REASONS.get(target.rpartition(".")[2])) is not None:
+        size = [code.get(name) for name in ("n", "k", "t")]
+        if not all(map(is_whole, size)) or why(*size) is not None:
+            return None
+        parts = code.k // code.t
+    return (parts, f"the code's {parts} data parts") if is_whole(parts) else None
 
 
 def _no_lwpd_code(n: int, k: int, t: int) -> str | None:

@@ -39,6 +39,12 @@ EXCHANGE = (
     "startup_s",
     "fit_s",
 )
+# Those of every summary that are numbers, as far as they are measured.
+FIGURES = (
+    *("val_acc", "val_loss", "val_bpc", "time_to_target_s", "wall_s", "updates", "samples"),
+    *("parameters", "gradient_bytes", "world_size"),
+    *(name for name in EXCHANGE if name not in ("inclusion_rate", "failures")),
+)
 
 
 def summarise(cfg: DictConfig, job: Job, metrics: dict[str, float], wall_s: float) -> dict[str, Any]:

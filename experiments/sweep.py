@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from . import labels, processes, typed_command
+from .composed import refuse_resume
 from .processes import ENV_WAITING, quoted, read
 from .refusals import lost
 from .stopping import speaks_for_the_run
@@ -112,6 +113,8 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """With `sweep.resume=true`, continue in the directory of the newest sweep of the same overrides."""
+        if (sentence := refuse_resume(config.sweep.resume)) is not None:
+            sys.exit(sentence)
         if config.sweep.resume:
             self._continue(config)
         _stop.begin(config)

@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 
+from .given import refuse_target
+
+
+class NotLogged(ValueError):
+    """A metric that the model does not log, which its first validation shows."""
+
 
 class TargetTimer(Callback):
     """Seconds from the start of `fit`, workers' start-up included, to the first validation that reaches a target.
@@ -26,14 +32,14 @@ class TargetTimer(Callback):
         best: the best value of the metric so far, None before the first validation.
 
     Raises:
-        ValueError: `mode` is neither "max" nor "min"; or, at validation, the model does not log `metric`.
+        ValueError: `value` is no number, or `mode` neither "max" nor "min".
+        NotLogged: at validation, the model does not log `metric`.
     """
 
     on_workers = False
 
     def __init__(self, metric: str, value: float, mode: Literal["min", "max"]) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"target.mode={mode} is unknown: use min or max.")
+        refuse_target(value, mode)
         self.metric = metric
         self.value = value
         self.mode = mode
@@ -73,7 +79,7 @@ class TargetTimer(Callback):
             return
         if self.metric not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics))
-            raise ValueError(f"target.metric={self.metric} is not logged by the model: use one of {logged}.")
+            raise NotLogged(f"target.metric={self.metric} is not logged by the model: use one of {logged}.")
         elapsed_s = time.perf_counter() - self._started
         for logger in trainer.loggers:
             logger.log_metrics({"val_wall_s": elapsed_s}, step=trainer.global_step)

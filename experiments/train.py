@@ -12,20 +12,21 @@ import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from .refusals import in_a_sentence, refusal
+from .refusals import in_a_sentence
 
 with in_a_sentence(ModuleNotFoundError):
     import hydra
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from . import labels, processes, restarting, stopping, sweep
+from .composed import refuse_composed, refuse_resume
 from .names import CONFIG_PATH
-from .typed import by_typed_names, options_first, refuse_numbers, refuse_plugins
+from .sentences import alone, refuse
+from .typed import options_first, refuse_words
 from .wandb_online import refuse_unreachable
 
 # Options with which Hydra shows something and runs nothing.
@@ -56,7 +57,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStack) -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        refuse_numbers(cfg)
+        refuse_composed(cfg)
         refuse_unreachable(cfg.logger.get("mode", "offline"))
         # Lightning takes seconds to import, and `--help` needs none of it.
         from lwpd_lightning.launcher import watch_parent
@@ -66,6 +67,7 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
         from .report import show
         from .resuming import resumed
         from .summary import summarise, write_atomically
+        from .targets import NotLogged
         from .wandb_run import conclude
 
         waiting = processes.waiting_process()
@@ -78,7 +80,7 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
         stop.trainer = job.trainer
         assembled = time.perf_counter()
     except Exception as error:
-        _refuse(error)
+        refuse(error)
     finished = False
     try:
         record_configuration(cfg, job)
@@ -87,9 +89,10 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
         try:
             job.trainer.fit(job.model, datamodule=job.data, ckpt_path=cfg.ckpt_path)
         except Exception as error:
-            if job.trainer.fit_loop.epoch_progress.total.ready:  # training had begun
+            begun = job.trainer.fit_loop.epoch_progress.total.ready
+            if begun and not isinstance(error, NotLogged):  # which no model but its author knows before it validates
                 raise
-            _refuse(error)
+            refuse(error)
         if not job.trainer.is_global_zero:  # another machine's rank, which has done its part
             finished = True
             return {}
@@ -109,14 +112,6 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
     return summary
 
 
-def _refuse(error: Exception) -> NoReturn:
-    sentence = refusal(error)
-    if sentence is None:
-        raise error
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    raise CompactHydraException(by_typed_names(sentence, typed)) from error
-
-
 def _finish_wandb(exit_code: int) -> None:
     # W&B marks a run that ends with another exit code than 0 as failed.
     if "wandb" in sys.modules:
@@ -127,11 +122,14 @@ def _finish_wandb(exit_code: int) -> None:
 def _command(cfg: DictConfig) -> float | None:
     if sweep.is_job_of_sweep():
         return sweep.run_job(cfg)
-    if cfg.sweep.resume:
-        raise CompactHydraException("sweep.resume=true continues a sweep, and this is a single run: add -m.")
-    if restarts := restarting.restarts_of(cfg):
-        sys.exit(restarting.supervise(cfg, restarts))
-    return sweep.optimized(cfg, run(cfg))
+    with alone():
+        if (sentence := refuse_resume(cfg.sweep.resume)) is not None:
+            raise CompactHydraException(sentence)
+        if cfg.sweep.resume:
+            raise CompactHydraException("sweep.resume=true continues a sweep, and this is a single run: add -m.")
+        if restarts := restarting.restarts_of(cfg):
+            sys.exit(restarting.supervise(cfg, restarts))
+        return sweep.optimized(cfg, run(cfg))
 
 
 def _begin() -> None:
@@ -149,7 +147,7 @@ def main() -> None:
 
     A run that is stopped ends with 143 (SIGTERM) or 130 (Ctrl-C).
     """
-    if (sentence := refuse_plugins(sys.argv[1:])) is not None:
+    if (sentence := refuse_words(sys.argv[1:])) is not None:
         raise SystemExit(sentence)
     processes.own_group()
     sys.argv[1:] = options_first(sys.argv[1:])

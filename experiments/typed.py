@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig
 
+from .choices import refuse_choices
+from .given import is_whole
+from .processes import as_typed
 from .sizes import refuse_sizes
 
 # Words of Hydra's own groups, and of a preset that chooses one, that only an extra brings: module and extra.
@@ -42,6 +45,11 @@ def options_first(words: Sequence[str]) -> list[str]:
     return [*options, *settings]
 
 
+def refuse_words(words: Sequence[str]) -> str | None:
+    """A sentence on words of the command line that can be known to fail before Hydra reads them; None: go on."""
+    return refuse_plugins(words) or refuse_choices(words)
+
+
 def refuse_plugins(words: Iterable[str]) -> str | None:
     """A sentence on a word of the command line that needs an extra which is not installed; None: there is none."""
     for word in words:
@@ -72,21 +80,21 @@ def refuse_numbers(cfg: DictConfig) -> None:
         ValueError: it cannot run; its sentence names the setting, its value and what would work.
     """
     most = 2**32 - 1
-    if not _whole(cfg.seed) or not 0 <= cfg.seed <= most:
-        raise ValueError(f"seed={cfg.seed} is no seed: use a whole number in 0..{most}.")
+    if not is_whole(cfg.seed) or not 0 <= cfg.seed <= most:
+        raise ValueError(f"seed={as_typed(cfg.seed)} is no seed: use a whole number in 0..{most}.")
     for name in ("n", "k", "t"):
-        if not _whole(cfg.code[name]):
+        if not is_whole(cfg.code[name]):
             raise ValueError(
-                f"code.{name}={cfg.code[name]} is no size: use a whole number, or a size whole, code=lwpd_8_4_2."
+                f"code.{name}={as_typed(cfg.code[name])} is no size: use a whole number, or a size whole, "
+                "code=lwpd_8_4_2."
             )
+    if cfg.code.n < 1:
+        raise ValueError(
+            f"code.n={cfg.code.n} is no number of workers: use 1 or more, or a size whole, code=lwpd_8_4_2."
+        )
     refuse_sizes(cfg)
     _refuse_waiting(cfg)
     _refuse_devices(cfg)
-
-
-def _whole(given: object) -> bool:
-    """True and false are numbers too, in Python."""
-    return isinstance(given, int) and not isinstance(given, bool)
 
 
 def _refuse_waiting(cfg: DictConfig) -> None:
@@ -95,11 +103,13 @@ def _refuse_waiting(cfg: DictConfig) -> None:
         return
     wait_for, n, coordinator = strategy.wait_for, cfg.code.n, strategy.get("dedicated_coordinator")
     least = 1 if coordinator or n == 1 else 2
-    if wait_for in (None, "adaptive") or (_whole(wait_for) and least <= wait_for <= n):
+    if wait_for in (None, "adaptive") or (is_whole(wait_for) and least <= wait_for <= n):
         return
     setting = "code.wait_for" if wait_for == cfg.code.wait_for else "scheme.strategy.wait_for"
     alone = ", or 1 with scheme.strategy.dedicated_coordinator=true" if least == 2 and wait_for == 1 else ""
-    raise ValueError(f"{setting}={wait_for}: use {least}..{n} codewords of the n={n} workers, or adaptive{alone}.")
+    raise ValueError(
+        f"{setting}={as_typed(wait_for)}: use {least}..{n} codewords of the n={n} workers, or adaptive{alone}."
+    )
 
 
 def _refuse_devices(cfg: DictConfig) -> None:
@@ -121,6 +131,8 @@ def _refuse_devices(cfg: DictConfig) -> None:
 def by_typed_names(sentence: str, overrides: Sequence[str]) -> str:
     """Settings in a sentence by the names that they were typed by.
 
+    A sentence says `name=value`, `name[key]=value`, or that a setting `names` what is not there.
+
     >>> by_typed_names("heartbeat_s=-1 is no duration: use ...", ["scheme.strategy.heartbeat_s=-1"])
     'scheme.strategy.heartbeat_s=-1 is no duration: use ...'
     """
@@ -128,5 +140,5 @@ def by_typed_names(sentence: str, overrides: Sequence[str]) -> str:
         path = override.lstrip("+~").partition("=")[0]
         _, dot, name = path.rpartition(".")
         if dot and path not in sentence:
-            sentence = re.sub(rf"(?<![\w.]){re.escape(name)}=", f"{path}=", sentence, count=1)
+            sentence = re.sub(rf"(?<![\w.]){re.escape(name)}(?==|\[| names )", path, sentence, count=1)
     return sentence

@@ -145,7 +145,9 @@ class ExchangeSettings:
     def _check_counts(self, code: Code) -> None:
         for setting, count in self._counts:
             if not 1 <= count <= code.n:
-                raise ValueError(f"{setting} is outside 1..{code.n}: the code has n={code.n} workers.")
+                raise ValueError(
+                    f"{setting} is outside 1..{code.n}: the code has n={code.n} workers, use 1 to {code.n}."
+                )
         if self.wait_for_bounds is not None and self.wait_for_bounds[0] > self.wait_for_bounds[1]:
             raise ValueError(
                 f"wait_for_bounds={self.wait_for_bounds} are the wrong way round: use (least, most) in 1..{code.n}."

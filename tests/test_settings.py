@@ -219,7 +219,7 @@ def test_the_fewest_workers_are_what_was_asked_or_what_the_decoder_needs():
 @pytest.mark.parametrize("name", ["wait_for", "min_workers"])
 @pytest.mark.parametrize("count", [0, 9, -1])
 def test_counts_outside_the_code_are_refused(name, count):
-    sentence = f"{name}={count} is outside 1..8: the code has n=8 workers."
+    sentence = f"{name}={count} is outside 1..8: the code has n=8 workers, use 1 to 8."
     assert refusal(ExchangeSettings, code=CODE, **{name: count}) == sentence
     late = ExchangeSettings(**{name: count})  # no code yet: known when the world size is
     assert refusal(late.resolved, 8) == sentence

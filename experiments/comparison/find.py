@@ -33,7 +33,7 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for directory in directories.values():
         try:
             run = _read(directory)
-        except (ValueError, OSError, yaml.YAMLError) as error:
+        except (ValueError, OSError) as error:
             left_out.append(f"{directory} (cannot be read: {error})")
             continue
         if run is None:
@@ -48,7 +48,15 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         for directory in unfinished
         if str(directory) not in continued and (why := _why_unfinished(directory)) is not None
     ]
-    return whole, left_out
+    readable = []
+    for run in whole:
+        try:
+            run.refuse_unreadable()
+        except (ValueError, OSError) as error:
+            left_out.append(f"{run.source} (cannot be read: {error})")
+        else:
+            readable.append(run)
+    return readable, left_out
 
 
 def _why_unfinished(directory: Path) -> str | None:
@@ -78,8 +86,7 @@ def _read(directory: Path) -> Run | None:
 
 
 def _finished(directory: Path) -> Run:
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    return _run(directory, summary, configuration(directory))
+    return _run(directory, mapping(directory / "summary.json"), configuration(directory))
 
 
 def _log_alone(directory: Path) -> Run | None:
@@ -87,15 +94,31 @@ def _log_alone(directory: Path) -> Run | None:
     try:
         config = configuration(directory)
         return _run(directory, {"target": config.get("target")}, config)
-    except (ValueError, OSError, yaml.YAMLError):
+    except (ValueError, OSError):
         return None
 
 
 def configuration(directory: Path) -> dict[str, Any]:
-    """What a run's log says of its configuration; empty before it says anything."""
-    hparams = directory / "csv/hparams.yaml"
-    config = yaml.load(hparams.read_text(encoding="utf-8"), Loader=_Loader) if hparams.is_file() else None
-    return config or {}
+    """What a run's log says of its configuration; empty before it says anything. Raises ValueError as `mapping`."""
+    return mapping(directory / "csv/hparams.yaml")
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """A mapping in a file of JSON or YAML; empty where there is no file, or nothing in it.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    try:
+        read = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path.name} is broken: {' '.join(str(error).split())}") from None
+    if not isinstance(read or {}, dict):
+        raise ValueError(f"{path.name} holds no settings or figures by name")
+    return read or {}
 
 
 def _run(directory: Path, summary: dict[str, Any], config: dict[str, Any]) -> Run:

@@ -133,6 +133,6 @@ def figure(picture: Picture) -> str:
 def _run(one: Group, index: int) -> str:
     run = one.runs[index]
     name = html.escape(f"{one.label}, seed {run.get('seed')}")
-    config = html.escape(json.dumps(run.config, indent=2, ensure_ascii=False))
+    config = html.escape(json.dumps(run.config, indent=2, ensure_ascii=False, default=str))
     source = f'<span class="quiet">{html.escape(run.source)}</span>'
     return f"<details><summary>{name} {source}</summary><pre>{config}</pre></details>"

@@ -36,7 +36,7 @@ class Run:
         bytes_before: what that and what was before it had sent over all links, NaN where nothing tells.
 
     Raises:
-        ValueError: the summary has no target.
+        ValueError: the summary has no target that is a number.
     """
 
     source: str
@@ -51,6 +51,9 @@ class Run:
         target = self.summary.get("target")
         if not isinstance(target, dict) or not {"metric", "value"} <= target.keys():
             raise ValueError("it has no target metric, so it is no run of experiments.train")
+        value = target["value"]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"its target.value={value} is no number")
 
     @property
     def scheme(self) -> str:
@@ -100,6 +103,17 @@ class Run:
             return {}
         updates = ~np.isnan(arrived[0])
         return {name: column[updates] for name, column in series.items()}
+
+    def refuse_unreadable(self) -> None:
+        """Read what tables and figures ask of every run.
+
+        Raises:
+            ValueError: its log or its summary holds something else; whoever has more runs leaves this one out.
+        """
+        try:
+            _ = self.final, [self.to_target(axis) for axis in AXES], self.curve, self.arrivals
+        except (TypeError, AttributeError, LookupError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
 
     def to_target(self, axis: str) -> float:
         """Seconds, bytes or updates to the target: infinite where it was not reached, NaN where not measured."""

@@ -22,7 +22,11 @@ _TRAFFIC = ("exchange/bytes_up", "exchange/bytes_down")
 
 
 def read_metrics(path: Path, wanted: Wanted) -> Series:
-    """Wanted columns of a CSVLogger's `metrics.csv`, in the order of logging; empty where there is no file."""
+    """Wanted columns of a CSVLogger's `metrics.csv`, in the order of logging; empty where there is no file.
+
+    Raises:
+        ValueError: a cell of theirs is no number.
+    """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -33,7 +37,10 @@ def read_metrics(path: Path, wanted: Wanted) -> Series:
             return {}
         pick = itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
         # A killed run's last line may end early.
-        cells = [[float(cell) if cell else _NAN for cell in pick(row)] for row in rows if len(row) == len(names)]
+        try:
+            cells = [[float(cell) if cell else _NAN for cell in pick(row)] for row in rows if len(row) == len(names)]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path.name} is broken at line {rows.line_num}: {error}") from None
     table = np.array(cells, dtype=np.float64).reshape(-1, len(places))
     return {names[place]: table[:, column] for column, place in enumerate(places)}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..identity import is_gone
 from . import curves, timeline
-from .find import configuration, run_directories
+from .find import configuration, mapping, run_directories
 from .groups import Group
 from .page import Picture, document, figure, table_of
 from .run import Run
@@ -52,7 +51,7 @@ class Watched:
 
 
 def watch(paths: Sequence[Path]) -> tuple[list[Watched], list[str]]:
-    """All runs at or below `paths`, the newest first, and a line for each of which nothing can be shown yet."""
+    """All runs at or below `paths`, the newest first, and a line for each of which nothing can be shown, and why."""
     found = {directory.resolve() for path in paths for directory in run_directories(path)}
     shown, others, parts = [], [], 1
     # As much of their paths as tells them apart.
@@ -64,22 +63,24 @@ def watch(paths: Sequence[Path]) -> tuple[list[Watched], list[str]]:
             shown.append(_watched(directory, name))
         except (ValueError, OSError) as error:  # also where its log is written just now
             others.append(f"{name}: {error}")
+        except (TypeError, AttributeError, LookupError) as error:  # what a file by another hand leads to
+            others.append(f"{name} cannot be read: {type(error).__name__}: {error}")
     return shown, others
 
 
 def _watched(directory: Path, name: str) -> Watched:
-    live, summary, failure = (_document(directory / f"{name}.json") for name in ("live", "summary", "failure"))
+    live, summary, failure = (mapping(directory / f"{name}.json") for name in ("live", "summary", "failure"))
     config = configuration(directory)
     if not config:
         raise ValueError(failure.get("sentence") or "nothing was logged yet")
     told = {**promised(config), "failures": live.get("failures"), **summary}
     logged = read_metrics(directory / "csv/metrics.csv", lambda name: True)
     run = Run(str(directory), told, config, lambda wanted: {name: logged[name] for name in logged if wanted(name)})
-    return Watched(Group(f"{name}: {run.scheme}", {}, [run], []), live, _state(live, summary, failure))
-
-
-def _document(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    one = Watched(Group(f"{name}: {run.scheme}", {}, [run], []), live, _state(live, summary, failure))
+    # All that the page asks of it: a run that cannot answer is left out, and the others are shown.
+    run.refuse_unreadable()
+    _ = _line(one), _lost(one), timeline.states(run)
+    return one
 
 
 def _state(live: dict[str, Any], summary: dict[str, Any], failure: dict[str, Any]) -> str:
@@ -98,11 +99,7 @@ def _state(live: dict[str, Any], summary: dict[str, Any], failure: dict[str, Any
 def page(paths: Sequence[Path], script: str) -> str:
     """The whole page, as it is now."""
     shown, others = watch(paths)
-    lost = [
-        f"{one.group.label}: worker {loss['worker']} after update {loss['update']} ({loss['reason']})"
-        for one in shown
-        for loss in one.group.runs[0].summary.get("failures") or []
-    ]
+    lost = [line for one in shown for line in _lost(one)]
     with tempfile.TemporaryDirectory() as folder:
         figures = [figure(picture) for picture in _pictures(Path(folder), shown[:DRAWN])]
     left_out = [f"Figures show the newest {DRAWN} of {len(shown)} runs."] if len(shown) > DRAWN else []
@@ -119,6 +116,13 @@ def page(paths: Sequence[Path], script: str) -> str:
         "</div>",
     ]
     return document(f"{len(shown)} runs", body, script)
+
+
+def _lost(one: Watched) -> list[str]:
+    return [
+        f"{one.group.label}: worker {loss['worker']} after update {loss['update']} ({loss['reason']})"
+        for loss in one.group.runs[0].summary.get("failures") or []
+    ]
 
 
 def _line(one: Watched) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
+from ..given import refuse_share
 from .split import SplitData
 
 
@@ -30,8 +31,7 @@ class Digits(SplitData):
 
     def __init__(self, batch_size: int, val_share: float = 0.2, split_seed: int = 0) -> None:
         super().__init__(batch_size, val_batch_size=512)
-        if not 0 < val_share < 1:
-            raise ValueError(f"data.val_share={val_share} leaves one split empty: use a number between 0 and 1.")
+        refuse_share("data.val_share", val_share)
         self.val_share = val_share
         self.split_seed = split_seed
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ..given import refuse_share
 from .split import SplitData
 
 PADDING, FIRST_BYTE = 0, 3  # as ByT5's tokenizer has them, with an end and an unknown between
@@ -39,8 +40,7 @@ class Lines(SplitData):
 
     def __init__(self, batch_size: int, length: int = 40, samples: int = 2000, val_share: float = 0.2) -> None:
         super().__init__(batch_size, val_batch_size=128)
-        if not 0 < val_share < 1:
-            raise ValueError(f"data.val_share={val_share} leaves one split empty: use a number between 0 and 1.")
+        refuse_share("data.val_share", val_share)
         self.length, self.samples, self.val_share = length, samples, val_share
 
     def setup(self, stage: str | None = None) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..given import refuse_share
 from .split import SplitData
 
 VOCABULARY = 128
@@ -74,8 +75,7 @@ class TextData(SplitData):
         self, batch_size: int, context: int = 128, max_chars: int | None = None, val_share: float = 0.1
     ) -> None:
         super().__init__(batch_size, val_batch_size=64)
-        if not 0 < val_share < 1:
-            raise ValueError(f"data.val_share={val_share} leaves one split empty: use a number between 0 and 1.")
+        refuse_share("data.val_share", val_share)
         self.context = context
         self.max_chars = max_chars
         self.val_share = val_share

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from ..given import refuse_widths
 from .schedule import OptimizerFactory, ScheduleFactory, optimizers
 
 
@@ -27,6 +28,7 @@ class Classifier(LightningModule):
     """
 
     learns = "classes"
+    logged = ("train_loss", "val_loss", "val_acc")
 
     def __init__(
         self,
@@ -73,10 +75,14 @@ class Classifier(LightningModule):
 def mlp(shape: Sequence[int], hidden: Sequence[int], classes: int) -> nn.Sequential:
     """Fully connected ReLU network on flattened images of `shape` (C, H, W).
 
+    Raises:
+        ValueError: a hidden layer has no units.
+
     >>> import torch
     >>> mlp([1, 8, 8], [32], 10)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
+    refuse_widths(hidden=hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     features = math.prod(shape)
     for width in hidden:
@@ -91,12 +97,13 @@ def cnn(shape: Sequence[int], channels: Sequence[int], hidden: int, classes: int
     There is no batch normalisation: its statistics would be those of each worker's own data parts.
 
     Raises:
-        ValueError: no convolution, or so many that they would pool the image away.
+        ValueError: a size is not 1 or more; no convolution, or so many that they would pool the image away.
 
     >>> import torch
     >>> cnn([3, 32, 32], [4, 8], 16, 10)(torch.zeros(5, 3, 32, 32)).shape
     torch.Size([5, 10])
     """
+    refuse_widths(channels=channels, hidden=hidden)
     before, height, width = shape
     most = min(height, width).bit_length() - 1
     if not 1 <= len(channels) <= most:

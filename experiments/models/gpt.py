@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..given import refuse_widths
+
 
 class Block(nn.Module):
     """Self-attention over the past and a GELU layer of four times the width, each added to its input."""
@@ -49,7 +51,7 @@ class GPT(nn.Module):
         dropout: probability, on attention weights and feed-forward outputs.
 
     Raises:
-        ValueError: `heads` does not divide `width`.
+        ValueError: a size is not 1 or more, or `heads` does not divide `width`.
 
     >>> GPT(128, 16, layers=1, width=8, heads=2)(torch.zeros(2, 16, dtype=torch.long)).shape
     torch.Size([2, 16, 128])
@@ -59,7 +61,8 @@ class GPT(nn.Module):
         self, vocabulary: int, context: int, layers: int, width: int, heads: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
+        refuse_widths(vocabulary=vocabulary, context=context, layers=layers, width=width, heads=heads)
+        if width % heads:
             raise ValueError(f"model.heads={heads} does not divide model.width={width}: use a divisor of the width.")
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.zeros(context, width))

@@ -24,6 +24,7 @@ class LanguageModel(LightningModule):
     """
 
     learns = "text"
+    logged = ("train_loss", "val_loss", "val_bpc")
 
     def __init__(self, net: GPT, optimizer: OptimizerFactory, schedule: ScheduleFactory | None = None) -> None:
         super().__init__()

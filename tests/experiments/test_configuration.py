@@ -21,6 +21,7 @@ from experiments.peers import (
     PowerSGDPeer,
 )
 from experiments.schemes import strategy_of
+from experiments.sizes import data_parts
 from experiments.train import run
 from lwpd_lightning.injection import CpuShare, StragglerInjector
 
@@ -123,6 +124,7 @@ def check_code(cfg, scheme):
     code = strategy_of(cfg.scheme).code
 
     assert code.n == cfg.code.n
+    assert data_parts(cfg) == (code.data_parts, f"the code's {code.data_parts} data parts")
     assert code.is_tight == (scheme != "gradient_coding")
     whole_parts = {
         "sync": 1,
@@ -151,6 +153,7 @@ def test_a_peer_has_as_many_ranks_as_the_code_has_workers(tmp_path, scheme):
 
     assert type(job.trainer.strategy) is PEERS[scheme]
     assert job.trainer.world_size == 16
+    assert data_parts(composed(tmp_path, f"scheme={scheme}", "code=lwpd_16_8_4")) == (16, "the 16 ranks")
     assert isinstance(job.monitor, AllReduceMonitor)
     assert (job.code, job.wait_for) == (None, None)
 
@@ -216,6 +219,13 @@ def test_without_a_straggler_there_is_no_injector(tmp_path):
         (["trainer.max_epochs=-1"], "give model.schedule no end"),
         (["trainer.devices=9"], "trainer.devices=9 makes 9 ranks, and the code has n=8 workers"),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt is no file"),
+        (["callbacks.checkpoint.monitor=foo"], "^callbacks.checkpoint.monitor=foo is not logged by the model: use one"),
+        (["optimized_metric=val_bpc"], "^optimized_metric=val_bpc is not logged by the model: use one of train_loss"),
+        (["straggler=one_slow", "+straggler.model.slowdown={9: 2}"], "^slowdown names worker 9, but the run has"),
+        (
+            ["+callbacks.faults._target_=lwpd_lightning.injection.FaultInjector", "+callbacks.faults.kills={9: 1}"],
+            "^kills names worker 9, but only workers 1 to 7 of the run can be killed",
+        ),
         (["model=gpt"], "model=gpt with data=stdlib_text"),
         (["data=stdlib_text", "model=gpt", "model.heads=3"], "model.heads=3 does not divide model.width=128"),
         (["data=stdlib_text", "model=gpt", "data.max_chars=900"], "data.max_chars=900 makes"),
@@ -255,8 +265,19 @@ def test_without_transformers_one_sentence_names_the_extra(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("model.optimizer.lr=-0.1", "model.optimizer.lr=-0.1: Invalid learning rate: -0.1"),
-        ("+model.optimizer.speed=9", "model.optimizer: .*unexpected keyword argument 'speed'"),
+        (
+            "model.optimizer.lr=-0.1",
+            "^model.optimizer.lr=-0.1: Invalid learning rate: -0.1; torch.optim.Adam has lr=0.001 where it is left",
+        ),
+        (
+            "+model.optimizer.weight_decay=much",
+            "^model.optimizer.weight_decay=much: .*; torch.optim.Adam has weight_decay=0 where it is left out$",
+        ),
+        (
+            "+model.optimizer.betas=[0.9, 2]",
+            r"^model.optimizer.betas=\[0.9, 2\]: Invalid beta .* has betas=\(0.9, 0.999",
+        ),
+        ("+model.optimizer.speed=9", "model.optimizer: .*unexpected keyword argument 'speed'; .* takes lr, betas, "),
     ],
 )
 def test_what_an_optimizer_does_not_take_is_said_before_anything_else(tmp_path, override, sentence):

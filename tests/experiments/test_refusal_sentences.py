@@ -1,5 +1,8 @@
 """Which exceptions become a sentence and which keep their traceback."""
 
+from typing import Literal
+
+import pydantic
 import pytest
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,6 +35,16 @@ def test_lightnings_own_words_for_a_missing_logger_name_the_extra():
     error = ModuleNotFoundError("Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U 'wandb'`")
 
     assert refusal(error) == "wandb is not installed: pip install 'lwpd-lightning[experiments]'"
+
+
+def test_what_pydantic_refuses_is_a_sentence():
+    class Settings(pydantic.BaseModel):
+        mode: Literal["offline", "online"]
+
+    with pytest.raises(ValueError, match="further information") as caught:
+        Settings(mode="sometimes")
+
+    assert refusal(caught.value) == "mode=sometimes: Input should be 'offline' or 'online'"
 
 
 def test_a_torchvision_of_another_torch_is_a_sentence():

@@ -192,7 +192,7 @@ def test_nothing_is_left_of_a_run_whose_starter_is_killed(tmp_path):
 def test_words_that_cannot_be_meant_are_refused(tmp_path, words, sentence):
     done = train(tmp_path, *RUN[:-1], *words)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[1].startswith(sentence), done.stderr
+    assert done.stderr.startswith(sentence), done.stderr
 
 
 @pytest.mark.parametrize(("tasks", "refused"), [("1", False), ("4", True)])

@@ -17,7 +17,7 @@ from tests.experiments.test_sizes import composed
     [
         (["seed=abc"], "seed=abc is no seed: use a whole number in 0..4294967295."),
         (["seed=-1"], "seed=-1 is no seed: use a whole number in 0..4294967295."),
-        (["seed=true"], "seed=True is no seed: use a whole number in 0..4294967295."),
+        (["seed=true"], "seed=true is no seed: use a whole number in 0..4294967295."),
         (["code.n=x"], "code.n=x is no size: use a whole number, or a size whole, code=lwpd_8_4_2."),
         (["code.t=1.5"], "code.t=1.5 is no size: use a whole number, or a size whole, code=lwpd_8_4_2."),
         (["code.wait_for=0"], "code.wait_for=0: use 2..8 codewords of the n=8 workers, or adaptive."),
@@ -72,6 +72,9 @@ def test_a_setting_of_a_sentence_gets_the_name_that_was_typed():
     overrides = ["seed=3", "++scheme.strategy.heartbeat_s=-1", "code.n=4"]
     assert by_typed_names("heartbeat_s=-1 is no duration", overrides) == "scheme.strategy.heartbeat_s=-1 is no duration"
     assert by_typed_names("code.n=4 is no n=4", overrides) == "code.n=4 is no n=4"
+    slow = ["+straggler.model.slowdown={9: 2}"]
+    assert by_typed_names("slowdown names worker 9", slow) == "straggler.model.slowdown names worker 9"
+    assert by_typed_names("slowdown[9]=0.5 would", slow) == "straggler.model.slowdown[9]=0.5 would"
     assert by_typed_names("max_heartbeat_s=-1", overrides) == "max_heartbeat_s=-1"
 
 

@@ -48,7 +48,8 @@ from experiments.train import main
 sys.argv = {words}
 try:
     main()
-except SystemExit:
+except SystemExit as refused:
+    print(refused, file=sys.stderr)
     sys.exit("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

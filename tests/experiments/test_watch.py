@@ -1,6 +1,7 @@
 """A run is watched while it runs: what it writes, and the page that is made of it, over a real port."""
 
 import base64
+import html
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from experiments.comparison import timeline, watched
+from experiments.comparison.find import local_runs
 from experiments.identity import identity
 from experiments.watch import main
 from tests.commands import PATIENCE_S, ForkedJob, popen
@@ -160,6 +162,54 @@ def test_a_run_that_has_logged_nothing_is_named(tmp_path):
 
     assert "one: nothing was logged yet" in page
     assert "two: t=3 does not divide k=4." in page
+
+
+def test_a_run_whose_target_is_a_word_leaves_the_others_to_be_seen_while_they_run(tmp_path):
+    for directory in ("bad", "good"):
+        written(tmp_path / directory, live={"ended": None, "at": time.time() + 3600})
+    hparams = tmp_path / "bad/csv/hparams.yaml"
+    hparams.write_text(hparams.read_text().replace("value: 0.9", "value: high"))
+    (tmp_path / "bad/csv/metrics.csv").write_text("step,val_acc,val_wall_s\n1,0.5,\n1,,2.0\n")
+
+    main([str(tmp_path), "--once", str(tmp_path / "page.html")])
+
+    page = (tmp_path / "page.html").read_text()
+    assert "<td>good: ddp</td>" in page
+    assert "<p>bad: its target.value=high is no number</p>" in page
+
+
+TARGET = {"metric": "val_acc", "mode": "max", "value": 0.9}
+BROKEN = {
+    "a word": ("summary.json", '{"target": {"metric": "val_acc", "value": "high"}}',
+               "its target.value=high is no number"),
+    "a list": ("csv/hparams.yaml", "[1, 2]\n", "hparams.yaml holds no settings or figures by name"),
+    "no YAML": ("csv/hparams.yaml", "a: b: c\n", "hparams.yaml is broken: "),
+    "no JSON": ("summary.json", '{"updates": ', "summary.json is broken: "),
+    "a number": ("failure.json", "3", "failure.json holds no settings or figures by name"),
+    "no figure": ("summary.json", json.dumps({"target": TARGET, "val_acc": "good"}),
+                  "could not convert string to float: 'good'"),
+    "no worker": ("live.json", '{"failures": [{"reason": "burnt"}]}', "KeyError: 'worker'"),
+    "no number": ("csv/metrics.csv", "step,val_acc\n0,0.5\n1,high\n", "metrics.csv is broken at line 3: could not"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path, kind):
+    name, text, reason = BROKEN[kind]
+    for directory in ("bad", "good"):
+        written(tmp_path / directory, live={"ended": "trained", "at": 1.0}, summary={"target": TARGET, "val_acc": 0.5})
+    (tmp_path / "bad" / name).write_text(text)
+
+    main([str(tmp_path), "--once", str(tmp_path / "page.html")])
+
+    page = html.unescape((tmp_path / "page.html").read_text())
+    assert "<td>good: ddp</td>" in page
+    assert "<td>bad: ddp</td>" not in page
+    assert re.search(rf"<p>bad(:| cannot be read:) {re.escape(reason)}", page)
+    runs, left_out = local_runs([tmp_path])
+    if kind not in ("a number", "no worker"):  # files that compare has no use for
+        assert [run.source for run in runs] == [str(tmp_path / "good")]
+        assert left_out[0].startswith(f"{tmp_path / 'bad'} (cannot be read: {reason}")
 
 
 def test_the_newest_updates_are_drawn(tmp_path, monkeypatch):

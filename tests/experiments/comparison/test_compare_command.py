@@ -218,6 +218,15 @@ def test_what_cannot_be_compared_is_one_sentence(arguments, sentence, sweep, tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("out", "why"), [("/proc/nope", "No such file or directory"), (__file__, "File exists")])
+def test_where_nothing_can_be_written_is_refused_before_the_work(sweep, capsys, out, why):
+    with pytest.raises(SystemExit) as refused:
+        main([str(sweep), "--out", out])
+
+    assert str(refused.value.code) == f"--out {out} cannot be written to ({why}): use a directory that can."
+    assert capsys.readouterr().out == ""
+
+
 def test_a_report_without_its_extra_is_one_sentence(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
