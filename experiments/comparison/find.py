@@ -64,7 +64,8 @@ def _why_unfinished(directory: Path) -> str | None:
     failure = directory / "failure.json"
     if failure.is_file():
         return f"failed: {json.loads(failure.read_text(encoding='utf-8')).get('sentence')}"
-    return "unfinished" if (directory / "csv").is_dir() else None
+    logs = directory / "csv", directory / "wandb", *directory.glob("*.wandb")
+    return "unfinished" if any(log.exists() for log in logs) else None
 
 
 def run_directories(path: Path) -> Iterator[Path]:
