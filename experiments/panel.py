@@ -16,7 +16,7 @@ from lwpd_lightning.settings import ExchangeSettings
 from .code_facts import exactness, layout, recovery, size, span, tasks_text
 from .description import decoding, waits
 from .job import Job
-from .labels import labelled
+from .job_label import labelled
 from .progress import is_interactive
 from .report import compute_cost, readable_bytes
 from .typed_command import beside

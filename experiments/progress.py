@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .labels import is_beside_others, labelled
+from .job_label import is_beside_others, labelled
 from .report import readable_bytes
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rich.table import Table
 from lwpd_lightning import Code
 
 from .code_facts import exactness, recovery, worker_loads
-from .labels import labelled
+from .job_label import labelled
 
 
 def show(summary: dict[str, Any], code: Code | None, directory: Path) -> None:

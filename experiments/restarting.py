@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from . import labels, processes
+from . import job_label, processes
 from .processes import STOPPING
 from .sweep import FAILURE
 
@@ -74,7 +74,7 @@ def supervise(cfg: DictConfig, restarts: int) -> int:
             pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
             left = f"{restarts - attempt} of {restarts} restarts are left."
             said = f"The run {reason}; it is started again in {pause_s:g} s, {left}"
-            print(labels.labelled(said), file=sys.stderr, flush=True)
+            print(job_label.labelled(said), file=sys.stderr, flush=True)
             deadline = time.monotonic() + pause_s
             while told.signum is None and time.monotonic() < deadline:
                 _end_with(waiting)
@@ -95,7 +95,7 @@ class _Told:
         self.run: subprocess.Popen[bytes] | None = None
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None and labels.label() is not None:
+        if self.signum is not None and job_label.label() is not None:
             return  # Ctrl-C reaches this process, and the sweep passes it on as well
         self.signum = signum
         if self.run is not None and self.run.poll() is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from . import labels, processes, typed_command
+from . import job_label, processes, typed_command
 from .processes import STOPPING
 from .summary import FAILURE, job_overrides, write_atomically
 
@@ -41,7 +41,7 @@ class Stop:
         if self._passed_on:  # by Lightning's handler, which calls this one
             return
         again, lightnings = self._signum is not None, signal.getsignal(signal.SIGTERM)
-        if again and labels.label() is not None:  # by the terminal or a scheduler, and by the sweep as well
+        if again and job_label.label() is not None:  # by the terminal or a scheduler, and by the sweep as well
             return
         self._signum = self._signum or signum
         if again or lightnings == self.on_signal or not callable(lightnings):
@@ -119,7 +119,7 @@ def _tell(name: str, trainer: Trainer | None, directory: Path) -> None:
     last = _last(trainer)
     after = f"after {trainer.global_step if trainer is not None else 0} updates"
     kept = "no checkpoint was kept" if last is None else f"{last[0]} holds {last[1]} of them"
-    if labels.label() is not None:
+    if job_label.label() is not None:
         document = {"overrides": job_overrides(), "sentence": f"{name} {after}; {kept}", "stopped": f"{after}, {kept}"}
         with contextlib.suppress(OSError):
             write_atomically(directory / FAILURE, document)

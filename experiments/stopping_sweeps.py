@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from . import labels, sweep_jobs, typed_command
+from . import job_label, sweep_jobs, typed_command
 from .identity import identity, is_gone
 from .processes import STOPPING, read
 from .summary import write_atomically
@@ -50,7 +50,7 @@ class Stop:
         shutil.rmtree(self._folder, ignore_errors=True)  # of when it was stopped before
         self._listen()
         self._jobs = sweep_jobs.jobs(config)
-        labels.tell_common(sweep_jobs.common(config))
+        job_label.tell_common(sweep_jobs.common(config))
 
     def end(self) -> None:
         """All jobs have ended."""

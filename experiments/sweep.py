@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from . import labels, processes, typed_command
+from . import job_label, processes, typed_command
 from .composed import refuse_resume
 from .processes import ENV_WAITING, quoted, read
 from .refusals import lost
@@ -70,7 +70,7 @@ def _failure(cfg: DictConfig, hydra: Any, directory: Path, overrides: list[str])
     for old in (SUMMARY, FAILURE):
         (directory / old).unlink(missing_ok=True)
     about = {"number": hydra.job.num, "overrides": overrides}
-    told = labels.environment(hydra.job.num, overrides, beside=not _stop.is_own)
+    told = job_label.environment(hydra.job.num, overrides, beside=not _stop.is_own)
     command = processes.command(hydra, directory, words)
     try:
         code = _wait(processes.start(command, hydra.runtime.cwd, {**_environment(), **told}))

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from .labels import job_label
+from .job_label import job_label
 from .processes import read
 from .summary import FAILURE, SUMMARY, without_sweep
 

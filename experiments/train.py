@@ -22,7 +22,7 @@ with in_a_sentence(ModuleNotFoundError):
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from . import labels, processes, restarting, stopping, sweep
+from . import job_label, processes, restarting, stopping, sweep
 from .composed import refuse_composed, refuse_resume
 from .names import CONFIG_PATH
 from .sentences import alone, refuse
@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         CompactHydraException: the configuration cannot run; its message is one sentence that says why.
     """
-    labels.label_logs()
+    job_label.label_logs()
     try:
         with stopping.telling(Path(cfg.paths.run_dir)) as stop, contextlib.ExitStack() as resuming:
             return _trained(cfg, stop, resuming)
@@ -139,7 +139,7 @@ def _begin() -> None:
     if shows_only or processes.is_attempt() or not stopping.speaks_for_the_run():
         return
     is_sweep = any(word in ("-m", "--multirun", "hydra.mode=MULTIRUN") or word.startswith("sweep=") for word in words)
-    print("composing the jobs" if is_sweep else labels.labelled("loading torch and Lightning"), flush=True)
+    print("composing the jobs" if is_sweep else job_label.labelled("loading torch and Lightning"), flush=True)
 
 
 def main() -> None:
