@@ -143,11 +143,10 @@ class ExchangeSettings:
             object.__setattr__(self, name, getattr(self, name) or COARSE)
 
     def _check_counts(self, code: Code) -> None:
+        n = code.n
         for setting, count in self._counts:
-            if not 1 <= count <= code.n:
-                raise ValueError(
-                    f"{setting} is outside 1..{code.n}: the code has n={code.n} workers, use 1 to {code.n}."
-                )
+            if not 1 <= count <= n:
+                raise ValueError(f"{setting} is outside 1..{n}: the code has n={n} workers, use 1 to {n}.")
         if self.wait_for_bounds is not None and self.wait_for_bounds[0] > self.wait_for_bounds[1]:
             raise ValueError(
                 f"wait_for_bounds={self.wait_for_bounds} are the wrong way round: use (least, most) in 1..{code.n}."
