@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -51,13 +52,13 @@ def _words(members: Mapping[tuple[str, ...], Run], key: str, place: int) -> dict
 def _brief(value: str) -> str:
     """An object by its class, a long number by four digits.
 
-    >>> _brief("StragglerInjector(slowdown={1: 5.0})"), _brief("0.00017666386"), _brief("1000000"), _brief("0.3")
-    ('StragglerInjector', '0.0001767', '1000000', '0.3')
+    >>> _brief("Injector(kills={2: 100})"), _brief("0.00017666386"), _brief("0.3"), _brief("12345678901")
+    ('Injector', '0.0001767', '0.3', '12345678901')
     """
-    try:
-        return f"{float(value):.4g}" if "." in value and len(value) > _DIGITS else value
-    except ValueError:
-        return value.partition("(")[0]
+    if len(value) > _DIGITS and "." in value:
+        with contextlib.suppress(ValueError):
+            return f"{float(value):.4g}"
+    return value.partition("(")[0]
 
 
 def _usual(values: Sequence[tuple[str, ...]], keys: Sequence[str]) -> dict[str, str]:

@@ -25,10 +25,12 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p, figcaption, .quiet { color: var(--quiet); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th, td { padding: 0.35rem 0.55rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { font-weight: 600; cursor: pointer; } th[aria-sort=ascending]::after { content: " \\2191"; }
-th[aria-sort=descending]::after { content: " \\2193"; } th:first-child, td:first-child { text-align: left; }
+th[aria-sort=descending]::after { content: " \\2193"; }
+th:first-child, td:first-child { text-align: left; min-width: 11rem; }
 td small { display: block; color: var(--quiet); white-space: nowrap; }
+td small.long { white-space: normal; width: 15rem; margin-left: auto; overflow-wrap: anywhere; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 figure { box-sizing: content-box; max-width: calc(100% - 2rem); margin: 0; padding: 0.8rem;
   background: var(--raised); border: 1px solid var(--line); border-radius: 6px; }
@@ -37,6 +39,7 @@ figcaption { font-size: 0.85rem; margin-top: 0.5rem; }
 details { border-bottom: 1px solid var(--line); padding: 0.3rem 0; }
 pre { background: var(--raised); padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
 """
+_LONG = 24  # characters of a cell's small line that are broken over lines
 # A click on a heading sorts by that column, numbers by their size and unit, what is none last; another turns it round.
 _SORTING = """
 const units = { kB: 1e3, MB: 1e6, GB: 1e9 };
@@ -115,7 +118,8 @@ def table_of(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     first, _, second = text.partition("\n")
-    return f"<td>{html.escape(first)}{f'<small>{html.escape(second)}</small>' if second else ''}</td>"
+    kind = ' class="long"' if len(second) > _LONG else ""
+    return f"<td>{html.escape(first)}{f'<small{kind}>{html.escape(second)}</small>' if second else ''}</td>"
 
 
 def figure(picture: Picture) -> str:

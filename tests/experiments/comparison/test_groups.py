@@ -137,6 +137,12 @@ def test_numbers_have_as_few_digits_as_tell_them_apart(rates, shown):
     assert labels(group([run(config={"model": {"lr": rate}}) for rate in rates])) == shown
 
 
+def test_an_object_is_called_by_its_class():
+    killer = {"faults": {"_target_": "lwpd_lightning.injection.FaultInjector", "kills": {2: 100}}}
+
+    assert labels(group([run(), run(config={"callbacks": killer})])) == ["faults=FaultInjector", "faults=unset"]
+
+
 def test_of_few_settings_labels_say_all():
     groups = group([run(config={"data": {"batch_size": size}}) for size in (64, 128)])
 
