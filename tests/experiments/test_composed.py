@@ -1,9 +1,6 @@
 """What a composed configuration shows without anything built: refused before torch and Lightning are imported."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +10,7 @@ from experiments.models.classifier import mlp
 from experiments.models.gpt import GPT
 from experiments.summary import FIGURES
 from experiments.targets import TargetTimer
+from tests.experiments.before_torch import refused_before_torch
 from tests.experiments.test_sizes import composed
 
 SENTENCES = [
@@ -120,20 +118,6 @@ def test_words_that_choose_what_there_is_are_hydras_to_read(word):
 
 
 def test_it_is_asked_before_anything_is_imported_that_takes_seconds(tmp_path):
-    words = ["train", "ckpt_path=/nope.ckpt", f"hydra.run.dir={tmp_path}/run"]
-    program = f"""
-import sys
-from experiments.train import main
-sys.argv = {words}
-try:
-    main()
-except SystemExit as refused:
-    print(refused, file=sys.stderr)
-    sys.exit("torch" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
+    said = refused_before_torch("ckpt_path=/nope.ckpt", f"hydra.run.dir={tmp_path}/run")
 
-    assert done.stderr == "ckpt_path=/nope.ckpt is no file: use a run's checkpoints/last.ckpt or best.ckpt.\n"
-    assert done.returncode == 0
+    assert said == "ckpt_path=/nope.ckpt is no file: use a run's checkpoints/last.ckpt or best.ckpt.\n"
