@@ -61,9 +61,12 @@ def local_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 def _why_unfinished(directory: Path) -> str | None:
     """None of a command that was refused, or that is no training, and so left no log."""
-    failure = directory / "failure.json"
-    if failure.is_file():
-        return f"failed: {json.loads(failure.read_text(encoding='utf-8')).get('sentence')}"
+    try:
+        failure = mapping(directory / "failure.json")
+    except (ValueError, OSError) as error:
+        return f"failed, but {error}"
+    if failure:
+        return f"failed: {failure.get('sentence')}"
     logs = directory / "csv", directory / "wandb", *directory.glob("*.wandb")
     return "unfinished" if any(log.exists() for log in logs) else None
 

@@ -62,13 +62,19 @@ def compare(directory, *arguments):
 
 
 def test_a_command_that_was_refused_is_no_run_and_a_failed_one_is_named(tmp_path):
-    for place in ("refused/.hydra", "failed/.hydra", "killed/csv"):
+    for place in ("refused/.hydra", "failed/.hydra", "broken/.hydra", "killed/csv"):
         (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "broken/failure.json").write_text('["no sentence"]')
     (tmp_path / "failed/failure.json").write_text('{"sentence": "ValueError: no data"}')
 
-    assert local_runs([tmp_path]) == (
-        [], [f"{tmp_path}/failed (failed: ValueError: no data)", f"{tmp_path}/killed (unfinished)"]
-    )  # fmt: skip
+    runs, left_out = local_runs([tmp_path])
+
+    assert runs == []
+    assert left_out == [
+        f"{tmp_path}/broken (failed, but failure.json holds no settings or figures by name)",
+        f"{tmp_path}/failed (failed: ValueError: no data)",
+        f"{tmp_path}/killed (unfinished)",
+    ]
 
 
 @pytest.mark.real_start
