@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,36 @@ class Watched:
         found = next((series[name] for name in names if name in series), np.empty(0))
         return found[~np.isnan(found)]
 
+    @cached_property
+    def lost(self) -> list[str]:
+        """A line for each worker that was lost, and why."""
+        return [
+            f"{self.group.label}: worker {loss['worker']} after update {loss['update']} ({loss['reason']})"
+            for loss in self.group.runs[0].summary.get("failures") or []
+        ]
+
+    @cached_property
+    def line(self) -> list[str]:
+        """Cells of the table, by `HEADER`."""
+        run, live = self.group.runs[0], self.live
+        loss, metric = self.column("exchange/loss", "train_loss"), self.column(run.metric)
+        traffic = sum(float(self.column(f"exchange/bytes_{way}").sum()) for way in ("up", "down"))
+        scale, unit = bytes_unit(traffic)
+        part = "\nsince it went on" if run.resumed_from is not None else ""  # the log is of this part alone
+        alive = self.column("exchange/live")
+        total = live.get("total") or "?"
+        return [
+            self.group.label,
+            str(run.get("seed")),
+            self.state,
+            f"{live.get('updates', run.summary.get('updates', 0))}/{total}",
+            f"{loss[-1]:.3g}" if loss.size else "",
+            f"{run.metric} {metric[-1]:.4g}" if metric.size else "",
+            *(_duration(self.column(f"exchange/{name}_s")) for name in ("update", "wait", "compute")),
+            f"{traffic / scale:.3g} {unit}{part}" if traffic else "",
+            f"{alive[-1]:.0f}/{run.get('code.n')}" if alive.size else "",
+        ]
+
 
 def watch(paths: Sequence[Path]) -> tuple[list[Watched], list[str]]:
     """All runs at or below `paths`, the newest first, and a line for each of which nothing can be shown, and why."""
@@ -79,7 +110,7 @@ def _watched(directory: Path, name: str) -> Watched:
     one = Watched(Group(f"{name}: {run.scheme}", {}, [run], []), live, _state(live, summary, failure))
     # All that the page asks of it: a run that cannot answer is left out, and the others are shown.
     run.refuse_unreadable()
-    _ = _line(one), _lost(one), timeline.states(run)
+    _ = one.line, one.lost, timeline.states(run)
     return one
 
 
@@ -99,14 +130,14 @@ def _state(live: dict[str, Any], summary: dict[str, Any], failure: dict[str, Any
 def page(paths: Sequence[Path], script: str) -> str:
     """The whole page, as it is now."""
     shown, others = watch(paths)
-    lost = [line for one in shown for line in _lost(one)]
+    lost = [line for one in shown for line in one.lost]
     with tempfile.TemporaryDirectory() as folder:
         figures = [figure(picture) for picture in _pictures(Path(folder), shown[:DRAWN])]
     left_out = [f"Figures show the newest {DRAWN} of {len(shown)} runs."] if len(shown) > DRAWN else []
     body = [
         "<h1>Runs</h1>",
         f'<p class="quiet">as of {time.strftime("%Y-%m-%d %H:%M:%S")}</p>',
-        f'<div class="wide">{table_of(HEADER, [_line(one) for one in shown])}</div>',
+        f'<div class="wide">{table_of(HEADER, [one.line for one in shown])}</div>',
         f"<p>Medians of the last {_RECENT} updates; bytes over all links.</p>",
         *(f"<p>{html.escape(line)}</p>" for line in [*others, *left_out]),
         "<h2>Lost workers</h2>",
@@ -116,34 +147,6 @@ def page(paths: Sequence[Path], script: str) -> str:
         "</div>",
     ]
     return document(f"{len(shown)} runs", body, script)
-
-
-def _lost(one: Watched) -> list[str]:
-    return [
-        f"{one.group.label}: worker {loss['worker']} after update {loss['update']} ({loss['reason']})"
-        for loss in one.group.runs[0].summary.get("failures") or []
-    ]
-
-
-def _line(one: Watched) -> list[str]:
-    run, live = one.group.runs[0], one.live
-    loss, metric = one.column("exchange/loss", "train_loss"), one.column(run.metric)
-    traffic = sum(float(one.column(f"exchange/bytes_{way}").sum()) for way in ("up", "down"))
-    scale, unit = bytes_unit(traffic)
-    part = "\nsince it went on" if run.resumed_from is not None else ""  # the log is of this part alone
-    alive = one.column("exchange/live")
-    total = live.get("total") or "?"
-    return [
-        one.group.label,
-        str(run.get("seed")),
-        one.state,
-        f"{live.get('updates', run.summary.get('updates', 0))}/{total}",
-        f"{loss[-1]:.3g}" if loss.size else "",
-        f"{run.metric} {metric[-1]:.4g}" if metric.size else "",
-        *(_duration(one.column(f"exchange/{name}_s")) for name in ("update", "wait", "compute")),
-        f"{traffic / scale:.3g} {unit}{part}" if traffic else "",
-        f"{alive[-1]:.0f}/{run.get('code.n')}" if alive.size else "",
-    ]
 
 
 def _duration(seconds: Column) -> str:
