@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from . import job_label, processes
 from .processes import STOPPING
-from .sweep import FAILURE
+from .summary import FAILURE
 
 _LOOK_S = 0.1
 # Before the run is started again; what is left of the one before ends by itself within the first.

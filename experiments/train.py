@@ -66,7 +66,7 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
         from .panel import announce
         from .report import show
         from .resuming import resumed
-        from .summary import summarise, write_atomically
+        from .summary import FAILURE, SUMMARY, summarise, write_atomically
         from .targets import NotLogged
         from .wandb_run import conclude
 
@@ -102,8 +102,8 @@ def _trained(cfg: DictConfig, stop: stopping.Stop, resuming: contextlib.ExitStac
         summary = summarise(cfg, job, dict(metrics), wall_s=ended - started)
         summary |= {"imports_s": imported - started, "assembly_s": assembled - imported, "judging_s": ended - trained}
         directory = Path(cfg.paths.run_dir)
-        (directory / sweep.FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
-        write_atomically(directory / sweep.SUMMARY, summary)
+        (directory / FAILURE).unlink(missing_ok=True)  # of an earlier run in the same directory
+        write_atomically(directory / SUMMARY, summary)
         conclude(job.trainer, summary, directory)
         finished = True
     finally:
