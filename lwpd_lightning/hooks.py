@@ -79,11 +79,13 @@ class TrainingHooks:
         self._module = trainer.lightning_module
         self._overridden: dict[str, bool] = {}
 
-    def enter(self, assignment: Assignment) -> None:
-        """Training has come to an epoch and a batch: end what went before and start what comes."""
+    def enter(self, assignment: Assignment, validate: Callable[[], None] | None = None) -> None:
+        """Training has come to an epoch and a batch: end what went before, validate if told so, start what comes."""
         if self._computed is not None and self._stepped:
             self._call("on_train_batch_end", *self._computed)
         self._computed, self._stepped = None, False
+        if validate is not None:
+            validate()
         if assignment.batch_index == NO_BATCH:
             self._count(self._epoch or 0, None, assignment.global_step)
             return

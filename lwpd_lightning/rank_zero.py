@@ -1,4 +1,7 @@
-"""Rank 0's side of one fit: publishes versions, and turns Lightning's own training step into one coded update."""
+"""Rank 0's side of one fit: publishes versions, and turns Lightning's own training step into one coded update.
+
+Long because all that Lightning's loop does on rank 0 between two updates meets the exchange here.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ from lwpd_lightning.settings import ExchangeSettings
 from lwpd_lightning.steering import Steering
 from lwpd_lightning.step_log import StepLog
 from lwpd_lightning.timeline import Timeline
+from lwpd_lightning.validation import SharedValidation
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -49,14 +53,21 @@ class CodedFit:
         settings: resolved for the world size.
         gathering: its workers.
         remembered: what senders are to go on with.
+        validation: where validation is shared.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, settings: ExchangeSettings, gathering: Gathering, remembered: Remembered
+        self,
+        trainer: pl.Trainer,
+        settings: ExchangeSettings,
+        gathering: Gathering,
+        remembered: Remembered,
+        validation: SharedValidation | None = None,
     ) -> None:
         assert settings.code is not None and settings.wait_for is not None
         self._trainer, self._settings, self._gathering = trainer, settings, gathering
-        self.remembered = remembered
+        self.remembered, self._validation = remembered, validation
+        self._validates: int | None = None  # the version of which workers were told to validate their shares
         self._own = None if settings.dedicated_coordinator else 0
         self._threads = torch.get_num_threads()
         module = trainer.lightning_module
@@ -110,6 +121,8 @@ class CodedFit:
         self._computation = seat.computation(self._trainer)
         lost = [] if self._settings.start_method == "fork" else [failure.worker for failure in self._failures]
         self._coordinator = self._coordinate(meeting.run_key, seat, lost)
+        if self._validation is not None:
+            self._validation.arrived = self._shares
         self._steering = Steering(self._trainer, StateLayout.buffers(module, self._blocks.device))
         self._coordinator.admit(self._gathering.announce_again)
         self._sender = seat.sender
@@ -297,8 +310,20 @@ class CodedFit:
             self._timeline.interrupted()  # the next batch begins another exchange
             return
         step = Step(self._coordinator.decided, self._optimizer_settings())
-        batch = self._following(batch_index)
-        self._coordinator.publish(*batch, self._trainer.global_step + 1, self._timeline.ahead(batch), step=step)
+        batch, validates = self._following(batch_index), self._validation is not None and self._validation.follows
+        self._coordinator.publish(
+            *batch, self._trainer.global_step + 1, self._timeline.ahead(batch), step=step, validates=validates
+        )
+        self._validates = self._coordinator.version if validates else None
+
+    def _shares(self, ranks: set[int], seconds: float) -> dict[int, Tensor]:
+        """Those ranks' shares of the validation of this version, as far as they come in time."""
+        coordinator, rank_of = self._coordinator, int(self._own is None)
+        if coordinator is None or self._validates != coordinator.version:
+            return {}
+        workers = {rank - rank_of for rank in ranks}
+        told = coordinator.shares.wait(workers, coordinator.version, self._checksums.take(), seconds)
+        return {worker + rank_of: share for worker, share in told.items()}
 
     def _following(self, batch_index: int) -> tuple[int, int]:
         """Epoch and index of the batch that comes after one of this epoch; NO_BATCH where training ends with it."""

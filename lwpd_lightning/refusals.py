@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lwpd_lightning.hooks import acts_on_workers
+
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
     from lightning.fabric.plugins import ClusterEnvironment
+
+_BEFORE_VALIDATION = ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start")
+_OF_VALIDATION = (*_BEFORE_VALIDATION, "on_validation_batch_start", "on_validation_batch_end")
 
 SEVERAL_OPTIMIZERS = (
     "configure_optimizers returned several optimizers: coded exchange decodes one gradient for one optimizer, so "
@@ -92,6 +98,29 @@ def refuse_trainer(trainer: pl.Trainer) -> None:
         raise MisconfigurationException(
             "training_step(dataloader_iter) is not supported by coded exchange: use training_step(batch, batch_idx)."
         )
+
+
+def refuse_validation_hooks(trainer: pl.Trainer) -> None:
+    """What acts on each batch of validation, or before the first: ``validation="shared"`` runs most elsewhere.
+
+    Raises:
+        MisconfigurationException: for the first that the module or a callback overrides.
+    """
+    module = trainer.lightning_module
+    for hook in _OF_VALIDATION:
+        by: list[object] = [module] if is_overridden(hook, module, pl.LightningModule) else []
+        by += [c for c in trainer.callbacks if _acts(hook, c)]  # type: ignore[attr-defined]
+        if by:
+            raise MisconfigurationException(
+                f"{type(by[0]).__name__}.{hook} would run for rank 0's batches alone with validation='shared': leave "
+                "it out, or use validation='rank_zero'."
+            )
+
+
+def _acts(hook: str, callback: pl.Callback) -> bool:
+    if isinstance(callback, callbacks.ProgressBar) or (hook in _BEFORE_VALIDATION and not acts_on_workers(callback)):
+        return False
+    return hasattr(pl.Callback, hook) and is_overridden(hook, callback, pl.Callback)
 
 
 def refuse_optimizers(optimizers: list[torch.optim.Optimizer], module: pl.LightningModule) -> None:

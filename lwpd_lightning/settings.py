@@ -1,4 +1,7 @@
-"""What a user chooses about the exchange, checked before any process starts."""
+"""What a user chooses about the exchange, checked before any process starts.
+
+Long because what does not go together is refused here, setting by setting.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from lwpd_lightning.rule.norms import NormLimit
 
 StartMethod = Literal["auto", "fork", "rerun"]
 WaitFor = int | Literal["adaptive"]
+Validation = Literal["rank_zero", "shared"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class ExchangeSettings:
     restart_workers: bool = True
     tolerate_exceptions: bool = False
     max_codeword_norm: float | str | None = None
+    validation: Validation = "rank_zero"
 
     def __post_init__(self) -> None:
         self._read()
@@ -67,6 +72,7 @@ class ExchangeSettings:
             ("compressor", self.compressor, (None, *COMPRESSORS)),
             ("start_method", self.start_method, get_args(StartMethod)),
             ("batch_size_means", self.batch_size_means, get_args(BatchSizeMeans)),
+            ("validation", self.validation, get_args(Validation)),
         ):
             refuse_unknown(name, value, choices)
         if not self._left_open:

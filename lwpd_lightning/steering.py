@@ -59,10 +59,10 @@ class Steering:
     def _watched(self, run: Callable[[], Any]) -> Callable[[], Any]:
         @wraps(run)
         def watched() -> Any:
-            before, buffers = copy.deepcopy(_attributes(self._module)), self._digest()
+            before, buffers = copy.deepcopy(attributes(self._module)), self._digest()
             result = run()
-            after = _attributes(self._module)
-            changed = {key for key in after if key not in before or not _same(before[key], after[key])}
+            after = attributes(self._module)
+            changed = {key for key in after if key not in before or not same(before[key], after[key])}
             self._names |= changed
             self._changed |= bool(changed) or buffers != self._digest()
             return result
@@ -84,7 +84,7 @@ def steer(module: nn.Module, attributes: Mapping[str, Any]) -> None:
             modules[path].__dict__[name] = value
 
 
-def _attributes(module: nn.Module) -> dict[tuple[str, str], Any]:
+def attributes(module: nn.Module) -> dict[tuple[str, str], Any]:
     """The plain attributes of a module and its submodules: what a hook sets to steer the training."""
     # A torchmetrics object counts what rank 0 validates.
     owners = ((path, owner) for path, owner in module.named_modules() if not is_metric(owner))
@@ -111,16 +111,17 @@ def _plain(value: Any) -> bool:
     return type(value) in _PLAIN
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same, NaN and what tensors hold included."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         alike = (one.device, one.dtype) == (other.device, other.dtype)
         return alike and torch.equal(one, other)
     if type(one) is not type(other):
         return False
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
     return bool(one == other or (one != one and other != other))
 
 

@@ -43,12 +43,14 @@ from lwpd_lightning.refusals import (
     refuse_process_group,
     refuse_tasks,
     refuse_trainer,
+    refuse_validation_hooks,
 )
 from lwpd_lightning.remembered import Remembered, taken_from
 from lwpd_lightning.requeue import requeue_between_updates
 from lwpd_lightning.rule.arrivals import Stale
 from lwpd_lightning.separate_ranks import SeparateRanks
-from lwpd_lightning.settings import ExchangeSettings, StartMethod, WaitFor
+from lwpd_lightning.settings import ExchangeSettings, StartMethod, Validation, WaitFor
+from lwpd_lightning.validation import SharedValidation
 from lwpd_lightning.worker_rank import RankZeroLauncher, WorkerRankLauncher
 
 
@@ -110,6 +112,9 @@ class LWPDStrategy(SeparateRanks):
             and it does not notice them, without a memory; `coding.metric` says what the metric of which optimizer is),
             "rotated" (rotated alone), both with stale="drop"; "plain"; or the name of a sender and a receiver of one's
             own (`coding.compressor`); None: "error_feedback" where that is asked for, else "plain".
+        validation: who runs the validation of a fit: "rank_zero", alone, or "shared": each rank runs every n-th batch,
+            and rank 0 logs what all of them came to, as if it had run them all. Needs one loader without shuffle, and a
+            validation_step that leaves nothing behind but what it logs and torchmetrics objects.
 
     Raises:
         ValueError: for settings that cannot work, in one sentence that names what would.
@@ -145,6 +150,7 @@ class LWPDStrategy(SeparateRanks):
         restart_workers: bool = True,
         tolerate_exceptions: bool = False,
         max_codeword_norm: float | str | None = None,
+        validation: Validation = "rank_zero",
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -170,11 +176,13 @@ class LWPDStrategy(SeparateRanks):
             restart_workers=restart_workers,
             tolerate_exceptions=tolerate_exceptions,
             max_codeword_norm=max_codeword_norm,
+            validation=validation,
             dedicated_coordinator=dedicated_coordinator,
             start_method=start_method,
             batch_size_means=batch_size_means,
             compressor=compressor,
         )
+        self.validation: SharedValidation | None = None  # of the fit, where it is shared
         self._fit: CodedFit | None = None
         self._remembered = Remembered()
         self._suspended: list[CodedFit] = []  # that a tuner's run in mid-fit has interrupted
@@ -183,7 +191,12 @@ class LWPDStrategy(SeparateRanks):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no fit: its links and processes are this one's."""
-        return super().__getstate__() | {"_fit": None, "_suspended": [], "_remembered": Remembered()}
+        return super().__getstate__() | {
+            "_fit": None,
+            "validation": None,
+            "_suspended": [],
+            "_remembered": Remembered(),
+        }
 
     # What the fit has done so far.
 
@@ -267,6 +280,9 @@ class LWPDStrategy(SeparateRanks):
         """Refuse what coded exchange cannot do, then set model and optimizer up as on one device."""
         if trainer.state.fn is TrainerFn.FITTING:
             refuse_trainer(trainer)
+            if self.settings.validation == "shared":
+                refuse_validation_hooks(trainer)
+                self.validation = SharedValidation(trainer, self.global_rank, self.world_size)
         super().setup(trainer)
         if trainer.state.fn is TrainerFn.FITTING:
             refuse_optimizers(self.optimizers, trainer.lightning_module)
@@ -282,10 +298,11 @@ class LWPDStrategy(SeparateRanks):
             raise
 
     def process_dataloader(self, dataloader: object) -> object:
-        """Let the training loader name its batches; others stay as they are, since only rank 0 reads them."""
+        """Let the training loader name its batches, and cut a fit's validation; others only rank 0 reads."""
         trainer = self._trainer
         if not trainer.training:
-            return dataloader
+            fits = trainer.state.fn is TrainerFn.FITTING
+            return self.validation.share_of(dataloader) if self.validation is not None and fits else dataloader
         _worker_check(trainer, dataloader, "train_dataloader")  # Lightning's advice, which looks at DataLoaders alone
         if self.settings.batch_size_means == "per_worker":
             dataloader = of_all_workers(dataloader, self.code.n)
@@ -307,6 +324,8 @@ class LWPDStrategy(SeparateRanks):
         loaders = trainer.fit_loop._combined_loader.flattened  # type: ignore[union-attr]
         if len(loaders) != 1:
             raise ValueError(f"train_dataloader() gave {len(loaders)} loaders: coded exchange takes one.")
+        if self.validation is not None:
+            self.validation.refuse_several()
         if not self.is_global_zero:
             assert self._elsewhere is not None
             self._elsewhere.serve(trainer, self._worker, loaders[0])
@@ -322,7 +341,7 @@ class LWPDStrategy(SeparateRanks):
             num_nodes=self.num_nodes,
             generation=self._generation,
         )
-        self._fit = CodedFit(trainer, self.settings, gathering, self._remembered)
+        self._fit = CodedFit(trainer, self.settings, gathering, self._remembered, self.validation)
         self._fit.start()
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -335,6 +354,13 @@ class LWPDStrategy(SeparateRanks):
         """Rank 0's first data part; the version it belongs to is published before."""
         batch_index = self._trainer.fit_loop.epoch_loop.batch_idx
         output: STEP_OUTPUT = self._running.training_step(super().training_step, args, batch_index)
+        return output
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Of rank 0's share alone, where validation is shared."""
+        if self.validation is None or self._trainer.state.fn is not TrainerFn.FITTING:
+            return super().validation_step(*args, **kwargs)
+        output: STEP_OUTPUT = self.validation.step(super().validation_step, args)
         return output
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -389,6 +415,9 @@ class LWPDStrategy(SeparateRanks):
     def teardown(self) -> None:
         """End what is left of a fit."""
         self._end_fit()
+        if self.validation is not None:
+            self.validation.close()
+            self.validation = None
         if self._elsewhere is not None:
             self._elsewhere.leave()
         super().teardown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from lwpd_lightning.compute import CodewordComputation
 from lwpd_lightning.data import CodedBatch, CodedLoader, following
@@ -40,6 +42,8 @@ from lwpd_lightning.step_log import StepLog
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
 
 
 class TrainedReplica:
@@ -67,9 +71,19 @@ class TrainedReplica:
         self._hooks, self._step_log = hooks, step_log
         self._step_s = 0.0  # since the last codeword
 
-    def enter(self, assignment: Assignment) -> None:
+    def enter(self, assignment: Assignment, validate: Callable[[], None] | None = None) -> None:
         """Run the hooks between two batches."""
-        self._hooks.enter(assignment)
+        self._hooks.enter(assignment, validate)
+
+    def validated(self) -> Tensor | None:
+        """What this rank's share of validation comes to; rank 0 does that of a rank which cannot read its data."""
+        strategy: Any = self._trainer.strategy
+        try:
+            share: Tensor = strategy.validation.compute(strategy.global_rank)
+            return share
+        except OSError as error:
+            log.warning("Rank 0 validates this rank's share: %s: %s", type(error).__name__, error)
+            return None
 
     def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
         """Fetch the batches of an update, one where none are accumulated, and compute its codeword.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lwpd_lightning.steering import _same
+from lwpd_lightning.steering import same
 
 ONE = torch.ones(2)
 
@@ -21,5 +21,5 @@ ONE = torch.ones(2)
     ],
 )
 def test_tensors_are_the_same_where_device_dtype_and_values_are(other, same):
-    assert _same(ONE, other) == _same(other, ONE) == same
-    assert _same({"a": [ONE]}, {"a": [other]}) == same
+    assert same(ONE, other) == same(other, ONE) == same
+    assert same({"a": [ONE]}, {"a": [other]}) == same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import random
 import secrets
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,12 @@ class Randomness:
         _set_global_state(state)
         for generator, own in zip(self._generators, states, strict=True):
             generator.set_state(own)
+
+
+def position() -> bytes:
+    """Where Python's, NumPy's and torch's CPU generators are, to tell whether anything was drawn."""
+    python, numpy, of_torch = _global_state()
+    return pickle.dumps((python, numpy, of_torch.numpy().tobytes()))
 
 
 def _global_state() -> Any:

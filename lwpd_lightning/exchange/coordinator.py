@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lwpd_lightning.exchange.admission import Admission
 from lwpd_lightning.exchange.memories import Memories
 from lwpd_lightning.exchange.publication import Publication
+from lwpd_lightning.exchange.shares import Shares
 from lwpd_lightning.exchange.state import Checksum
 from lwpd_lightning.exchange.tally import Agreement, Tally
 from lwpd_lightning.exchange.update import Contribution, Failure, How, Step, Update, WorkerFailed
@@ -80,6 +81,7 @@ class Coordinator:
         self._hub, self._publication, self._rule, self._reduction = hub, publication, rule, reduction
         self._admission, self._members = admission, admission.members
         self.memories = Memories(hub, self._members, publication, messages)
+        self.shares = Shares(hub, messages, self._members)
         self._messages, self._timeout_s, self._patience = messages, timeout_s, patience
         self._tally = Tally(rule, reduction, model, guard)
         self._heard_at = 0.0  # when all that had come was read
@@ -126,6 +128,7 @@ class Coordinator:
         *,
         step: Step | None = None,
         attributes: dict[str, object] | None = None,
+        validates: bool = False,
     ) -> None:
         """Open the next update: tell every worker how to reach the next state and which batch comes next.
 
@@ -138,6 +141,7 @@ class Coordinator:
             how: what is new, and what workers need of it.
             step: the optimizer step that leads here from the version before; None: there was none.
             attributes: of the module that validation has changed.
+            validates: this rank is about to validate the version, and workers their shares of that.
         """
         self.version += 1
         self._members.update_begins()
@@ -152,7 +156,13 @@ class Coordinator:
         )
         self._tell_who_missed()
         self._publication.publish(
-            self._admission.present, position, step, attributes, decided=self.decided, moved=how is How.WHOLE
+            self._admission.present,
+            position,
+            step,
+            attributes,
+            decided=self.decided,
+            moved=how is How.WHOLE,
+            validates=validates,
         )
         self._tally.published(set(self._admission.present))
 
@@ -278,6 +288,8 @@ class Coordinator:
                 self._reopen()
         elif header.op is Op.LACKING:
             self._admission.lacks(header, words(payload))
+        elif header.op is Op.VALIDATED:
+            self.shares.take(header, payload)
         elif header.op is Op.UNLINKED:
             self._unlinked(header, words(payload), now)
         elif header.op is not Op.MEMORY:  # which has come too late for the checkpoint that asked

@@ -53,8 +53,11 @@ class Replica(Protocol):
     def changed(self) -> bool:
         """Whether something else is to be trained than when the exchange began."""
 
-    def enter(self, assignment: Assignment) -> None:
-        """Training has come to this epoch, batch and step."""
+    def enter(self, assignment: Assignment, validate: Callable[[], None] | None = None) -> None:
+        """Training has come to this epoch, batch and step; ``validate`` is called where rank 0 validates on its way."""
+
+    def validated(self) -> Tensor | None:
+        """What this rank's share of validation comes to, packed; None: it cannot do it."""
 
     def compute(self, assignment: Assignment, settle: Callable[[], None]) -> tuple[Codeword, Contribution] | None:
         """The codeword of the assignment; None where the batch is left out.
@@ -79,7 +82,8 @@ class _Version:
     """A published version that the model has not reached yet, or is at."""
 
     header: Header
-    told: Tensor  # `to_bytes` of a dictionary: the optimizer's "settings", "attributes" that validation changed
+    told: Tensor  # `to_bytes` of a dictionary: "settings" of the optimizer, "attributes" that validation changed, and
+    #               whether rank 0 "validates" it
     buffers: Tensor
 
 
@@ -94,6 +98,7 @@ class Follower:
         replica: makes optimizer steps.
         ask_for_state: asks rank 0 for its whole state, which comes as `take_over`.
         tell_memory: tells rank 0 what the sender remembers at a version.
+        tell_share: tells rank 0 what this rank's share of validation came to, at a version and a checksum of the model.
 
     Attributes:
         at: the version that the model is at; -1: at none yet.
@@ -112,9 +117,10 @@ class Follower:
         replica: Replica,
         ask_for_state: Callable[[], None],
         tell_memory: Callable[[int, Tensor], None],
+        tell_share: Callable[[int, Checksum, Tensor], None],
     ) -> None:
         self._reduction, self._replica = reduction, replica
-        self._ask, self._tell_memory = ask_for_state, tell_memory
+        self._ask, self._tell_memory, self._tell_share = ask_for_state, tell_memory, tell_share
         self._optimizer, self._precision = optimizer, precision
         self._device = reduction.blocks.device
         self._everything = StateLayout.everything(model, self._device)
@@ -129,6 +135,7 @@ class Follower:
     def forget(self) -> None:
         """Begin anew, at no version: what comes first is rank 0's state."""
         self.at = self.newest = self._done = -1  # _done: the version whose batch has been computed or left out
+        self._validates = -1  # the newest version of which this rank has heard that rank 0 validates it
         self._versions: dict[int, _Version] = {}
         self._resyncing = False
         self._memory_asked: int | None = None  # the version at which rank 0 wants to know what the sender remembers
@@ -262,12 +269,21 @@ class Follower:
                 group.update(values)
         if attributes := told.get("attributes"):
             self._replica.steer(attributes)
+        if told.get("validates"):
+            self._validates = version.header.version
 
     def _arrive(self, version: _Version) -> None:
         if not version.header.decision:
             self._listen(version)
         self._reach(version.header.version)
-        self._replica.enter(Assignment.of(version.header))
+        # Of versions that it only passes rank 0 waits for no share any more.
+        validates = self._validates == self.at == self.newest
+        self._replica.enter(Assignment.of(version.header), self._validate if validates else None)
+
+    def _validate(self) -> None:
+        share = self._replica.validated()
+        if share is not None:
+            self._tell_share(self.at, self._checksums.take(), share)
 
     def _reach(self, version: int) -> None:
         self.at = version

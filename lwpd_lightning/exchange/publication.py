@@ -93,6 +93,7 @@ class Publication:
         *,
         decided: int,
         moved: bool = False,
+        validates: bool = False,
     ) -> None:
         """Tell workers of a version; those that need the whole state get both from `arrived`.
 
@@ -103,12 +104,13 @@ class Publication:
             attributes: of the module that validation has changed.
             decided: number of the newest decision that it is the outcome of, or that it has done without.
             moved: something else changed the model too, so that they need the whole state.
+            validates: rank 0 is about to validate the version, and they their shares.
         """
         self._position, self._decided = position, decided
         self.awaiting = [worker for worker in workers if self._needs_whole(worker) or moved]
         if not workers:
             return
-        told, buffers = self._told(step, attributes), self._changed_buffers()
+        told, buffers = self._told(step, attributes, validates), self._changed_buffers()
         self.send([worker for worker in workers if worker not in self.awaiting], position, buffers, told)
 
     def arrived(self) -> None:
@@ -185,8 +187,8 @@ class Publication:
         whole.left -= 1
         return True
 
-    def _told(self, step: Step | None, attributes: dict[str, object] | None) -> Tensor:
-        told: dict[str, object] = {}
+    def _told(self, step: Step | None, attributes: dict[str, object] | None, validates: bool) -> Tensor:
+        told: dict[str, object] = {"validates": True} if validates else {}
         if step is not None and step.settings != self._sent_settings:
             told["settings"] = self._sent_settings = step.settings
         if attributes:

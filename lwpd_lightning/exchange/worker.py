@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lwpd_lightning.exchange.follower import Assignment, Follower, Replica
 from lwpd_lightning.exchange.peers import Peers
-from lwpd_lightning.exchange.state import Stateful
+from lwpd_lightning.exchange.state import Checksum, Stateful
 from lwpd_lightning.exchange.update import Contribution
 from lwpd_lightning.links.header import COORDINATOR, UNMEASURED, Header, Op, ProtocolError
 from lwpd_lightning.links.mesh import CoordinatorLost, Missed, ToldToEnd, WorkerLinks
@@ -91,6 +91,7 @@ class Worker:
             reduction=reduction, model=model, optimizer=optimizer, precision=precision, replica=replica,
             ask_for_state=lambda: self._post(Op.RESYNC),
             tell_memory=lambda version, memory: self._post(Op.MEMORY, memory, version=version),
+            tell_share=self._tell_share,
         )  # fmt: skip
         self._peers = Peers(self._worker, links, reduction, messages, self._post)
         self._codeword: _Fate | None = None
@@ -344,6 +345,11 @@ class Worker:
             norm=UNMEASURED if contribution.norm is None else contribution.norm,
         )  # fmt: skip
         self._links.send(COORDINATOR, self._messages.pack(header, contribution.statistics, contribution.told))
+
+    def _tell_share(self, version: int, checksum: Checksum, share: Tensor) -> None:
+        header = Header(Op.VALIDATED, self._messages.run_id, self._worker, version)
+        header = header._replace(checksum=checksum.trainable, rest=checksum.rest)
+        self._links.send(COORDINATOR, self._messages.pack(header, share))
 
     def _post(
         self, op: Op, payload: Tensor = EMPTY, rest: Tensor = EMPTY, *, version: int = 0, elements: int = 0

@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"LWPD"
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 COORDINATOR = 0xFFFF_FFFF
 INLINE = -1
 NO_BATCH = 0xFFFF_FFFF
@@ -54,6 +54,7 @@ class Op(enum.IntEnum):
     #              worker -> coordinator: that [its state]
     LACKING = 24  # coordinator -> worker: what do you lack of this decision?; worker -> coordinator: of decision
     #               `version` what is to come from [these workers, utf-8]
+    VALIDATED = 25  # worker -> coordinator: what my share of the validation at `version` came to [that]
 
 
 _OPS = {op.value: op for op in Op}  # a look-up takes a fraction of `Op(value)`'s time
@@ -80,8 +81,8 @@ class Header(NamedTuple):
         decision: number of the decision that is meant; in VERSION the one to step by, 0 where there is none; in STATE
             the newest that no one at that version needs any more.
         oldest: codewords of older versions than this do not count any more.
-        checksum: in READY, of the trainable parameters that the codeword was computed at (`state.checksum`).
-        rest: in READY, of the frozen parameters and the buffers that it was computed at.
+        checksum: in READY and VALIDATED, of the trainable parameters that it was computed at (`state.checksum`).
+        rest: in READY and VALIDATED, of the frozen parameters and the buffers that it was computed at.
         offset: where the first payload lies in the arena that the peers share; INLINE: in its frames.
         sizes: bytes of the two payloads.
     """
