@@ -14,8 +14,8 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Result
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from lwpd_lightning.data import fetching_like
-from lwpd_lightning.data.randomness import isolated_rng, position
+from lwpd_lightning.data import isolated_rng, share_of
+from lwpd_lightning.data.randomness import position
 from lwpd_lightning.exchange.state import from_bytes, to_bytes
 from lwpd_lightning.validation_results import ALONE, merge, metric_states, own_states, refuse_changed, taken
 
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 
 # What workers did in time: their ranks' shares, packed, of those that are asked for; waits so many seconds at most.
 Arrived = Callable[[set[int], float], Mapping[int, Tensor]]
-
-
-class _EachNth:
-    """Batches ``first``, ``first + ranks`` and so on of the first ``total``."""
-
-    def __init__(self, batches: BatchSampler, first: int, ranks: int, total: int) -> None:
-        self._batches, self._of = batches, range(first, total, ranks)
-
-    def __iter__(self) -> Iterator[Sequence[int]]:
-        for index, batch in enumerate(self._batches):
-            if index >= self._of.stop:
-                return
-            if index in self._of:
-                yield batch
-
-    def __len__(self) -> int:
-        return len(self._of)
 
 
 class SharedValidation:
@@ -136,8 +119,7 @@ class SharedValidation:
     def _share(self, rank: int) -> DataLoader[Any]:
         assert self._loader is not None
         if rank not in self._shares:
-            batches = _EachNth(self._loader.batch_sampler, rank, self._ranks, self._total)  # type: ignore[arg-type]
-            self._shares[rank] = fetching_like(self._loader, self._loader.dataset, batches)
+            self._shares[rank] = share_of(self._loader, rank, self._ranks, self._total)
         return self._shares[rank]
 
     def _complete(self) -> None:

@@ -9,7 +9,7 @@ ONE = torch.ones(2)
 
 
 @pytest.mark.parametrize(
-    ("other", "same"),
+    ("other", "expected"),
     [
         (torch.ones(2), True),
         (torch.tensor([1.0, 2.0]), False),
@@ -20,6 +20,6 @@ ONE = torch.ones(2)
         (1.0, False),
     ],
 )
-def test_tensors_are_the_same_where_device_dtype_and_values_are(other, same):
-    assert same(ONE, other) == same(other, ONE) == same
-    assert same({"a": [ONE]}, {"a": [other]}) == same
+def test_tensors_are_the_same_where_device_dtype_and_values_are(other, expected):
+    assert same(ONE, other) == same(other, ONE) == expected
+    assert same({"a": [ONE]}, {"a": [other]}) == expected

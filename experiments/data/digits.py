@@ -22,6 +22,7 @@ class Digits(SplitData):
         batch_size: samples of a whole update, over all data parts of the code.
         val_share: share of the samples held out, in (0, 1).
         split_seed: seed of the split.
+        val_batch_size: samples of a validation batch.
 
     Raises:
         ValueError: a training batch is larger than the training split, or `val_share` is outside of (0, 1).
@@ -29,8 +30,8 @@ class Digits(SplitData):
 
     learns = "classes"
 
-    def __init__(self, batch_size: int, val_share: float = 0.2, split_seed: int = 0) -> None:
-        super().__init__(batch_size, val_batch_size=512)
+    def __init__(self, batch_size: int, val_share: float = 0.2, split_seed: int = 0, val_batch_size: int = 512) -> None:
+        super().__init__(batch_size, val_batch_size)
         refuse_share("data.val_share", val_share)
         self.val_share = val_share
         self.split_seed = split_seed

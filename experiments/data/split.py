@@ -22,6 +22,8 @@ class SplitData(LightningDataModule):
     def __init__(self, batch_size: int, val_batch_size: int) -> None:
         super().__init__()
         self.batch_size = batch_size
+        if not isinstance(val_batch_size, int) or val_batch_size < 1:
+            raise ValueError(f"data.val_batch_size={val_batch_size} is no number of samples: use 1 or more.")
         self._val_batch_size = val_batch_size
         self._splits: tuple[Any, Any] | None = None
 

@@ -64,6 +64,7 @@ class TextData(SplitData):
         context: characters in a window.
         max_chars: characters to use, from the beginning of the text; None for all of it.
         val_share: share of every file held out, in (0, 1).
+        val_batch_size: windows of a validation batch.
 
     Raises:
         ValueError: `val_share` is outside of (0, 1), or a split is shorter than one batch (validation: one window).
@@ -72,9 +73,14 @@ class TextData(SplitData):
     learns = "text"
 
     def __init__(
-        self, batch_size: int, context: int = 128, max_chars: int | None = None, val_share: float = 0.1
+        self,
+        batch_size: int,
+        context: int = 128,
+        max_chars: int | None = None,
+        val_share: float = 0.1,
+        val_batch_size: int = 64,
     ) -> None:
-        super().__init__(batch_size, val_batch_size=64)
+        super().__init__(batch_size, val_batch_size)
         refuse_share("data.val_share", val_share)
         self.context = context
         self.max_chars = max_chars

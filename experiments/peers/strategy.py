@@ -178,7 +178,8 @@ class DDPPeer(DDPStrategy):
         if trainer.state.fn is not TrainerFn.FITTING:
             return dataloader
         if not trainer.training:
-            return share_of(dataloader, self.global_rank, self.world_size)  # type: ignore[arg-type]
+            limit = trainer.limit_val_batches
+            return share_of(dataloader, self.global_rank, self.world_size, limit)  # type: ignore[arg-type]
         return training_loader(
             trainer, dataloader, data_parts=self.world_size, parts=(self.global_rank,), seed=self.seed
         )

@@ -11,6 +11,7 @@ from lwpd_lightning.data.randomness import (
     seed_everything_locally,
     seed_of_the_run,
 )
+from lwpd_lightning.data.shares import share_of
 
 __all__ = [
     "CodedBatch",
@@ -23,5 +24,6 @@ __all__ = [
     "loader_of",
     "seed_everything_locally",
     "seed_of_the_run",
+    "share_of",
     "training_loader",
 ]

@@ -76,7 +76,7 @@ class Loop:
         data.setup()
         loader = data.train_dataloader()
         self._batches = CodedLoader(loader, data_parts=self.ranks, parts=(rank,), seed=seed_of_the_run())
-        self._validation = share_of(data.val_dataloader(), rank, self.ranks)
+        self._validation = share_of(data.val_dataloader(), rank, self.ranks, cfg.trainer.get("limit_val_batches"))
         limit = cfg.trainer.get("max_steps", -1)
         self._steps = int(limit) if limit > 0 else int(cfg.trainer.max_epochs) * len(self._batches)
         self.step: nn.Module = Step(self.model)
@@ -136,15 +136,12 @@ class Loop:
             yield self._batches.batch(epoch, index).parts[self.rank]
 
     def _reaches_target(self, updates: int) -> bool:
-        """Whether the model that all ranks have does; each validates its share of the samples, rank 0 decides."""
+        """Whether the model that all ranks have does; each validates its share, rank 0 decides."""
         target = self.cfg.target
         with self.common_model():
             self.model.eval()
-            limit = self.cfg.trainer.get("limit_val_batches")
             with torch.no_grad():
                 for number, batch in enumerate(self._validation):
-                    if isinstance(limit, int) and number >= limit:
-                        break
                     self.model.validation_step(batch, number)
             self.model.train()
         metric = getattr(self.model, target.metric)

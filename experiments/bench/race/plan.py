@@ -241,6 +241,8 @@ class Race:
             f"code.k={self.ranks // 2}",
             f"code.wait_for={self.wait_for or 'adaptive'}",
             *["scheme.strategy.dedicated_coordinator=true"] * self.dedicated,
+            # As the peers' ranks do.
+            *["scheme.strategy.validation=shared"] * (self.scheme not in (*_OVER_GLOO, ALONE)),
             f"seed={self.seed}",
             f"tags=[{self.links}]",
             "trainer.devices=1",
