@@ -12,7 +12,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from lwpd_lightning.data import isolated_rng, share_of
 from lwpd_lightning.data.randomness import position
@@ -44,6 +44,7 @@ class SharedValidation:
         self._loader: DataLoader[Any] | None = None
         self._total = 0
         self._shares: dict[int, DataLoader[Any]] = {}
+        self._unread = False  # since the loader came
         self._started: tuple[float, dict[str, object]] | None = None  # rank 0's share: when, and the module before it
         self._computing = False
         self.arrived: Arrived = lambda ranks, seconds: {}
@@ -66,8 +67,11 @@ class SharedValidation:
         """This rank's share of the validation loader, whose batches come from now on from it.
 
         Raises:
-            ValueError: for a loader whose batches are not the same on all ranks, or for a share of the batches.
+            ValueError: for several loaders, one whose batches are not the same on all ranks, or a share of batches.
         """
+        if self._unread:
+            raise ValueError(f"val_dataloader() gave several loaders: validation='shared' takes one, or {ALONE}.")
+        self._unread = True
         self._loader, self._shares = _refuse_loader(loader), {}
         limit = self._trainer.limit_val_batches
         if isinstance(limit, float) and limit not in (0.0, 1.0):
@@ -77,19 +81,12 @@ class SharedValidation:
         self._total = int(_parse_num_batches(stage, len(self._loader), limit))
         return self._share(self._rank)
 
-    def refuse_several(self) -> None:
-        """Raises ValueError where there are several validation loaders: they are not cut."""
-        loaders = self._loop._combined_loader
-        if loaders is not None and len(loaders.flattened) > 1:
-            raise ValueError(
-                f"val_dataloader() gave {len(loaders.flattened)} loaders: validation='shared' takes one, {ALONE}."
-            )
-
     def step(self, step: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         """Run a validation_step; Lightning's loop on rank 0 counts the batches of its share alone."""
         if self._computing:
             return _undrawn(step, arguments)
         if self._started is None:
+            self._unread = False
             self._started = time.monotonic(), own_states(self._trainer.lightning_module)
         if len(arguments) > 1:
             arguments = arguments[0], arguments[1] * self._ranks, *arguments[2:]
@@ -104,6 +101,8 @@ class SharedValidation:
         module, loop = self._trainer.lightning_module, self._loop
         before = own_states(module)
         with isolated_rng(), self._evaluating() as results, metric_states(module) as states:
+            loop.setup_data()  # perhaps for the first time, or for a reloaded loader
+            self._unread = False
             for position, batch in enumerate(self._share(rank)):
                 batch = self._trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
@@ -188,7 +187,11 @@ def _refuse_loader(loader: object) -> DataLoader[Any]:
         if type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler:
             return loader
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    what = f"has a {type(sampler).__name__}" if sampler is not None else f"is a {type(loader).__name__}"
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, IterableDataset):
+        what = f"reads a {type(dataset).__name__}, which has no order that all ranks know"
+    else:
+        what = f"has a {type(sampler).__name__}" if sampler is not None else f"is a {type(loader).__name__}"
     raise ValueError(
         f"the validation loader {what}: validation='shared' cuts a DataLoader without shuffle, of a dataset with a "
         f"length, into whole batches, so use such a one, or {ALONE}."
