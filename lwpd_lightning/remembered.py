@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from lwpd_lightning.coding.sender import Sender
+from lwpd_lightning.exchange.beside import Memory
 from lwpd_lightning.exchange.coordinator import Coordinator
-from lwpd_lightning.exchange.memories import Memory
 from lwpd_lightning.exchange.update import Update
 from lwpd_lightning.rule.membership import listed
 from lwpd_lightning.settings import ExchangeSettings

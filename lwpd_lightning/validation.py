@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
@@ -22,6 +23,8 @@ from lwpd_lightning.validation_results import ALONE, merge, metric_states, own_s
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+# How often a waiting rank 0 looks whether it has been told to end.
+_LOOK_S = 0.5
 # What workers did in time: their ranks' shares, packed, of those that are asked for; waits so many seconds at most.
 Arrived = Callable[[set[int], float], Mapping[int, Tensor]]
 
@@ -137,12 +140,14 @@ class SharedValidation:
         """The other ranks' shares; where they take twice as long as rank 0's own, it begins with those that lack."""
         missing = {rank for rank in range(1, self._ranks) if len(self._share(rank))}
         told: dict[int, Tensor] = {}
-        patience_s = own_s
+        until = time.monotonic() + own_s
         while missing:
-            told |= self.arrived(missing, patience_s)
+            if self._trainer.received_sigterm:
+                raise SIGTERMException
+            left = until - time.monotonic()
+            told |= self.arrived(missing, min(max(left, 0.0), _LOOK_S))
             missing -= set(told)
-            patience_s = 0.0
-            if missing:
+            if missing and left <= 0:
                 told[min(missing)] = self.compute(min(missing))
                 missing -= set(told)
         return told

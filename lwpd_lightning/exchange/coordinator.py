@@ -17,9 +17,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from lwpd_lightning.exchange.admission import Admission
-from lwpd_lightning.exchange.memories import Memories
+from lwpd_lightning.exchange.beside import Memories, Shares
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.shares import Shares
 from lwpd_lightning.exchange.state import Checksum
 from lwpd_lightning.exchange.tally import Agreement, Tally
 from lwpd_lightning.exchange.update import Contribution, Failure, How, Step, Update, WorkerFailed

@@ -109,7 +109,7 @@ class FarWorker(threading.Thread):
 
     # A replica, which has no hooks.
 
-    def enter(self, assignment):
+    def enter(self, assignment, validate=None):
         pass
 
     def skip(self, at):

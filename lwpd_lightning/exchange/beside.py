@@ -1,17 +1,21 @@
-"""What workers' senders remember of codewords: gathered by rank 0 for a checkpoint, and handed out where one begins."""
+"""What rank 0 waits for beside codewords: what senders remember, for a checkpoint, and shares of a validation.
+
+What else comes meanwhile is put back: it belongs to the open update, whose version rank 0 has yet to reach.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lwpd_lightning.exchange.publication import Publication
-from lwpd_lightning.exchange.state import MoreThanData, from_bytes, to_bytes
-from lwpd_lightning.links.header import Op, ProtocolError
+from lwpd_lightning.exchange.state import Checksum, MoreThanData, from_bytes, to_bytes
+from lwpd_lightning.links.header import Header, Op, ProtocolError
 from lwpd_lightning.links.hub import Hub
 from lwpd_lightning.links.message import Messages
 from lwpd_lightning.links.transport import LinkLost, Message
@@ -19,14 +23,15 @@ from lwpd_lightning.rule.membership import Membership, listed
 
 log = logging.getLogger(__name__)
 
+# How often it is looked whether shares have come.
+_LOOK_S = 0.05
+
 # What a sender's `state_dict` gave.
 Memory = dict[str, Any]
 
 
 class Memories:
-    """Rank 0's side; on workers it is `follower.Follower`'s.
-
-    What else comes while it waits is put back: it belongs to the open update, whose version rank 0 has yet to reach.
+    """Gathers what senders remember, and hands it out where a fit goes on; the other side is `follower.Follower`'s.
 
     Args:
         hub: links to the workers.
@@ -71,7 +76,7 @@ class Memories:
         return told
 
     def _ask(self, worker: int, version: int, until: float) -> Memory | None:
-        if self._lost_among(self._aside, worker):
+        if worker in _lost(self._aside):
             return None
         version -= worker in self._publication.awaiting  # it hears of the newest once rank 0 is there
         self._publication.send([worker], self._publication.header(Op.MEMORY, version))
@@ -81,13 +86,9 @@ class Memories:
                 if memory is not None:
                     return memory
                 self._aside.append(event)
-                if self._lost_among([event], worker):
+                if worker in _lost([event]):
                     return None
         return None
-
-    @staticmethod
-    def _lost_among(events: Collection[Message | LinkLost], worker: int) -> bool:
-        return any(isinstance(event, LinkLost) and event.used and event.worker == worker for event in events)
 
     def _read(self, event: Message | LinkLost, worker: int, version: int) -> Memory | None:
         """The worker's answer; None where the event is another."""
@@ -102,3 +103,58 @@ class Memories:
         except (ProtocolError, MoreThanData):
             return None  # whoever reads it next says whose it is
         return memory if isinstance(memory, dict) else None
+
+
+class Shares:
+    """Takes what workers' shares of a validation came to, which they tell by themselves.
+
+    Args:
+        hub: links to the workers.
+        messages: reads this fit's messages.
+        members: who lives.
+    """
+
+    def __init__(self, hub: Hub, messages: Messages, members: Membership) -> None:
+        self._hub, self._messages, self._members = hub, messages, members
+        self._told: dict[int, tuple[Header, Tensor]] = {}
+
+    def take(self, header: Header, payload: Tensor) -> None:
+        """A worker's share is there."""
+        self._told[header.worker] = header, payload
+
+    def wait(self, workers: Iterable[int], version: int, checksum: Checksum, seconds: float) -> dict[int, Tensor]:
+        """The shares of those workers, as far as they come in time, of the model at a version with this checksum."""
+        wanted, until = set(workers), time.monotonic() + seconds
+        aside: list[Message | LinkLost] = []
+        while True:
+            there = {worker for worker in wanted if worker in self._told and self._told[worker][0].version == version}
+            left = until - time.monotonic()
+            if not (wanted & self._members.live) - there - _lost(aside) or left <= 0:
+                break
+            for event in self._hub.events(min(left, _LOOK_S)):
+                if not self._took(event):
+                    aside.append(event)
+        self._hub.put_back(aside)
+        told = {worker: self._told.pop(worker) for worker in there}
+        return {
+            worker: payload
+            for worker, (header, payload) in told.items()
+            if (header.checksum, header.rest) == (checksum.trainable, checksum.rest)
+        }
+
+    def _took(self, event: Message | LinkLost) -> bool:
+        if isinstance(event, LinkLost):
+            return False
+        try:
+            header, payload, _ = self._messages.read(event.frames)
+        except ProtocolError:
+            return False  # whoever reads it next deals with it
+        held = header.worker == event.worker and self._members.holds(event.worker, header.incarnation)
+        if not held or header.op is not Op.VALIDATED:
+            return False
+        self.take(header, payload)
+        return True
+
+
+def _lost(events: Collection[Message | LinkLost]) -> set[int]:
+    return {event.worker for event in events if isinstance(event, LinkLost) and event.used}
