@@ -93,6 +93,7 @@ class FarWorker(threading.Thread):
         super().__init__(daemon=True)
         self.links, self.seat, self._before = links, seat, before
         self.computed, self.error = [], None
+        self.share = lambda worker: torch.tensor([worker.seat.worker], dtype=torch.uint8)
         self._worker = Worker(
             links=links, reduction=self.seat.reduction, model=self.seat.model, optimizer=self.seat.optimizer,
             precision=self.seat.precision, replica=self, messages=self.seat.messages, fingerprint=FINGERPRINT,
@@ -110,7 +111,11 @@ class FarWorker(threading.Thread):
     # A replica, which has no hooks.
 
     def enter(self, assignment, validate=None):
-        pass
+        if validate is not None:
+            validate()
+
+    def validated(self):
+        return self.share(self)
 
     def skip(self, at):
         pass
@@ -159,7 +164,7 @@ class Fit:
             thread.start()
         self.coordinator.admit()
 
-    def updates(self, count, meanwhile=lambda version: None, moved=False, between=lambda version: None):
+    def updates(self, count, meanwhile=lambda version: None, moved=False, between=lambda version: None, validates=()):
         """Train.
 
         Args:
@@ -167,12 +172,13 @@ class Fit:
             meanwhile: called with each version while workers compute it.
             moved: by more than steps.
             between: called with each version where rank 0 has published it and is yet to begin it.
+            validates: the versions at which ranks validate.
         """
         coordinator, optimizer, updates = self.coordinator, self.seat.optimizer, []
         for _ in range(count):
             step = None if moved else self._step
             how = How.WHOLE if moved else How.AHEAD if step else How.FIRST
-            coordinator.publish(0, 0, 0, how, step=step)
+            coordinator.publish(0, 0, 0, how, step=step, validates=coordinator.version + 1 in validates)
             between(coordinator.version)
             coordinator.arrived(self.checksums.take())
             meanwhile(coordinator.version)
