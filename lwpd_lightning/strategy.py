@@ -324,6 +324,8 @@ class LWPDStrategy(SeparateRanks):
         loaders = trainer.fit_loop._combined_loader.flattened  # type: ignore[union-attr]
         if len(loaders) != 1:
             raise ValueError(f"train_dataloader() gave {len(loaders)} loaders: coded exchange takes one.")
+        if self.validation is not None:
+            self.validation.refuse_several()
         if not self.is_global_zero:
             assert self._elsewhere is not None
             self._elsewhere.serve(trainer, self._worker, loaders[0])

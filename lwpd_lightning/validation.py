@@ -47,7 +47,6 @@ class SharedValidation:
         self._loader: DataLoader[Any] | None = None
         self._total = 0
         self._shares: dict[int, DataLoader[Any]] = {}
-        self._unread = False  # since the loader came
         self._started: tuple[float, dict[str, object]] | None = None  # rank 0's share: when, and the module before it
         self._computing = False
         self.arrived: Arrived = lambda ranks, seconds: {}
@@ -70,11 +69,8 @@ class SharedValidation:
         """This rank's share of the validation loader, whose batches come from now on from it.
 
         Raises:
-            ValueError: for several loaders, one whose batches are not the same on all ranks, or a share of batches.
+            ValueError: for a loader whose batches are not the same on all ranks, or a share of the batches.
         """
-        if self._unread:
-            raise ValueError(f"val_dataloader() gave several loaders: validation='shared' takes one, or {ALONE}.")
-        self._unread = True
         self._loader, self._shares = _refuse_loader(loader), {}
         limit = self._trainer.limit_val_batches
         if isinstance(limit, float) and limit not in (0.0, 1.0):
@@ -84,16 +80,24 @@ class SharedValidation:
         self._total = int(_parse_num_batches(stage, len(self._loader), limit))
         return self._share(self._rank)
 
+    def refuse_several(self) -> None:
+        """Raises ValueError where there are several validation loaders: each share is of one."""
+        loaders = self._loop._combined_loader
+        if loaders is not None and len(loaders.flattened) > 1:
+            raise ValueError(
+                f"val_dataloader() gave {len(loaders.flattened)} loaders: validation='shared' takes one, or {ALONE}."
+            )
+
     def step(self, step: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         """Run a validation_step; Lightning's loop on rank 0 counts the batches of its share alone."""
         if self._computing:
-            return _undrawn(step, arguments)
+            return self._undrawn(step, arguments)
         if self._started is None:
-            self._unread = False
+            self.refuse_several()
             self._started = time.monotonic(), own_states(self._trainer.lightning_module)
         if len(arguments) > 1:
             arguments = arguments[0], arguments[1] * self._ranks, *arguments[2:]
-        return _undrawn(step, arguments)
+        return self._undrawn(step, arguments)
 
     def compute(self, rank: int) -> Tensor:
         """Run a rank's share on the model as it is; returns what it came to, packed.
@@ -105,7 +109,7 @@ class SharedValidation:
         before = own_states(module)
         with isolated_rng(), self._evaluating() as results, metric_states(module) as states:
             loop.setup_data()  # perhaps for the first time, or for a reloaded loader
-            self._unread = False
+            self.refuse_several()
             for position, batch in enumerate(self._share(rank)):
                 batch = self._trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
@@ -175,15 +179,16 @@ class SharedValidation:
             for owner, training in modes.items():
                 owner.training = training
 
-
-def _undrawn(step: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    before = position()
-    result = step(*arguments)
-    if position() != before:
-        raise RuntimeError(
-            f"validation_step draws random numbers, of which each rank has others with validation='shared': {ALONE}."
-        )
-    return result
+    def _undrawn(self, step: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        device = self._trainer.lightning_module.device
+        before = position(device)
+        result = step(*arguments)
+        if position(device) != before:
+            raise RuntimeError(
+                "validation_step draws random numbers, of which each rank has others with validation='shared': "
+                f"{ALONE}."
+            )
+        return result
 
 
 def _refuse_loader(loader: object) -> DataLoader[Any]:

@@ -93,10 +93,12 @@ class Randomness:
             generator.set_state(own)
 
 
-def position() -> bytes:
-    """Where Python's, NumPy's and torch's CPU generators are, to tell whether anything was drawn."""
-    python, numpy, of_torch = _global_state()
-    return pickle.dumps((python, numpy, of_torch.numpy().tobytes()))
+def position(device: torch.device) -> bytes:
+    """Where Python's, NumPy's and torch's generators are, the device's too, to tell whether anything was drawn."""
+    python, numpy, *of_torch = _global_state()
+    if device.type == "cuda":
+        of_torch.append(torch.cuda.get_rng_state(device))
+    return pickle.dumps((python, numpy, [state.numpy().tobytes() for state in of_torch]))
 
 
 def _global_state() -> Any:

@@ -256,6 +256,11 @@ class Unmergeable(Classifier):
         self.log("x", self.metric)
 
 
+class OfSeveral(Classifier):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("x", batch[0].mean())
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(VALIDATION)
@@ -278,9 +283,9 @@ class Stream(IterableDataset):
         ),
         (Validated, {"validation": DataLoader(Stream(), batch_size=10)}, "the validation loader reads a Stream"),
         (
-            Validated,
+            lambda: OfSeveral(adam),
             {"validation": [DataLoader(VALIDATION, batch_size=10)] * 2},
-            r"val_dataloader\(\) gave several loaders",
+            r"val_dataloader\(\) gave 2 loaders",
         ),
     ],
     ids=["draws", "remembers", "on_step", "hook", "callback", "metric", "float", "shuffled", "stream", "several"],
