@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from lwpd_lightning.coding.compiling import compiled
+from lwpd_lightning.coding.kernels_pointers import values_at
 
 
 @compiled()
@@ -34,50 +35,64 @@ def _by_halves(values, halves):  # type: ignore[no-untyped-def]
     return halves[0]
 
 
-@compiled("void(f4[::1], f4, f4[:, ::1], i8, i8, i8, f4[:, ::1])")
-def lay_out(values, factor, rows, first, width, chunk, sums):  # type: ignore[no-untyped-def]
-    """Write ``factor`` times values to columns ``first`` to ``first + width`` of (B, d), block by block, then zeros.
+@compiled("void(u8[::1], f4[::1], i8[:, ::1], i8, f4[:, ::1], f4[:, ::1])")
+def lay_out(addresses, factors, layout, chunk, rows, sums):  # type: ignore[no-untyped-def]
+    """Write each parameter's factor times its values to where they lie in (B, d) rows, and zeros elsewhere.
 
-    Of chunks that end there the sums, by halves, are written to (B, ceil(d/chunk)): parameters come in their order.
+    Each chunk's sum, by halves, goes to (B, ceil(d/chunk)): it is added up while it is in the cache.
+
+    Args:
+        addresses: (n,), of each parameter's values; 0: it has none.
+        factors: (n,).
+        layout: (n, 3), as in `blocks.BlockMap`.
+        chunk: columns.
+        rows: (B, d).
+        sums: (B, ceil(d/chunk)).
     """
-    size, stop, halves = rows.shape[1], first + width, np.empty(chunk // 2 + 1, np.float32)
+    size, halves = rows.shape[1], np.empty(chunk // 2 + 1, np.float32)
     for b in range(len(rows)):
-        row, piece = rows[b], values[min(len(values), b * width) : min(len(values), (b + 1) * width)]
-        done = first
-        while done < stop:
-            chunk_ends = min(size, (done // chunk + 1) * chunk)
-            until = min(stop, chunk_ends)
-            some, into = piece[min(len(piece), done - first) : min(len(piece), until - first)], row[done:until]
-            for j in range(len(some)):
-                into[j] = some[j] * factor
-            into[len(some) :] = 0
-            if until == chunk_ends:
-                sums[b, done // chunk] = _by_halves(row[done // chunk * chunk : chunk_ends], halves)
-            done = until
+        row = rows[b]
+        for p in range(len(addresses)):
+            first, width, factor, values = layout[p, 0], layout[p, 1], factors[p], values_at(addresses[p], layout[p, 2])
+            piece = values[min(len(values), b * width) : min(len(values), (b + 1) * width)]
+            done, stop = first, first + width
+            while done < stop:
+                chunk_ends = min(size, (done // chunk + 1) * chunk)
+                until = min(stop, chunk_ends)
+                some, into = piece[min(len(piece), done - first) : min(len(piece), until - first)], row[done:until]
+                for j in range(len(some)):
+                    into[j] = some[j] * factor
+                into[len(some) :] = 0
+                if until == chunk_ends:
+                    sums[b, done // chunk] = _by_halves(row[done // chunk * chunk : chunk_ends], halves)
+                done = until
 
 
-@compiled("void(f4[::1], f4[::1], f4[:, ::1], f4[:, ::1], i8, i8, i8, f4[::1], b1)", error_model="numpy")
-def encode(grad, weights, squares, floors, first, width, chunk, out, fresh):  # type: ignore[no-untyped-def]
-    """``out[first : first + width] += sum_b weights[b] * G[b] / D[b]``, where G (B, width) is ``grad`` and zeros.
+@compiled("void(u8[::1], i8[:, ::1], i8, f4[::1], f4[:, ::1], f4[:, ::1], f4[::1], b1)", error_model="numpy")
+def encode(addresses, layout, chunk, weights, squares, floors, out, fresh):  # type: ignore[no-untyped-def]
+    """``out += sum_b weights[b] * G[b] / D[b]``, where the parameters' gradients are G (B, d), as `lay_out` has them.
 
-    ``D^2 = squares + floors``, (B, d) and (B, ceil(d/chunk)). ``fresh``: what ``out`` holds there does not count.
+    ``D^2 = squares + floors``, (B, d) and (B, ceil(d/chunk)). ``fresh``: what ``out`` (d,) holds of parameters that
+    have a gradient does not count.
     """
-    stop, done = first + width, first
-    while done < stop:
-        until = min(stop, (done // chunk + 1) * chunk)
-        into = out[done:until]
-        if fresh:
-            into[:] = 0
-        for b in range(len(weights)):
-            weight, floor, start = weights[b], floors[b, done // chunk], b * width - first
-            if weight != 0:
-                piece, square = (
-                    grad[min(len(grad), start + done) : min(len(grad), start + until)],
-                    squares[b, done:until],
-                )
-                for j in range(len(piece)):
-                    into[j] += weight * piece[j] / math.sqrt(square[j] + floor)
-        done = until
+    for p in range(len(addresses)):
+        first, width, grad = layout[p, 0], layout[p, 1], values_at(addresses[p], layout[p, 2])
+        done, stop = first, first + width if addresses[p] else first
+        while done < stop:
+            until = min(stop, (done // chunk + 1) * chunk)
+            into = out[done:until]
+            if fresh:
+                into[:] = 0
+            for b in range(len(weights)):
+                weight, floor, start = weights[b], floors[b, done // chunk], b * width - first
+                if weight != 0:
+                    piece, square = (
+                        grad[min(len(grad), start + done) : min(len(grad), start + until)],
+                        squares[b, done:until],
+                    )
+                    for j in range(len(piece)):
+                        into[j] += weight * piece[j] / math.sqrt(square[j] + floor)
+            done = until
 
 
 @compiled("void(f4[:, ::1], f4[:, ::1], f4, f4, f4[:, ::1])")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.coding import kernels
+from lwpd_lightning.coding.addresses import addresses
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.unit import Unit, over_chunks
 from lwpd_lightning.coding.wire import CHUNK
@@ -53,6 +53,7 @@ class Metric:
 
     def __init__(self, blocks: BlockMap, optimizer: torch.optim.Optimizer | None) -> None:
         self._blocks, self._optimizer = blocks, optimizer
+        self._places = {p: (position, p.shape) for position, p in enumerate(blocks.parameters)}
         self._version: int | None = None
         self._known: list[int] | None = None  # parameters with state, when they were counted
         self._counts = torch.empty(0)
@@ -92,27 +93,24 @@ class Metric:
 
     def _laid_out(self, found: Mapping[int, tuple[Tensor, float]], squares: Tensor) -> Tensor:
         """Write what is found to where it lies, and zeros elsewhere; returns the sum of each chunk."""
-        fast, first = kernels.compiled_for(squares), 0
+        fast = kernels.compiled_for(squares)
         if fast is None:
             for position in range(len(self._blocks.parameters)):
                 self._blocks.lay_out(position, *found.get(position, (_NOTHING, 1.0)), out=squares)
             return _chunk_sums(squares)
-        rows, sums = squares.numpy(), np.empty((len(squares), -(-squares.shape[1] // CHUNK)), np.float32)
-        for position, width in enumerate(self._blocks.widths):
-            values, factor = found.get(position, (_NOTHING, 1.0))
-            if values.dtype != squares.dtype or not values.is_contiguous():
-                values = values.to(squares.dtype).contiguous()
-            # Each chunk is added up while it is in the cache.
-            fast.lay_out(values.view(-1).numpy(), factor, rows, first, width, CHUNK, sums)
-            first += width
+        pairs = [found.get(position, (None, 1.0)) for position in range(len(self._blocks.parameters))]
+        values, _copies = addresses(values for values, _ in pairs)
+        factors = np.array([factor for _, factor in pairs], np.float32)
+        sums = np.empty((len(squares), -(-squares.shape[1] // CHUNK)), np.float32)
+        fast.lay_out(values, factors, self._blocks.layout, CHUNK, squares.numpy(), sums)
         return torch.from_numpy(sums)
 
     def _counted(self, known: Iterable[int]) -> Tensor:
         """How many values of each chunk have state; (B, ceil(d/1024))."""
-        blocks, firsts = self._blocks, [0, *accumulate(self._blocks.widths)]
+        blocks = self._blocks
         counts = torch.zeros(blocks.blocks, -(-blocks.block_size // CHUNK))
         for position in known:
-            first, width, left = firsts[position], blocks.widths[position], blocks.parameters[position].numel()
+            first, width, left = blocks.layout[position].tolist()
             for b in range(blocks.blocks):
                 stop = first + max(0, min(width, left - b * width))
                 chunks = slice(first // CHUNK, -(-stop // CHUNK))
@@ -135,16 +133,17 @@ class Metric:
         """Of each parameter with state, by position: the mean squares in its shape, and what they are to be times."""
         if self._optimizer is None:
             return
-        groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
-        for position, parameter in enumerate(self._blocks.parameters):
-            state = self._optimizer.state.get(parameter)
-            if state and (values := _square(state)) is not None and values.shape == parameter.shape:
-                yield position, (values, _correction(state, groups.get(id(parameter), {})))
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                position, shape = self._places.get(parameter, (-1, None))
+                state = self._optimizer.state.get(parameter)
+                if state and (values := _square(state)) is not None and values.shape == shape:
+                    yield position, (values, _correction(state, group))
 
 
 def _square(state: Mapping[str, Any]) -> Tensor | None:
     for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum", "variance"):
-        if isinstance(values := state.get(key), Tensor):
+        if key in state and isinstance(values := state[key], Tensor):
             return values
     if isinstance(largest := state.get("exp_inf"), Tensor):
         return largest * largest
