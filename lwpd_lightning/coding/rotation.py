@@ -58,6 +58,8 @@ class Rotation:
 
     def __init__(self, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self._size, self._seed, self._dtype, self._device = size, seed, dtype, device
+        self._random = np.random.Philox(key=0)
+        self._start: Any = self._random.state
         self._drawn: tuple[int, np.ndarray[Any, np.dtype[np.uint8]]] | None = None
         self._values: tuple[int, Tensor] | None = None
 
@@ -97,9 +99,11 @@ class Rotation:
     def _bits(self, version: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """A bit for each position, and for those of the last values that are rotated twice: set for -1."""
         if self._drawn is None or self._drawn[0] != version:
-            key = np.array([self._seed, version], np.uint64)
-            words: Any = np.random.Philox(key=key).random_raw(-(-(self._size + CHUNK) // 64))
-            self._drawn = version, words.astype("<u8").view(np.uint8)
+            # Another generator would ask the operating system for entropy first, whatever its key is.
+            self._start["state"]["key"][:] = self._seed, version
+            self._random.state = self._start
+            words: Any = self._random.random_raw(-(-(self._size + CHUNK) // 64))
+            self._drawn = version, words.astype("<u8", copy=False).view(np.uint8)
         return self._drawn[1]
 
     def _signs(self, version: int) -> Tensor:
