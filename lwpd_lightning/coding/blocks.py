@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.addresses import addresses
-from lwpd_lightning.coding.unit import Unit
+from lwpd_lightning.coding.unit import Unit, UnitInPlace
 from lwpd_lightning.coding.wire import CHUNK
 
 
@@ -85,7 +85,12 @@ class BlockMap:
 
     @torch.no_grad()
     def encode(
-        self, coefficients: Sequence[float] | Tensor, out: Tensor, unit: Unit | None = None, *, fresh: bool = False
+        self,
+        coefficients: Sequence[float] | Tensor,
+        out: Tensor,
+        unit: Unit | UnitInPlace | None = None,
+        *,
+        fresh: bool = False,
     ) -> None:
         """Add ``sum_b coefficients[b] * block b`` of the current gradients to a codeword.
 
@@ -109,7 +114,7 @@ class BlockMap:
             out.zero_()
             fresh = False
         if unit is not None:
-            self._check_shape(unit.squares, (self.blocks, self.block_size))
+            self._check_shape(unit, (self.blocks, self.block_size))
             self._encode_in_units(weights, nonzero, out, unit, fresh)
             return
         # Profiled: with every block wanted, one BLAS call a parameter moves less memory and costs fewer dispatches.
@@ -130,12 +135,12 @@ class BlockMap:
                 else:
                     column.add_(piece, alpha=weights[b])
 
-    def _encode_in_units(self, weights: list[float], nonzero: list[int], out: Tensor, unit: Unit, fresh: bool) -> None:
-        fast = kernels.compiled_for(out, *unit)
-        if fast is not None:
+    def _encode_in_units(
+        self, weights: list[float], nonzero: list[int], out: Tensor, unit: Unit | UnitInPlace, fresh: bool
+    ) -> None:
+        if isinstance(unit, UnitInPlace) and (fast := kernels.compiled_for(out)) is not None:
             grads, _copies = addresses(self._dense_gradients())
-            given, of = np.array(weights, np.float32), [one.numpy() for one in unit]
-            fast.encode(grads, self.layout, CHUNK, given, *of, out.numpy(), fresh)
+            fast.encode(grads, np.array(weights, np.float32), *unit.tables, CHUNK, out.numpy(), fresh)
             return
         if fresh:
             out.zero_()
@@ -270,7 +275,7 @@ class BlockMap:
         return weights
 
     @staticmethod
-    def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    def _check_shape(tensor: Tensor | Unit | UnitInPlace, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"tensor has shape {tuple(tensor.shape)}: this block map needs {shape}.")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from lwpd_lightning.coding.compiling import compiled
+from lwpd_lightning.coding.kernels_metric import times_roots
 from lwpd_lightning.coding.kernels_transpose import transpose_eight
 
 _SIDE = 32  # a chunk of 1024 is a square of this side
@@ -115,13 +114,13 @@ def rotate(values, signs):  # type: ignore[no-untyped-def]
             _short(values[size - width :])
 
 
-@compiled("void(f4[::1], u1[::1], f4[::1], f4[::1], f4[::1])")
-def rotate_back(values, signs, squares, floors, out):  # type: ignore[no-untyped-def]
-    """Write to ``out`` the inverse of `rotate`, times the root of (d,) squares and a floor for each chunk of 1024.
+@compiled("void(f4[::1], u1[::1], i8, u8[::1], f4[::1], i8[:, ::1], f4[:, ::1], f4[:, ::1], f4[::1])")
+def rotate_back(values, signs, b, addresses, factors, layout, means, floors, out):  # type: ignore[no-untyped-def]
+    """Write to ``out`` the inverse of `rotate`, times row b of D of `unit.UnitInPlace`.
 
-    Without squares times nothing. ``out`` may be ``values``.
+    Without addresses times nothing. ``out`` may be ``values``.
     """
-    size, scale = len(values), np.float32(1 / _SIDE)
+    size, scale, p = len(values), np.float32(1 / _SIDE), 0
     chunk, mixed, those = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
     whole = size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
@@ -130,10 +129,10 @@ def rotate_back(values, signs, squares, floors, out):  # type: ignore[no-untyped
             chunk[j] = values[start + j]
         _mix(chunk, mixed)
         _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
-        if len(squares):
-            square, floor = squares[start : start + _CHUNK], floors[start // _CHUNK]
+        if len(addresses):
             for j in range(_CHUNK):
-                x[j] = mixed[j] * scale * those[j] * math.sqrt(square[j] + floor)
+                chunk[j] = mixed[j] * scale * those[j]
+            p = times_roots(chunk, p, b, start, addresses, factors, layout, means, floors, _CHUNK, x)
         else:
             for j in range(_CHUNK):
                 x[j] = mixed[j] * scale * those[j]
@@ -145,6 +144,6 @@ def rotate_back(values, signs, squares, floors, out):  # type: ignore[no-untyped
             _signed(out[size - width :], signs, size)
         _short(out[whole : whole + width])
         _signed(out[whole : whole + width], signs, whole)
-        if len(squares):
-            for j in range(whole, size):
-                out[j] *= math.sqrt(squares[j] + floors[whole // _CHUNK])
+        if len(addresses):
+            x = out[whole:]
+            times_roots(x, p, b, whole, addresses, factors, layout, means, floors, _CHUNK, x)
