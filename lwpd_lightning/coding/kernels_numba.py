@@ -12,13 +12,13 @@ import math
 import numpy as np
 
 from lwpd_lightning.coding.compiling import REORDERED, compiled
-from lwpd_lightning.coding.kernels_metric import chunk_means, encode, lay_out
+from lwpd_lightning.coding.kernels_metric import chunk_means, chunk_sums, encode, roots
 from lwpd_lightning.coding.kernels_rotation import rotate, rotate_back
 from lwpd_lightning.coding.kernels_sign import add_signs, mean_square, pack_signs, unpack_signs
 from lwpd_lightning.coding.ternary import BELOW_THE_MEAN, DIGITS, FLOAT32_MAX
 
 __all__ = [
-    "add", "add_along", "add_signs", "chunk_means", "encode", "lay_out", "pack", "pack_signs", "rotate",
+    "add", "add_along", "add_signs", "chunk_means", "chunk_sums", "encode", "pack", "pack_signs", "roots", "rotate",
     "rotate_back", "spread", "unpack", "unpack_signs",
 ]  # fmt: skip
 _TILE = 1024  # values that stay in the cache while all blocks pass over them

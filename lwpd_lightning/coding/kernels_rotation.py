@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from lwpd_lightning.coding.compiling import compiled
+from lwpd_lightning.coding.kernels_metric import times_roots
+from lwpd_lightning.coding.kernels_transpose import transpose_eight
 
 _SIDE = 32  # a chunk of 1024 is a square of this side
 _CHUNK = _SIDE * _SIDE
@@ -43,9 +43,9 @@ def _columns(x):  # type: ignore[no-untyped-def]
 def _mix(x, scratch):  # type: ignore[no-untyped-def]
     """1024 values into ``scratch``: along the columns of the square, and, transposed, along its rows."""
     _columns(x)
-    for i in range(_SIDE):
-        for j in range(_SIDE):
-            scratch[j * _SIDE + i] = x[i * _SIDE + j]
+    for i in range(0, _SIDE, 8):
+        for j in range(0, _SIDE, 8):
+            transpose_eight(x, i * _SIDE + j, scratch, j * _SIDE + i, _SIDE)
     _columns(scratch)
 
 
@@ -94,16 +94,17 @@ def _power(size):  # type: ignore[no-untyped-def]
 @compiled("void(f4[::1], u1[::1])")
 def rotate(values, signs):  # type: ignore[no-untyped-def]
     """Rotate (d,) values in place; of the d + 1024 bits of ``signs`` the last are for the end of a shorter chunk."""
-    size, scratch, scale = len(values), np.empty(_CHUNK, np.float32), np.float32(1 / _SIDE)
-    those, whole = np.empty(_CHUNK, np.float32), size - size % _CHUNK
+    size, scale = len(values), np.float32(1 / _SIDE)
+    chunk, mixed, those = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
+    whole = size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
         x = values[start : start + _CHUNK]
         _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
         for j in range(_CHUNK):
-            x[j] *= those[j]
-        _mix(x, scratch)
+            chunk[j] = x[j] * those[j]
+        _mix(chunk, mixed)
         for j in range(_CHUNK):
-            x[j] = scratch[j] * scale
+            x[j] = mixed[j] * scale
     if whole < size:
         width = _power(size - whole)
         _signed(values[whole : whole + width], signs, whole)
@@ -113,26 +114,28 @@ def rotate(values, signs):  # type: ignore[no-untyped-def]
             _short(values[size - width :])
 
 
-@compiled("void(f4[::1], u1[::1], f4[::1], f4[::1], f4[::1])")
-def rotate_back(values, signs, squares, floors, out):  # type: ignore[no-untyped-def]
-    """Write to ``out`` the inverse of `rotate`, times the root of (d,) squares and a floor for each chunk of 1024.
+@compiled("void(f4[::1], u1[::1], i8, u8[::1], f4[::1], i8[:, ::1], f4[:, ::1], f4[:, ::1], f4[::1])")
+def rotate_back(values, signs, b, addresses, factors, layout, means, floors, out):  # type: ignore[no-untyped-def]
+    """Write to ``out`` the inverse of `rotate`, times row b of D of `unit.UnitInPlace`.
 
-    Without squares times nothing. ``out`` may be ``values``.
+    Without addresses times nothing. ``out`` may be ``values``.
     """
-    size, scratch, scale = len(values), np.empty(_CHUNK, np.float32), np.float32(1 / _SIDE)
-    those, whole = np.empty(_CHUNK, np.float32), size - size % _CHUNK
+    size, scale, p = len(values), np.float32(1 / _SIDE), 0
+    chunk, mixed, those = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
+    whole = size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
         x = out[start : start + _CHUNK]
-        x[:] = values[start : start + _CHUNK]
-        _mix(x, scratch)
+        for j in range(_CHUNK):  # an assignment of slices, which might overlap, would copy them twice
+            chunk[j] = values[start + j]
+        _mix(chunk, mixed)
         _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
-        if len(squares):
-            square, floor = squares[start : start + _CHUNK], floors[start // _CHUNK]
+        if len(addresses):
             for j in range(_CHUNK):
-                x[j] = scratch[j] * scale * those[j] * math.sqrt(square[j] + floor)
+                chunk[j] = mixed[j] * scale * those[j]
+            p = times_roots(chunk, p, b, start, addresses, factors, layout, means, floors, _CHUNK, x)
         else:
             for j in range(_CHUNK):
-                x[j] = scratch[j] * scale * those[j]
+                x[j] = mixed[j] * scale * those[j]
     if whole < size:
         width = _power(size - whole)
         out[whole:] = values[whole:]
@@ -141,6 +144,6 @@ def rotate_back(values, signs, squares, floors, out):  # type: ignore[no-untyped
             _signed(out[size - width :], signs, size)
         _short(out[whole : whole + width])
         _signed(out[whole : whole + width], signs, whole)
-        if len(squares):
-            for j in range(whole, size):
-                out[j] *= math.sqrt(squares[j] + floors[whole // _CHUNK])
+        if len(addresses):
+            x = out[whole:]
+            times_roots(x, p, b, whole, addresses, factors, layout, means, floors, _CHUNK, x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.coding import kernels
+from lwpd_lightning.coding.addresses import addresses
 from lwpd_lightning.coding.blocks import BlockMap
-from lwpd_lightning.coding.unit import Unit, over_chunks
+from lwpd_lightning.coding.unit import Tables, Unit, UnitInPlace, over_chunks
 from lwpd_lightning.coding.wire import CHUNK
 
 # Of the chunk's mean square: what a value is taken to be at least, as one that hardly ever gets a gradient.
@@ -53,16 +54,18 @@ class Metric:
 
     def __init__(self, blocks: BlockMap, optimizer: torch.optim.Optimizer | None) -> None:
         self._blocks, self._optimizer = blocks, optimizer
+        self._places = {p: (position, p.shape) for position, p in enumerate(blocks.parameters)}
         self._version: int | None = None
         self._known: list[int] | None = None  # parameters with state, when they were counted
         self._counts = torch.empty(0)
-        self._unit: Unit | None = None  # None: all are 1
+        self._unit: Unit | UnitInPlace | None = None  # None: all are 1
         self._buffer: Tensor | None = None
 
-    def at(self, version: int) -> Unit | None:
+    def at(self, version: int) -> Unit | UnitInPlace | None:
         """D of the version that the model is at, in the layout's dtype and on its device; None: all are 1.
 
-        The same tensors until it is asked for another version or told to `forget`.
+        The same until it is asked for another version or told to `forget`. Where it is a `UnitInPlace` it is of use
+        only until the optimizer makes its step, which ends the version.
         """
         if self._version != version:
             self._version, self._unit = version, self._compute()
@@ -73,46 +76,48 @@ class Metric:
         self._version = None
 
     @torch.no_grad()
-    def _compute(self) -> Unit | None:
-        found = dict(self._squares())
+    def _compute(self) -> Unit | UnitInPlace | None:
+        found, blocks = dict(self._squares()), self._blocks
         if not found:
             return None
-        if self._buffer is None:
-            self._buffer = self._blocks.zeros()
-        squares, known = self._buffer, sorted(found)
+        known = sorted(found)
         if known != self._known:
-            self._known, self._counts = known, self._counted(known).to(squares)
-        means = self._means(self._laid_out(found, squares))
-        unknown = [position for position in range(len(self._blocks.parameters)) if position not in found]
+            self._known, self._counts = known, self._counted(known).to(blocks.device, blocks.dtype)
+        fast = kernels.compiled_for(self._counts)
+        return self._laid_out(found) if fast is None else self._in_place(found, fast)
+
+    def _laid_out(self, found: Mapping[int, tuple[Tensor, float]]) -> Unit:
+        blocks = self._blocks
+        if self._buffer is None:
+            self._buffer = blocks.zeros()
+        squares, everywhere = self._buffer, range(len(blocks.parameters))
+        for position in everywhere:
+            blocks.lay_out(position, *found.get(position, (_NOTHING, 1.0)), out=squares)
+        means = self._means(_chunk_sums(squares))
+        unknown = [position for position in everywhere if position not in found]
         if unknown:
-            spread = over_chunks(means, self._blocks.block_size)
+            spread = over_chunks(means, blocks.block_size)
             for position in unknown:
-                self._blocks.columns(squares, position).copy_(self._blocks.columns(spread, position))
+                blocks.columns(squares, position).copy_(blocks.columns(spread, position))
         return Unit(squares, means * _FLOOR)
 
-    def _laid_out(self, found: Mapping[int, tuple[Tensor, float]], squares: Tensor) -> Tensor:
-        """Write what is found to where it lies, and zeros elsewhere; returns the sum of each chunk."""
-        fast, first = kernels.compiled_for(squares), 0
-        if fast is None:
-            for position in range(len(self._blocks.parameters)):
-                self._blocks.lay_out(position, *found.get(position, (_NOTHING, 1.0)), out=squares)
-            return _chunk_sums(squares)
-        rows, sums = squares.numpy(), np.empty((len(squares), -(-squares.shape[1] // CHUNK)), np.float32)
-        for position, width in enumerate(self._blocks.widths):
-            values, factor = found.get(position, (_NOTHING, 1.0))
-            if values.dtype != squares.dtype or not values.is_contiguous():
-                values = values.to(squares.dtype).contiguous()
-            # Each chunk is added up while it is in the cache.
-            fast.lay_out(values.view(-1).numpy(), factor, rows, first, width, CHUNK, sums)
-            first += width
-        return torch.from_numpy(sums)
+    def _in_place(self, found: Mapping[int, tuple[Tensor, float]], fast: ModuleType) -> UnitInPlace:
+        """The same by the compiled kernels."""
+        pairs = [found.get(position, (None, 1.0)) for position in range(len(self._blocks.parameters))]
+        values, copies = addresses(values for values, _ in pairs)
+        factors, layout = np.array([factor for _, factor in pairs], np.float32), self._blocks.layout
+        sums, means = np.empty((2, *self._counts.shape), np.float32)
+        fast.chunk_sums(values, factors, layout, CHUNK, sums)
+        fast.chunk_means(sums, self._counts.numpy(), _SMALLEST, 1 / _FLOOR, means)
+        held = [*copies, *(values for values, _ in found.values())]
+        return UnitInPlace(Tables(values, factors, layout, means, means * np.float32(_FLOOR)), held, fast)
 
     def _counted(self, known: Iterable[int]) -> Tensor:
         """How many values of each chunk have state; (B, ceil(d/1024))."""
-        blocks, firsts = self._blocks, [0, *accumulate(self._blocks.widths)]
+        blocks = self._blocks
         counts = torch.zeros(blocks.blocks, -(-blocks.block_size // CHUNK))
         for position in known:
-            first, width, left = firsts[position], blocks.widths[position], blocks.parameters[position].numel()
+            first, width, left = blocks.layout[position].tolist()
             for b in range(blocks.blocks):
                 stop = first + max(0, min(width, left - b * width))
                 chunks = slice(first // CHUNK, -(-stop // CHUNK))
@@ -122,10 +127,6 @@ class Metric:
 
     def _means(self, sums: Tensor) -> Tensor:
         """Of each row's chunks, over the values that are known; (B, ceil(d/1024))."""
-        if (fast := kernels.compiled_for(sums)) is not None:
-            means = torch.empty_like(sums)
-            fast.chunk_means(sums.numpy(), self._counts.numpy(), _SMALLEST, 1 / _FLOOR, means.numpy())
-            return means
         overall = _total(sums.flatten()) / _total(self._counts.flatten())
         means = torch.where(self._counts > 0, sums / self._counts.clamp(min=1), overall)
         # A chunk of zeros: D is 1 there.
@@ -135,16 +136,17 @@ class Metric:
         """Of each parameter with state, by position: the mean squares in its shape, and what they are to be times."""
         if self._optimizer is None:
             return
-        groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
-        for position, parameter in enumerate(self._blocks.parameters):
-            state = self._optimizer.state.get(parameter)
-            if state and (values := _square(state)) is not None and values.shape == parameter.shape:
-                yield position, (values, _correction(state, groups.get(id(parameter), {})))
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                position, shape = self._places.get(parameter, (-1, None))
+                state = self._optimizer.state.get(parameter)
+                if state and (values := _square(state)) is not None and values.shape == shape:
+                    yield position, (values, _correction(state, group))
 
 
 def _square(state: Mapping[str, Any]) -> Tensor | None:
     for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum", "variance"):
-        if isinstance(values := state.get(key), Tensor):
+        if key in state and isinstance(values := state[key], Tensor):
             return values
     if isinstance(largest := state.get("exp_inf"), Tensor):
         return largest * largest

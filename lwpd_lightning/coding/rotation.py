@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lwpd_lightning.coding import kernels
-from lwpd_lightning.coding.unit import Unit
+from lwpd_lightning.coding.unit import Tables, Unit, UnitInPlace
 from lwpd_lightning.coding.wire import CHUNK
 
-_NOTHING = Unit(*torch.empty(2, 0, dtype=torch.float32, device="cpu"))
+_NOTHING = Tables(
+    np.empty(0, np.uint64), np.empty(0, np.float32), np.empty((0, 3), np.int64), *np.empty((2, 1, 0), np.float32)
+)
 # Steps along the columns of a chunk that is a square of 32 by 32.
 _WIDE = (32, 64, 128, 256, 512)
 
@@ -58,6 +60,8 @@ class Rotation:
 
     def __init__(self, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self._size, self._seed, self._dtype, self._device = size, seed, dtype, device
+        self._random = np.random.Philox(key=0)
+        self._start: Any = self._random.state
         self._drawn: tuple[int, np.ndarray[Any, np.dtype[np.uint8]]] | None = None
         self._values: tuple[int, Tensor] | None = None
 
@@ -72,19 +76,27 @@ class Rotation:
             values[span] = _hadamard(values[span] * signs[those])
 
     @torch.no_grad()
-    def turn_back(self, values: Tensor, version: int, out: Tensor | None = None, unit: Unit | None = None) -> None:
+    def turn_back(
+        self,
+        values: Tensor,
+        version: int,
+        out: Tensor | None = None,
+        unit: Unit | UnitInPlace | None = None,
+        b: int = 0,
+    ) -> None:
         """The inverse of `turn`.
 
         Args:
             values: (d,) of the dtype.
             version: at which they were turned.
             out: where it is written, of the dtype and on the device; None: in place.
-            unit: of (d,), which it is taken times; None: nothing.
+            unit: of (B, d), which it is taken times; None: nothing.
+            b: the row of it.
         """
         out = values if out is None else out
-        squares, floors = _NOTHING if unit is None else unit
-        if (fast := kernels.compiled_for(values, squares, floors, out)) is not None:
-            fast.rotate_back(values.numpy(), self._bits(version), squares.numpy(), floors.numpy(), out.numpy())
+        if not isinstance(unit, Unit) and (fast := kernels.compiled_for(values, out)) is not None:
+            tables = _NOTHING if unit is None else unit.tables
+            fast.rotate_back(values.numpy(), self._bits(version), b, *tables, out.numpy())
             return
         signs = self._signs(version)
         if out is not values:
@@ -92,14 +104,16 @@ class Rotation:
         for span, those in reversed(_spans(self._size)):
             out[span] = _hadamard(out[span]) * signs[those]
         if unit is not None:
-            out.mul_(unit.roots())
+            out.mul_(unit.roots(b))
 
     def _bits(self, version: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """A bit for each position, and for those of the last values that are rotated twice: set for -1."""
         if self._drawn is None or self._drawn[0] != version:
-            key = np.array([self._seed, version], np.uint64)
-            words: Any = np.random.Philox(key=key).random_raw(-(-(self._size + CHUNK) // 64))
-            self._drawn = version, words.astype("<u8").view(np.uint8)
+            # Another generator would ask the operating system for entropy first, whatever its key is.
+            self._start["state"]["key"][:] = self._seed, version
+            self._random.state = self._start
+            words: Any = self._random.random_raw(-(-(self._size + CHUNK) // 64))
+            self._drawn = version, words.astype("<u8", copy=False).view(np.uint8)
         return self._drawn[1]
 
     def _signs(self, version: int) -> Tensor:

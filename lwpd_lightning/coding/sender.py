@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.code import Code
-from lwpd_lightning.coding.unit import Unit
+from lwpd_lightning.coding.unit import Unit, UnitInPlace
 from lwpd_lightning.coding.wire import WireFormat
 
 
@@ -140,7 +140,7 @@ class PlainSender(Sender):
         """Mix the gradients in by the part's coefficients."""
         self._mix(factor * self._rows[part], None)
 
-    def _mix(self, coefficients: Tensor, unit: Unit | None) -> None:
+    def _mix(self, coefficients: Tensor, unit: Unit | UnitInPlace | None) -> None:
         self._blocks.encode(coefficients, self._codeword, unit, fresh=self._fresh)
         self._fresh = False
 

@@ -1,10 +1,13 @@
-"""What values are divided by before they travel: roots, which kernels take in passing and nobody lays out."""
+"""What values are divided by before they travel: roots, of squares that are laid out, or as the optimizer has them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lwpd_lightning.coding.wire import CHUNK
@@ -13,27 +16,76 @@ from lwpd_lightning.coding.wire import CHUNK
 class Unit(NamedTuple):
     """D, by its squares: ``D^2 = squares + floors``, a floor for each chunk of 1024 columns.
 
-    Roots take less time than reading them would, so that kernels make them in passing.
-
     Attributes:
-        squares: (B, d), or one row of it, (d,).
-        floors: (B, ceil(d/1024)), or (ceil(d/1024),).
+        squares: (B, d).
+        floors: (B, ceil(d/1024)).
     """
 
     squares: Tensor
     floors: Tensor
 
-    def row(self, b: int) -> Unit:
-        """Of one block."""
-        return Unit(self.squares[b], self.floors[b])
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, d)."""
+        return tuple(self.squares.shape)
 
-    def roots(self) -> Tensor:
-        """D in the shape of the squares, the same bits on any device."""
-        found = self.squares + over_chunks(self.floors, self.squares.shape[-1])
+    def roots(self, b: int | None = None) -> Tensor:
+        """D, (B, d), or row b of it, (d,); the same bits on any device."""
+        squares, floors = self if b is None else (self.squares[b], self.floors[b])
+        found = squares + over_chunks(floors, squares.shape[-1])
         if found.device.type == "cpu":
             np.sqrt(found.numpy(), out=found.numpy())  # torch's is off by a last bit here and there
             return found
         return found.sqrt_()
+
+
+class Tables(NamedTuple):
+    """What kernels are given of D, in their order: where the squares of n parameters are, and what they are times.
+
+    Where a parameter has none they are the mean of the chunk.
+
+    Attributes:
+        addresses: (n,), as of `addresses.addresses`.
+        factors: (n,) float32.
+        layout: (n, 3), as in `blocks.BlockMap`.
+        means: (B, ceil(d/1024)) float32.
+        floors: (B, ceil(d/1024)) float32.
+    """
+
+    addresses: np.ndarray[Any, np.dtype[np.uint64]]
+    factors: np.ndarray[Any, np.dtype[np.float32]]
+    layout: np.ndarray[Any, np.dtype[np.int64]]
+    means: np.ndarray[Any, np.dtype[np.float32]]
+    floors: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class UnitInPlace:
+    """The same D as a `Unit`'s, for the compiled kernels, which read its squares where the optimizer has them.
+
+    They take roots in passing, in less time than laid out ones would take to be read. It is the D of the state that it
+    was made of as long as nothing is written there.
+
+    Attributes:
+        tables: what kernels are given.
+        held: the tensors at the addresses, which must not be freed.
+        fast: the kernels.
+    """
+
+    tables: Tables
+    held: list[Tensor]
+    fast: ModuleType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, d)."""
+        return len(self.tables.means), int(self.tables.layout[-1, :2].sum())
+
+    def roots(self, b: int | None = None) -> Tensor:
+        """D laid out, (B, d), or row b of it, (d,)."""
+        found = torch.empty(self.shape)
+        self.fast.roots(*self.tables, CHUNK, found.numpy())
+        return found if b is None else found[b]
 
 
 def over_chunks(values: Tensor, size: int) -> Tensor:

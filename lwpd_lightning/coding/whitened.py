@@ -86,7 +86,7 @@ class WhitenedReceiver(LinearReceiver):
         rows = decoded.to(self._blocks.device) if views else self._own_rows(decoded)
         unit = self._metric.at(version)
         for b, (turned, row) in enumerate(zip(rows if views else decoded, rows, strict=True)):
-            self._rotation.turn_back(turned, version, row, None if unit is None else unit.row(b))
+            self._rotation.turn_back(turned, version, row, unit, b)
         super().gradient(rows, version, touched, views=True)
 
     def _own_rows(self, like: Tensor) -> Tensor:

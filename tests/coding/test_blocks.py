@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
 
-from lwpd_lightning.coding import kernels
 from lwpd_lightning.coding.blocks import BlockMap, accumulate
 from lwpd_lightning.coding.families import local_code, lwpd_code, uncoded
-from lwpd_lightning.coding.unit import Unit
-from lwpd_lightning.coding.wire import CHUNK
+from tests.coding.units import both
 from tests.devices import on_each_device
 
 SHAPES = [(), (1,), (3,), (8,), (5, 2), (4, 6), (2, 3, 4, 4), (0, 3), (61, 57)]
@@ -62,21 +60,17 @@ def dense(parameters, blocks, grads=None):
 @given(models(), st.integers(1, 5), st.booleans(), st.integers(0, 99))
 def test_encode_in_a_unit_against_the_dense_reference_compiled_or_not(parameters, blocks, fresh, seed):
     block_map, random = BlockMap(parameters, blocks), torch.Generator().manual_seed(seed)
-    size, held = block_map.block_size, torch.randn(block_map.block_size, generator=random).to(block_map.dtype)
-    unit = Unit(
-        torch.rand(blocks, size, generator=random).to(block_map.dtype),
-        (torch.rand(blocks, -(-size // CHUNK), generator=random) + 0.1).to(block_map.dtype),
-    )
+    held = torch.randn(block_map.block_size, generator=random).to(block_map.dtype)
+    units = both(block_map, random)
     coefficients = torch.randn(blocks, generator=random) * (torch.rand(blocks, generator=random) > 0.3)
-    expected = coefficients.double() @ (dense(parameters, blocks) / unit.roots().double())
+    expected = coefficients.double() @ (dense(parameters, blocks) / units[0].roots().double())
     got = []
-    for compiled in (kernels.compiled(), None):
+    for unit in units:
         got.append(held.clone())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels, "compiled", lambda compiled=compiled: compiled)
-            block_map.encode(coefficients, got[-1], unit, fresh=fresh)
+        block_map.encode(coefficients, got[-1], unit, fresh=fresh)
     torch.testing.assert_close(got[0].double(), expected + (0 if fresh else held.double()), rtol=1e-5, atol=1e-5)
-    assert torch.equal(*got)
+    assert torch.equal(got[0], got[-1])
+    assert torch.equal(units[0].roots(), units[-1].roots())
 
 
 @settings(deadline=None, max_examples=100)

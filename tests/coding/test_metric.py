@@ -34,7 +34,7 @@ def stepped(optimizer, steps=3, skip=(), seed=0):
     for _ in range(steps):
         for position, p in enumerate(held):
             values = torch.randn(p.shape, generator=random) * torch.rand(p.shape, generator=random) ** 6
-            p.grad = None if position in skip else values.to(p.device)
+            p.grad = None if position in skip else values.to(p)
         optimizer.step()
     return optimizer
 
@@ -222,6 +222,34 @@ def test_any_number_of_threads_gives_the_same_bits_compiled_or_not(rows, columns
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kinds=st.lists(
+        st.tuples(
+            st.sampled_from([(), (0, 3), (7,), (2, 3, 4, 4), (61, 57), (3000,)]),
+            st.sampled_from([torch.float32, torch.bfloat16]),
+            st.booleans(),
+        ),
+        min_size=1, max_size=6,
+    ),
+    count=st.integers(1, 4), amsgrad=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_state_of_any_dtype_and_order_in_memory_gives_the_same_bits_compiled_or_not(kinds, count, amsgrad, seed):
+    held = []
+    for shape, dtype, _ in kinds:
+        order = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        held.append(Parameter(torch.zeros(shape, dtype=dtype).to(memory_format=order)))
+    held.append(Parameter(torch.zeros(6)))  # one that always has state
+    skip = [position for position, (*_, has) in enumerate(kinds) if not has]
+    optimizer = stepped(torch.optim.AdamW(held, amsgrad=amsgrad), 2, skip, seed)
+    blocks, seen = BlockMap(held, count), []
+    for compiled in (kernels.compiled(), None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "compiled", lambda compiled=compiled: compiled)
+            seen.append(Metric(blocks, optimizer).at(0).roots())
+    assert torch.equal(*seen)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e-12, 1e12])

@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import Parameter
 
 from lwpd_lightning.coding import kernels
+from lwpd_lightning.coding.blocks import BlockMap
 from lwpd_lightning.coding.rotation import Rotation
-from lwpd_lightning.coding.unit import Unit
 from lwpd_lightning.coding.wire import CHUNK, format_class
+from tests.coding.units import both
 from tests.devices import on_each_device
 
 QUICK = settings(deadline=None, max_examples=60)
@@ -57,20 +59,35 @@ def test_compiled_and_torch_get_the_same_bits(size, version, spread):
 
 
 @QUICK
-@given(size=sizes, version=st.integers(0, 2**62), in_a_unit=st.booleans())
-def test_it_is_undone_elsewhere_and_in_a_unit_by_the_same_bits(size, version, in_a_unit):
+@given(size=sizes, version=st.integers(0, 2**62))
+def test_it_is_undone_elsewhere_by_the_same_bits(size, version):
     rotation, values = of(size), drawn(size, version % 1000)
-    unit = Unit(drawn(size, 1).square(), drawn(-(-size // CHUNK), 2).square()) if in_a_unit else None
     expected = values.clone()
     rotation.turn_back(expected, version)
-    expected = expected * unit.roots() if in_a_unit else expected
     for compiled in (kernels.compiled(), None):
         before, out = values.clone(), torch.full_like(values, torch.nan)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kernels, "compiled", lambda compiled=compiled: compiled)
-            rotation.turn_back(before, version, out, unit)
+            rotation.turn_back(before, version, out)
         assert torch.equal(before, values)
         assert torch.equal(out, expected)
+
+
+@QUICK
+@given(counts=st.lists(st.integers(0, 1500), min_size=1, max_size=6), blocks=st.integers(1, 3), seed=st.integers(0, 99))
+def test_it_is_undone_in_a_unit_laid_out_or_not_by_the_same_bits(counts, blocks, seed):
+    layout = BlockMap([Parameter(torch.zeros(count)) for count in (*counts, 5)], blocks)
+    rotation, values = of(layout.block_size), drawn(layout.block_size, seed)
+    plain = values.clone()
+    rotation.turn_back(plain, seed)
+    for unit in both(layout, torch.Generator().manual_seed(seed)):
+        for b in range(blocks):
+            out, in_place = torch.full_like(values, torch.nan), values.clone()
+            rotation.turn_back(values, seed, out, unit, b)
+            rotation.turn_back(in_place, seed, unit=unit, b=b)
+            assert torch.equal(out, plain * unit.roots()[b])
+            assert torch.equal(unit.roots(b), unit.roots()[b])
+            assert torch.equal(in_place, out)
 
 
 @on_each_device
