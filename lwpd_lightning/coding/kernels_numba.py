@@ -21,6 +21,7 @@ __all__ = [
     "add", "add_along", "add_signs", "chunk_means", "chunk_sums", "encode", "pack", "pack_signs", "roots", "rotate",
     "rotate_back", "spread", "unpack", "unpack_signs",
 ]  # fmt: skip
+_LANES = 32  # bytes that are packed at once, at least as many as values in a register of any CPU
 _TILE = 1024  # values that stay in the cache while all blocks pass over them
 
 
@@ -53,15 +54,20 @@ def _digit(x, threshold, place):  # type: ignore[no-untyped-def]
 def _pack(row, threshold, packed):  # type: ignore[no-untyped-def]
     length, columns = len(row), len(packed)
     full = max(0, length - 4 * columns)  # bytes of which all five digits are values
-    first, second, third, fourth = (
-        row[:columns], row[columns : 2 * columns], row[2 * columns : 3 * columns], row[3 * columns : 4 * columns]
-    )  # fmt: skip
-    fifth = row[4 * columns :]
-    for j in range(full):
-        digits = _digit(first[j], threshold, 1) + _digit(second[j], threshold, 3) + _digit(third[j], threshold, 9)
-        digits += _digit(fourth[j], threshold, 27) + _digit(fifth[j], threshold, 81)
-        packed[j] = np.uint8(digits + 121)  # 1 + 3 + 9 + 27 + 81: each digit plus one
-    for j in range(full, columns):
+    done = full if full >= _LANES else 0
+    # In blocks of one size, the last of which laps over the one before: what would be left takes a third of the time.
+    for block in range(-(-done // _LANES)):
+        start = min(block * _LANES, done - _LANES)
+        values, into = row[start:], packed[start : start + _LANES]
+        first, second, third, fourth, fifth = (
+            values[:_LANES], values[columns : columns + _LANES], values[2 * columns : 2 * columns + _LANES],
+            values[3 * columns : 3 * columns + _LANES], values[4 * columns : 4 * columns + _LANES],
+        )  # fmt: skip
+        for j in range(_LANES):
+            digits = _digit(first[j], threshold, 1) + _digit(second[j], threshold, 3) + _digit(third[j], threshold, 9)
+            digits += _digit(fourth[j], threshold, 27) + _digit(fifth[j], threshold, 81)
+            into[j] = np.uint8(digits + 121)  # 1 + 3 + 9 + 27 + 81: each digit plus one
+    for j in range(done, columns):
         digits, place = 121, 1
         for start in range(0, length - j, columns):
             digits += _digit(row[start + j], threshold, place)

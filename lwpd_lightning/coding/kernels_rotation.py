@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from lwpd_lightning.coding.compiling import compiled
+from lwpd_lightning.coding.kernels_lanes import sign_eight, transpose_eight
 from lwpd_lightning.coding.kernels_metric import times_roots
-from lwpd_lightning.coding.kernels_transpose import transpose_eight
 
 _SIDE = 32  # a chunk of 1024 is a square of this side
 _CHUNK = _SIDE * _SIDE
 # For each byte of eight signs, the first in its highest bit: a bit that is set stands for -1.
 _EIGHT = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) == 1, -1, 1).astype(np.float32)
-_PAIRS = _EIGHT.view(np.uint64)
 
 
 @compiled(inline="always")
@@ -67,12 +66,10 @@ def _short(x):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline="always")
-def _spread(bits, pairs):  # type: ignore[no-untyped-def]
-    """The signs of 1024 bits, two at a time: a loop over single ones would not be in lanes."""
+def _signed_chunk(x, bits, out):  # type: ignore[no-untyped-def]
+    """1024 values times the signs; ``out`` may be ``x``."""
     for i in range(_CHUNK // 8):
-        byte = bits[i]
-        for j in range(4):
-            pairs[4 * i + j] = _PAIRS[byte, j]
+        sign_eight(x, 8 * i, bits[i], out)
 
 
 @compiled()
@@ -95,13 +92,10 @@ def _power(size):  # type: ignore[no-untyped-def]
 def rotate(values, signs):  # type: ignore[no-untyped-def]
     """Rotate (d,) values in place; of the d + 1024 bits of ``signs`` the last are for the end of a shorter chunk."""
     size, scale = len(values), np.float32(1 / _SIDE)
-    chunk, mixed, those = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
-    whole = size - size % _CHUNK
+    chunk, mixed, whole = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
         x = values[start : start + _CHUNK]
-        _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
-        for j in range(_CHUNK):
-            chunk[j] = x[j] * those[j]
+        _signed_chunk(x, signs[start >> 3 : (start + _CHUNK) >> 3], chunk)
         _mix(chunk, mixed)
         for j in range(_CHUNK):
             x[j] = mixed[j] * scale
@@ -121,21 +115,20 @@ def rotate_back(values, signs, b, addresses, factors, layout, means, floors, out
     Without addresses times nothing. ``out`` may be ``values``.
     """
     size, scale, p = len(values), np.float32(1 / _SIDE), 0
-    chunk, mixed, those = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
-    whole = size - size % _CHUNK
+    chunk, mixed, whole = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), size - size % _CHUNK
     for start in range(0, whole, _CHUNK):
         x = out[start : start + _CHUNK]
         for j in range(_CHUNK):  # an assignment of slices, which might overlap, would copy them twice
             chunk[j] = values[start + j]
         _mix(chunk, mixed)
-        _spread(signs[start >> 3 : (start + _CHUNK) >> 3], those.view(np.uint64))
+        _signed_chunk(mixed, signs[start >> 3 : (start + _CHUNK) >> 3], mixed)
         if len(addresses):
             for j in range(_CHUNK):
-                chunk[j] = mixed[j] * scale * those[j]
+                chunk[j] = mixed[j] * scale
             p = times_roots(chunk, p, b, start, addresses, factors, layout, means, floors, _CHUNK, x)
         else:
             for j in range(_CHUNK):
-                x[j] = mixed[j] * scale * those[j]
+                x[j] = mixed[j] * scale
     if whole < size:
         width = _power(size - whole)
         out[whole:] = values[whole:]
