@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # How often a waiting rank 0 looks whether it has been told to end.
 _LOOK_S = 0.5
+# Workers may begin so much later than rank 0, and be no slower.
+_LEAST_S = 0.2
 # What workers did in time: their ranks' shares, packed, of those that are asked for; waits so many seconds at most.
 Arrived = Callable[[set[int], float], Mapping[int, Tensor]]
 
@@ -141,10 +143,10 @@ class SharedValidation:
         self._store()
 
     def _others(self, own_s: float) -> dict[int, Tensor]:
-        """The other ranks' shares; where they take twice as long as rank 0's own, it begins with those that lack."""
+        """The other ranks' shares; where they take twice as long as rank 0's own, it does those that lack itself."""
         missing = {rank for rank in range(1, self._ranks) if len(self._share(rank))}
         told: dict[int, Tensor] = {}
-        until = time.monotonic() + own_s
+        until = time.monotonic() + max(own_s, _LEAST_S)
         while missing:
             if self._trainer.received_sigterm:
                 raise SIGTERMException
