@@ -170,9 +170,12 @@ class Structure:
         self._module = module
         self._parameters = _flags(module)
         self._dictionaries = [(slots, len(slots)) for m in module.modules() for slots in (m._parameters, m._buffers)]
+        # Walking the tree takes several times as long as looking at what its modules hold, as is done in every update.
+        self._modules = list(module.modules())
+        self._held = self._holds()
         self._buffers = [
             (m._buffers, name, buffer.shape, buffer.dtype)
-            for m in module.modules()
+            for m in self._modules
             for name, buffer in m._buffers.items()
             if buffer is not None
         ]
@@ -180,13 +183,25 @@ class Structure:
     @property
     def changed(self) -> bool:
         """Whether the module consists of something else by now."""
-        if _flags(self._module) != self._parameters or any(len(slots) != n for slots, n in self._dictionaries):
-            return True
+        if self._holds() != self._held:
+            if _flags(self._module) != self._parameters or any(len(slots) != n for slots, n in self._dictionaries):
+                return True
+            self._modules = list(self._module.modules())  # others, which hold nothing that counts
+            self._held = self._holds()
         for slots, name, shape, dtype in self._buffers:
             buffer = slots.get(name)
             if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
                 return True
         return False
+
+    def _holds(self) -> tuple[list[int], list[tuple[int, bool]], list[int]]:
+        """Of the modules: which ones they hold, which parameters and whether those are trained, how many buffers."""
+        modules = self._modules
+        return (
+            [id(child) for m in modules for child in m._modules.values()],
+            [(id(p), p.requires_grad) for m in modules for p in m._parameters.values() if p is not None],
+            [len(slots) for m in modules for slots in (m._parameters, m._buffers)],
+        )
 
 
 def _flags(module: nn.Module) -> dict[int, bool]:
