@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from lwpd_lightning.data import isolated_rng, share_of
 from lwpd_lightning.data.randomness import position
-from lwpd_lightning.exchange.state import from_bytes, to_bytes
+from lwpd_lightning.exchange.state import MoreThanData, from_bytes, to_bytes
+from lwpd_lightning.links.header import ProtocolError
 from lwpd_lightning.validation_results import ALONE, merge, metric_states, own_states, refuse_changed, taken
 
 if TYPE_CHECKING:
@@ -139,23 +140,29 @@ class SharedValidation:
             taken(self._loop._results, {})  # refuses in the sanity check what cannot be added
         if not trainer.sanity_checking and started is not None:
             theirs = self._others(time.monotonic() - started[0])
-            merge(self._loop._results, module, [from_bytes(theirs[rank], module.device) for rank in sorted(theirs)])
+            merge(self._loop._results, module, [theirs[rank] for rank in sorted(theirs)])
         self._store()
 
-    def _others(self, own_s: float) -> dict[int, Tensor]:
+    def _others(self, own_s: float) -> dict[int, Mapping[str, Any]]:
         """The other ranks' shares; where they take twice as long as rank 0's own, it does those that lack itself."""
         missing = {rank for rank in range(1, self._ranks) if len(self._share(rank))}
-        told: dict[int, Tensor] = {}
+        told: dict[int, Mapping[str, Any]] = {}
         until = time.monotonic() + max(own_s, _LEAST_S)
         while missing:
             if self._trainer.received_sigterm:
                 raise SIGTERMException
             left = until - time.monotonic()
-            told |= self.arrived(missing, min(max(left, 0.0), _LOOK_S))
+            for rank, share in self.arrived(missing, min(max(left, 0.0), _LOOK_S)).items():
+                with suppress(ProtocolError, MoreThanData):  # rank 0 does that of a rank which tells no share
+                    told[rank] = self._read(share)
             missing -= set(told)
             if missing and left <= 0:
-                told[min(missing)] = self.compute(min(missing))
+                told[min(missing)] = self._read(self.compute(min(missing)))
                 missing -= set(told)
+        return told
+
+    def _read(self, share: Tensor) -> Mapping[str, Any]:
+        told: Mapping[str, Any] = from_bytes(share, self._trainer.lightning_module.device)
         return told
 
     @contextmanager

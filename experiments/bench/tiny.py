@@ -126,8 +126,11 @@ class TinyRank:
         """Make the optimizer's step."""
         self.optimizer.step()
 
-    def enter(self, assignment: Assignment) -> None:
+    def enter(self, assignment: Assignment, validate: Callable[[], None] | None = None) -> None:
         """Nothing is to be done."""
+
+    def validated(self) -> None:
+        """There is no validation."""
 
     def skip(self, at: Assignment) -> None:
         """The same."""

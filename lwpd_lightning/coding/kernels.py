@@ -12,11 +12,14 @@ from torch import Tensor
 
 @functools.cache
 def compiled() -> ModuleType | None:
-    """`kernels_numba`, for float32 on the host; None where numba is not installed, or not for this numpy.
+    """`kernels_numba`, for float32 on the host; None where numba is not installed, not for this numpy, or told not to
+    compile (NUMBA_DISABLE_JIT): what is written in lanes and over pointers is nothing that Python can run.
 
     The first call loads a hundred megabytes, which forked ranks share with the process that made it.
     """
     try:
+        if importlib.import_module("numba").config.DISABLE_JIT:
+            return None
         return importlib.import_module("lwpd_lightning.coding.kernels_numba")
     except ImportError:
         return None
