@@ -113,12 +113,12 @@ class SharedValidation:
         with isolated_rng(), self._evaluating() as results, metric_states(module) as states:
             loop.setup_data()  # perhaps for the first time, or for a reloaded loader
             self.refuse_several()
-            for position, batch in enumerate(self._share(rank)):
+            for number, batch in enumerate(self._share(rank)):
                 batch = self._trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
                 batch = call._call_strategy_hook(self._trainer, "batch_to_device", batch, dataloader_idx=0)
                 results.batch, results.batch_size = batch, None
-                of_hooks = loop._build_kwargs(batch, rank + position * self._ranks, None)
+                of_hooks = loop._build_kwargs(batch, rank + number * self._ranks, None)
                 arguments = loop._build_step_args_from_hook_kwargs(of_hooks, "validation_step")
                 call._call_strategy_hook(self._trainer, "validation_step", *arguments)
             told = to_bytes(taken(results, states()))

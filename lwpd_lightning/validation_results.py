@@ -117,19 +117,16 @@ def metric_states(module: nn.Module) -> Iterator[Callable[[], dict[str, object]]
 
 def own_states(module: nn.Module) -> dict[str, Any]:
     """What validation_step might leave behind in a module, metrics aside: settings, records, buffers."""
-    kept: dict[str, Any] = {
-        ".".join(filter(None, key)): copy.deepcopy(value) for key, value in attributes(module).items()
-    }
+    kept: dict[tuple[str, str], Any] = copy.deepcopy(attributes(module))
     for path, owner in module.named_modules():
         if is_metric(owner):
             continue
         for name, value in vars(owner).items():
-            full = f"{path}.{name}" if path else name
-            if isinstance(value, (list, dict, set)) and full not in kept and not name.startswith("_"):
-                kept[full] = len(value)
+            if isinstance(value, (list, dict, set)) and (path, name) not in kept and not name.startswith("_"):
+                kept[path, name] = len(value)
         for name, buffer in owner.named_buffers(recurse=False):
-            kept[f"{path}.{name}" if path else name] = buffer.clone()
-    return kept
+            kept[path, name] = buffer.clone()
+    return {".".join(filter(None, key)): value for key, value in kept.items()}
 
 
 def refuse_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

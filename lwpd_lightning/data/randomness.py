@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import pickle
 import random
 import secrets
 from collections.abc import Iterator, Sequence
@@ -93,12 +93,13 @@ class Randomness:
             generator.set_state(own)
 
 
-def position(device: torch.device) -> bytes:
-    """Where Python's, NumPy's and torch's generators are, the device's too, to tell whether anything was drawn."""
+def position(device: torch.device) -> tuple[object, ...]:
+    """Where Python's, NumPy's and torch's generators are, the device's too: equal as long as nothing is drawn."""
     python, numpy, *of_torch = _global_state()
     if device.type == "cuda":
         of_torch.append(torch.cuda.get_rng_state(device))
-    return pickle.dumps((python, numpy, [state.numpy().tobytes() for state in of_torch]))
+    whole = json.dumps(numpy.whole, default=lambda array: array.tolist())
+    return python, numpy.memory, whole, *(state.numpy().tobytes() for state in of_torch)
 
 
 def _global_state() -> Any:
