@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _LONGEST_WHOLE = 64
 # How often it is looked whether workers have hung up.
 _LOOK_S = 0.2
+# How long the end of the exchange waits for room for it in a worker's queue.
+_TELLING_S = 1.0
 
 
 @dataclass
@@ -148,20 +150,23 @@ class Publication:
 
         Then read on until those that are ``present`` have hung up, for ``patience_s`` seconds at most. A socket that is
         closed with codewords unread takes back what it has sent; a worker behind a slow link would not hear the end.
+        One for which there was no room yet is told when there is, within a moment where there is no patience: it would
+        take the end of its link for a broken one, and try to come back.
         """
         self.send(sorted(workers), end)
-        staying, deadline = set(present), time.monotonic() + patience_s
+        staying, started = set(present), time.monotonic()
         while True:
-            for event in self._hub.events(_LOOK_S if patience_s else 0.0):
+            for event in self._hub.events(_LOOK_S if patience_s or self._hub.refused & staying else 0.0):
                 if isinstance(event, LinkLost):
                     staying.discard(event.worker)
                 elif not self._hub.uses(event.worker, event.link):  # that of one which wants to come back
                     self._hub.answer(event.link, self._messages.pack(end))
-            if not staying or time.monotonic() >= deadline:
-                return
             for worker in self._hub.refused & staying:
                 self._hub.refused.discard(worker)
                 self.send([worker], end)
+            untold = self._hub.refused & staying
+            if not staying or time.monotonic() - started >= max(patience_s, _TELLING_S if untold else 0.0):
+                return
 
     def forget(self, worker: int) -> None:
         """A worker is lost: another process may take its place."""

@@ -516,7 +516,8 @@ def test_a_worker_that_takes_over_states_keeps_nothing_of_older_decisions(stack)
         assert len(received._slices) <= 2
 
 
-def test_a_worker_that_reads_late_hears_that_it_is_over(stack):
+@pytest.mark.parametrize("awaited", [True, False])
+def test_a_worker_that_reads_late_hears_that_it_is_over(stack, awaited):
     """There was no room for it when the others were told."""
     busy, go_on = threading.Event(), threading.Event()
 
@@ -540,7 +541,7 @@ def test_a_worker_that_reads_late_hears_that_it_is_over(stack):
             go_on.set()
 
     fit.hub.send = sending
-    fit.stop(await_farewell=True)
+    fit.stop(await_farewell=awaited)
     assert fit.workers[1].error is None
 
 
