@@ -23,13 +23,13 @@ ROOT = Path(__file__).parents[2]
 
 
 class Once(WorkerCallback):
-    """Something happens to worker 1, in its first life."""
+    """Something happens to worker 1, in its first life: until that ends, for what fetches may have fetched all."""
 
     def __init__(self, happens):
         self.happens, self.past = happens, multiprocessing.Value("q", 0)
 
     def on_codeword_start(self, trainer, worker, version):
-        if worker == 1 and version >= 2 and not self.past.value:
+        if worker == 1 and version >= 2 and self.past.value in (0, os.getpid()):
             self.past.value = os.getpid()
             self.happens()
 
