@@ -155,8 +155,12 @@ class Publication:
         """
         self.send(sorted(workers), end)
         staying, started = set(present), time.monotonic()
+
+        def waits_s() -> float:
+            return max(patience_s, _TELLING_S if self._hub.refused & staying else 0.0)
+
         while True:
-            for event in self._hub.events(_LOOK_S if patience_s or self._hub.refused & staying else 0.0):
+            for event in self._hub.events(min(_LOOK_S, waits_s())):
                 if isinstance(event, LinkLost):
                     staying.discard(event.worker)
                 elif not self._hub.uses(event.worker, event.link):  # that of one which wants to come back
@@ -164,8 +168,7 @@ class Publication:
             for worker in self._hub.refused & staying:
                 self._hub.refused.discard(worker)
                 self.send([worker], end)
-            untold = self._hub.refused & staying
-            if not staying or time.monotonic() - started >= max(patience_s, _TELLING_S if untold else 0.0):
+            if not staying or time.monotonic() - started >= waits_s():
                 return
 
     def forget(self, worker: int) -> None:

@@ -169,10 +169,10 @@ class Structure:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._parameters = _flags(module)
-        self._dictionaries = [(slots, len(slots)) for m in module.modules() for slots in (m._parameters, m._buffers)]
         # Walking the tree takes several times as long as looking at what its modules hold, as is done in every update.
         self._modules = list(module.modules())
         self._held = self._holds()
+        self._dictionaries = [(slots, len(slots)) for m in self._modules for slots in (m._parameters, m._buffers)]
         self._buffers = [
             (m._buffers, name, buffer.shape, buffer.dtype)
             for m in self._modules
